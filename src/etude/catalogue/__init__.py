@@ -1,0 +1,1 @@
+"""Papers and claims: typed cards, one TOML file a paper."""

@@ -1,0 +1,1 @@
+"""Choosing actions and architectures."""

@@ -1,0 +1,1 @@
+"""Kernel machines of infinitely wide and deep networks."""

@@ -1,0 +1,1 @@
+"""The study contract, runner, ledger, judge and report."""

@@ -1,0 +1,1 @@
+"""One study a paper, found by existing."""

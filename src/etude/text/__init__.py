@@ -1,0 +1,1 @@
+"""Texts as vectors, codes and answers."""

@@ -1,0 +1,1 @@
+"""The training engine and methods that change how a net is trained."""

@@ -1,0 +1,1 @@
+"""Interpretable, calibrated and robust models."""
