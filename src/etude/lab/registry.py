@@ -1,0 +1,50 @@
+"""Finding studies: a file `studies/<slug_with_underscores>.py` with a `Study` subclass is a study."""
+
+import difflib
+import importlib
+import inspect
+from functools import lru_cache
+from importlib import resources
+
+from etude import catalogue
+from etude.errors import StudyError, UsageError
+from etude.lab.study import Study
+
+
+@lru_cache(maxsize=1)
+def runnable() -> tuple[str, ...]:
+    """Slugs that have a study, sorted. Reads file names only, imports nothing."""
+    files = resources.files("etude.studies").iterdir()
+    return tuple(
+        sorted(
+            f.name[:-3].replace("_", "-")
+            for f in files
+            if f.name.endswith(".py") and not f.name.startswith("_")
+        )
+    )
+
+
+@lru_cache(maxsize=None)
+def study(slug: str) -> Study:
+    """The study of a paper.
+
+    Raises
+    ------
+    UsageError
+        If no such paper exists (with the nearest names), or it has no study yet.
+    """
+    if slug not in runnable():
+        paper = catalogue.load(slug)  # unknown slug: raises with the nearest names
+        near = difflib.get_close_matches(slug, runnable(), 3, 0.3)
+        hint = f"; papers that run: {', '.join(near or runnable())}"
+        raise UsageError(f"{paper.slug} is in the catalogue but has no study yet (not runnable yet){hint}")
+    module = importlib.import_module(f"etude.studies.{slug.replace('-', '_')}")
+    found = [
+        c for _, c in inspect.getmembers(module, inspect.isclass)
+        if issubclass(c, Study) and c.__module__ == module.__name__
+    ]  # fmt: skip
+    if len(found) != 1:
+        raise StudyError(
+            f"{module.__name__} must define exactly one Study, found {[c.__name__ for c in found]}"
+        )
+    return found[0]()
