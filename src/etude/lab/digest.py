@@ -7,7 +7,7 @@ A name imported from a room's `__init__` leads to the file that defines it, not 
 
 import ast
 import hashlib
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def _path(module: str) -> Path | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tree(path: Path, stamp: int) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -36,14 +36,15 @@ def _parse(path: Path) -> ast.Module:
     return _tree(path, path.stat().st_mtime_ns)
 
 
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
 def _strip(tree: ast.Module) -> str:
     tree = ast.parse(ast.unparse(tree))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            body = [
-                n for n in node.body
-                if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) and isinstance(n.value.value, str))
-            ]  # fmt: skip
+            body = [n for n in node.body if not _is_docstring(n)]
             node.body = body or [ast.Pass()]
     return ast.dump(tree)
 

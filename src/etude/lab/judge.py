@@ -182,6 +182,7 @@ def verdict_for(
     if order.index(tier) < order.index(claim.tier):
         notes.append(f"smaller than the claim's tier ({claim.tier})")
     paper = claim.paper
+    paper_value: float | str | None
     if paper is None:
         paper_value = None
     elif paper.difference is not None:

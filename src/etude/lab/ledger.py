@@ -147,9 +147,7 @@ class Ledger:
         elif "full" in low:
             remedy = f"free some space, or {remedy}; everything committed so far is intact"
         elif "not a database" in low or "malformed" in low:
-            remedy = (
-                f"it is not an Etude ledger: move it away and rebuild with etude import-results, or {remedy}"
-            )
+            remedy = f"it is not an Etude ledger: move it away and rebuild with etude import-results, or {remedy}"
         return LedgerError(f"the ledger {self.url} cannot be used: {cause}; {remedy}")
 
     @contextmanager
@@ -163,16 +161,17 @@ class Ledger:
     # -- writing ---------------------------------------------------------------------------------
 
     def begin(
-        self, slug: str, tier: str, key: str, record: Mapping[str, Any], run_id: str | None = None
-    ) -> str:
-        """Open a run and return its id."""
+        self, slug: str, tier: str, key: str, record: Mapping[str, Any],
+        *, run_id: str | None = None, started: str | None = None,
+    ) -> str:  # fmt: skip
+        """Open a run and return its id (an imported run keeps its id and its date)."""
         run_id = run_id or uuid.uuid4().hex
         row = dict(
             id=run_id,
             slug=slug,
             tier=tier,
             state="running",
-            started=now(),
+            started=started or now(),
             seconds=0.0,
             record=dict(record),
             key=key,
@@ -214,9 +213,7 @@ class Ledger:
             if artifacts:
                 c.execute(sa.insert(artifact_table), artifacts)
 
-    def update(
-        self, run_id: str, *, state: str | None = None, seconds: float | None = None, **record: Any
-    ) -> None:
+    def update(self, run_id: str, *, state: str | None = None, seconds: float | None = None, **record: Any) -> None:
         """Change a run's state or time, and merge `record` into its record."""
         with self._transaction() as c:
             old = c.execute(sa.select(run_table.c.record).where(run_table.c.id == run_id)).scalar_one()
@@ -279,9 +276,7 @@ class Ledger:
 
     def measurements(self, run_id: str) -> list[dict[str, Any]]:
         """Records with protocol, arm, seed, metric, value, unit, step, in the order they came."""
-        rows = self._rows(
-            sa.select(measurement_table).where(measurement_table.c.run_id == run_id).order_by("id")
-        )
+        rows = self._rows(sa.select(measurement_table).where(measurement_table.c.run_id == run_id).order_by("id"))
         return [
             {k: r[k] for k in ("protocol", "arm", "seed", "metric", "unit", "step")}
             | {"value": _decode(r["value"], r["odd"])}

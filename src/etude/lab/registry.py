@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import inspect
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 
 from etude import catalogue
@@ -16,15 +16,11 @@ def runnable() -> tuple[str, ...]:
     """Slugs that have a study, sorted. Reads file names only, imports nothing."""
     files = resources.files("etude.studies").iterdir()
     return tuple(
-        sorted(
-            f.name[:-3].replace("_", "-")
-            for f in files
-            if f.name.endswith(".py") and not f.name.startswith("_")
-        )
+        sorted(f.name[:-3].replace("_", "-") for f in files if f.name.endswith(".py") and not f.name.startswith("_"))
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def study(slug: str) -> Study:
     """The study of a paper.
 
@@ -44,7 +40,5 @@ def study(slug: str) -> Study:
         if issubclass(c, Study) and c.__module__ == module.__name__
     ]  # fmt: skip
     if len(found) != 1:
-        raise StudyError(
-            f"{module.__name__} must define exactly one Study, found {[c.__name__ for c in found]}"
-        )
+        raise StudyError(f"{module.__name__} must define exactly one Study, found {[c.__name__ for c in found]}")
     return found[0]()

@@ -21,9 +21,7 @@ def _finite(values: ArrayLike, what: str) -> NDArray[np.float64]:
     if array.ndim != 1:
         raise ValueError(f"{what} must be one number a seed, got shape {array.shape}")
     if not np.isfinite(array).all():
-        raise ValueError(
-            f"{what} holds a NaN or an infinite value: a diverged seed is reported, never dropped"
-        )
+        raise ValueError(f"{what} holds a NaN or an infinite value: a diverged seed is reported, never dropped")
     return array
 
 

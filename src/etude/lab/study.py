@@ -90,15 +90,11 @@ class Job:
 class Results:
     """The measurements and artifacts of a run, for `Study.plots`."""
 
-    def __init__(
-        self, rows: Iterable[Mapping[str, Any]], artifacts: Iterable[Mapping[str, Any]] = ()
-    ) -> None:
+    def __init__(self, rows: Iterable[Mapping[str, Any]], artifacts: Iterable[Mapping[str, Any]] = ()) -> None:
         self.rows = [dict(r) for r in rows]  # protocol, arm, seed, metric, value, unit, step
         self._artifacts = [dict(a) for a in artifacts]  # protocol, arm, seed, name, value
 
-    def select(
-        self, metric: str, *, protocol: str | None = None, arms: Iterable[str] | None = None
-    ) -> list[dict]:
+    def select(self, metric: str, *, protocol: str | None = None, arms: Iterable[str] | None = None) -> list[dict]:
         """Rows of one metric, as records that a plot takes."""
         wanted = None if arms is None else set(arms)
         return [

@@ -1,0 +1,165 @@
+"""Ours against a named peer: in turn, in one process tree, same data and threads, ratio with its spread.
+
+A file `benchmarks/<name>.py` defines ``cases() -> list[Case]``; `etude bench` runs it and writes the table.
+"""
+
+import importlib.util
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from etude.errors import UsageError
+from etude.lab.environment import cores, processor, versions
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison. `same` tells whether both results are equal to the tolerance that the file states;
+    `target` is the ratio peer / ours to reach (an overhead of at most 10 % is a target of 0.91)."""
+
+    name: str
+    ours: Callable[[], Any]
+    peer: Callable[[], Any]
+    peer_name: str
+    same: Callable[[Any, Any], bool] | None = None
+    target: float | None = None
+    note: str = ""
+
+
+class Ratio(NamedTuple):
+    """Times of both sides in seconds, and the ratio peer / ours over the alternations."""
+
+    name: str
+    peer_name: str
+    ours_s: float
+    peer_s: float
+    ratio: float
+    low: float
+    high: float
+    repeats: int
+    equal: bool | None
+    target: float | None
+    note: str
+
+    @property
+    def verdict(self) -> str:
+        """ "reached", "missed" or "open" (the spread covers the target)."""
+        if self.target is None:
+            return ""
+        low, high = (self.low, self.high)
+        return "reached" if low >= self.target else "missed" if high < self.target else "open"
+
+
+def compare(
+    ours: Callable[[], Any], peer: Callable[[], Any], *, repeats: int = 5, min_seconds: float = 0.1
+) -> tuple[list[float], list[float], Any, Any]:
+    """Time both in turn after one warm-up each; a call shorter than `min_seconds` is repeated inside a turn.
+
+    Returns the times a call of both sides, and both last results.
+    """
+    if repeats < 5:
+        raise ValueError(f"a spread needs at least 5 alternations, got {repeats}")
+    results = []
+    inner = []
+    for call in (ours, peer):
+        call()
+        start = time.perf_counter()
+        results.append(call())
+        inner.append(max(1, round(min_seconds / max(1e-9, time.perf_counter() - start))))
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(repeats):
+        for side in (0, 1) if turn % 2 == 0 else (1, 0):
+            call = (ours, peer)[side]
+            start = time.perf_counter()
+            for _ in range(inner[side]):
+                call()
+            times[side].append((time.perf_counter() - start) / inner[side])
+    return times[0], times[1], results[0], results[1]
+
+
+def measure(case: Case, *, repeats: int = 5) -> Ratio:
+    """Run one case: medians, and the ratio's lowest and highest over the alternations."""
+    a, b, mine, theirs = compare(case.ours, case.peer, repeats=repeats)
+    ratios = [y / x for x, y in zip(a, b, strict=True)]
+    equal = None if case.same is None else bool(case.same(mine, theirs))
+    return Ratio(
+        case.name, case.peer_name, statistics.median(a), statistics.median(b), statistics.median(ratios), min(ratios),
+        max(ratios), repeats, equal, case.target, case.note,
+    )  # fmt: skip
+
+
+def find(folder: str | Path = "benchmarks", name: str | None = None) -> list[Path]:
+    """The benchmark files, or the one called `name` (hyphens and underscores are the same).
+
+    Raises
+    ------
+    UsageError
+        If the folder or the benchmark does not exist (the message lists what there is).
+    """
+    root = Path(folder)
+    files = sorted(p for p in root.glob("*.py") if not p.name.startswith("_")) if root.is_dir() else []
+    if not files:
+        raise UsageError(f"no benchmarks in {root}: run this in a checkout of Etude, or give --folder")
+    if name is None:
+        return files
+    chosen = [p for p in files if p.stem == name.replace("-", "_")]
+    if not chosen:
+        raise UsageError(f"unknown benchmark {name!r}; there are {', '.join(p.stem for p in files)}")
+    return chosen
+
+
+def load_cases(path: Path) -> list[Case]:
+    """The cases of one benchmark file (peers that are not installed are left out by the file itself)."""
+    spec = importlib.util.spec_from_file_location(f"etude_benchmark_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "cases"):
+        raise UsageError(f"{path} defines no cases()")
+    return list(module.cases())
+
+
+def run(folder: str | Path = "benchmarks", name: str | None = None, *, repeats: int = 5) -> Iterator[tuple[str, Ratio]]:
+    """Measure every case, yielding (file stem, ratio) as they come."""
+    for path in find(folder, name):
+        for case in load_cases(path):
+            yield path.stem, measure(case, repeats=repeats)
+
+
+PEERS = ("vector-quantize-pytorch", "gensim", "faiss-cpu", "transformers", "ray")
+
+
+def table(rows: list[tuple[str, Ratio]]) -> str:
+    """The committed table, in Markdown."""
+    packages = ", ".join(f"{k} {v}" for k, v in (versions() | versions(PEERS)).items())
+    lines = [
+        "# Ours beside the named peers",
+        "",
+        "Generated by `etude bench`; do not edit. Both sides run in turn in one process tree after a warm-up; times are",
+        "medians a call, the ratio is peer / ours (above 1: ours is faster) with its lowest and highest over the turns.",
+        "",
+        f"Machine: {processor()}, {cores()} cores; Python {platform.python_version()}; {packages}.",
+        "",
+        "| benchmark | case | peer | ours | peer's | ratio | spread | turns | same result | target | |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for stem, r in rows:
+        equal = {None: "not compared", True: "yes", False: "**no**"}[r.equal]
+        target = "" if r.target is None else f"{r.target:g}x"
+        name = f"{r.name} ({r.note})" if r.note else r.name
+        lines.append(
+            f"| {stem} | {name} | {r.peer_name} | {_seconds(r.ours_s)} | {_seconds(r.peer_s)} | {r.ratio:.2f}x "
+            f"| {r.low:.2f}-{r.high:.2f} | {r.repeats} | {equal} | {target} | {r.verdict} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _seconds(value: float) -> str:
+    if value < 1e-3:
+        return f"{value * 1e6:.0f} us"
+    return f"{value * 1e3:.2f} ms" if value < 1 else f"{value:.2f} s"

@@ -1,0 +1,196 @@
+"""The record outlives the store: every published run as one self-contained JSON file.
+
+`results/<slug>/<tier>.json` holds the newest finished run of a tier on the study's own data; a ledger is
+rebuilt from such files. Runs on a user's own data are never exported unless asked for.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from etude.errors import EtudeError, UsageError
+from etude.lab.ledger import Ledger
+from etude.lab.study import Artifact, Measurement
+from etude.lab.verdicts import run_verdicts
+
+RESULT_SCHEMA = 1
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    protocol: str
+    arm: str
+    seed: int
+    metric: str
+    value: float | str
+    unit: str
+    step: float | None = None
+
+
+class _JobRow(BaseModel):
+    protocol: str
+    arm: str
+    seed: int
+    seconds: float
+    peak_bytes: int
+
+
+class _ArtifactRow(BaseModel):
+    protocol: str
+    arm: str
+    seed: int
+    name: str
+    value: Any
+
+
+class ResultFile(BaseModel):
+    """The exported form of a run."""
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: int
+    run: str
+    slug: str
+    tier: str
+    state: str
+    started: str
+    seconds: float
+    key: str
+    record: dict[str, Any]
+    jobs: list[_JobRow]
+    measurements: list[_Row]
+    artifacts: list[_ArtifactRow]
+    verdicts: list[dict[str, Any]] = []
+
+
+def _atomic(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as f:
+            f.write(text)
+        Path(name).chmod(0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def export_run(ledger: Ledger, run_id: str) -> dict[str, Any]:
+    """One run as plain JSON values; numbers that JSON has no word for become "nan", "inf", "-inf"."""
+    run = ledger.run(run_id)
+    rows = ledger.measurements(run_id)
+    for r in rows:
+        if r["value"] != r["value"] or abs(r["value"]) == float("inf"):
+            r["value"] = str(r["value"])
+    jobs = [{k: j[k] for k in _JobRow.model_fields} for j in ledger.jobs(run_id)]
+    return {
+        "schema_version": RESULT_SCHEMA, "run": run_id, "slug": run["slug"], "tier": run["tier"],
+        "state": run["state"], "started": run["started"], "seconds": run["seconds"], "key": run["key"],
+        "record": run["record"], "verdicts": [v.record() for v in run_verdicts(ledger, run)],
+        "jobs": jobs, "measurements": rows, "artifacts": ledger.artifacts(run_id),
+    }  # fmt: skip
+
+
+def export(
+    ledger: Ledger, folder: str | Path = "results", *, slug: str | None = None, tier: str | None = None,
+    own_data: bool = False,
+) -> list[Path]:  # fmt: skip
+    """Write the newest finished run of every (paper, tier); returns the files written."""
+    written = []
+    for run in ledger.latest(slug):
+        user = run["record"].get("user_data")
+        if (tier not in (None, run["tier"])) or (user and not own_data):
+            continue
+        name = f"{run['tier']}.json" if not user else f"{run['tier']}-user-{run['id'][:8]}.json"
+        path = Path(folder) / run["slug"] / name
+        try:
+            _atomic(path, _dump(export_run(ledger, run["id"])))
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}; give another folder") from error
+        written.append(path)
+    return written
+
+
+def _dump(record: dict[str, Any]) -> str:
+    """JSON with one line a row of the long lists, so that a diff of two runs can be read."""
+    long = ("jobs", "measurements", "artifacts", "verdicts")
+    head = json.dumps({k: v for k, v in record.items() if k not in long}, indent=1, allow_nan=False)
+    parts = [head[:-2]]
+    for name in long:
+        lines = ",\n  ".join(json.dumps(r, separators=(",", ":"), allow_nan=False) for r in record[name])
+        parts.append(f',\n "{name}": [{"" if not lines else chr(10) + "  " + lines}]')
+    return "".join(parts) + "\n}\n"
+
+
+class ResultError(EtudeError):
+    """A result file cannot be read."""
+
+    exit_code = 3
+
+
+def read_result(path: Path) -> ResultFile:
+    """Read one exported run.
+
+    Raises
+    ------
+    ResultError
+        If the file is not JSON, lacks a field, or comes from a newer schema; the message names the file.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ResultError(f"{path} is not a result file: {error}; export it again with etude export") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > RESULT_SCHEMA:
+        raise ResultError(f"{path} has schema {version}, this Etude knows {RESULT_SCHEMA}: update Etude")
+    try:
+        return ResultFile.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "top level"
+        raise ResultError(f"{path} is damaged at {where}: {first['msg']}; export it again with etude export") from error
+
+
+def import_results(ledger: Ledger, folder: str | Path = "results") -> tuple[int, int]:
+    """Rebuild a ledger from exported files: all are read before the first is stored.
+
+    Returns
+    -------
+    (new, known)
+        Runs stored, and runs that the ledger held already.
+    """
+    root = Path(folder)
+    files = sorted(root.rglob("*.json")) if root.is_dir() else [root]
+    if not files or not root.exists():
+        raise UsageError(f"{root} holds no result files (*.json)")
+    read = [read_result(f) for f in files]
+    known = {r["id"] for r in ledger.runs()}
+    new = 0
+    for result in read:
+        if result.run in known:
+            continue
+        _store(ledger, result)
+        new += 1
+    return new, len(read) - new
+
+
+def _store(ledger: Ledger, result: ResultFile) -> None:
+    ledger.begin(result.slug, result.tier, result.key, result.record, run_id=result.run, started=result.started)
+    by_job: dict[tuple[str, int], list[Measurement | Artifact]] = {}
+    for m in result.measurements:
+        item = Measurement(m.arm, m.seed, m.metric, float(m.value), m.unit, m.step)
+        by_job.setdefault((m.protocol, m.seed), []).append(item)
+    for a in result.artifacts:
+        by_job.setdefault((a.protocol, a.seed), []).append(Artifact(a.arm, a.seed, a.name, a.value))
+    try:
+        for j in result.jobs:  # measurements of a (protocol, seed) go in with its first job
+            items = by_job.pop((j.protocol, j.seed), [])
+            ledger.commit(result.run, j.protocol, j.arm, [j.seed], items, seconds=j.seconds, peak_bytes=j.peak_bytes)
+        ledger.update(result.run, state=result.state, seconds=result.seconds)
+    except BaseException:
+        ledger.delete(result.run)
+        raise

@@ -1,0 +1,48 @@
+"""Verdicts of recorded runs: computed on reading, from the measurements and the cards."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from etude import catalogue
+from etude.errors import UsageError
+from etude.lab.digest import code_digest
+from etude.lab.judge import Verdict, verdict_for
+from etude.lab.ledger import Ledger
+from etude.lab.registry import runnable
+
+
+def run_verdicts(ledger: Ledger, run: Mapping[str, Any]) -> list[Verdict]:
+    """All verdicts of one run, in the card's order of claims."""
+    slug = run["slug"]
+    paper = catalogue.load(slug)
+    rows = ledger.measurements(run["id"])
+    protocols = list(dict.fromkeys(r["protocol"] for r in rows))
+    stale = slug not in runnable() or run["record"].get("code_digest") != code_digest(slug)
+    out = []
+    for claim in paper.claims:
+        for protocol in protocols:
+            mine = [r for r in rows if r["protocol"] == protocol]
+            verdict = verdict_for(claim, mine, slug=slug, protocol=protocol, tier=run["tier"])
+            if verdict is not None:
+                notes = (*verdict.notes, "stale: the code moved since") if stale else verdict.notes
+                out.append(replace(verdict, stale=stale, run=run["id"], notes=notes))
+    return out
+
+
+def verdicts(ledger: Ledger, slug: str | None = None, *, tier: str | None = None) -> list[Verdict]:
+    """The newest finished run's verdicts for every paper and tier, sorted by slug.
+
+    Raises
+    ------
+    UsageError
+        If `slug` is not in the catalogue.
+    """
+    if slug is not None:
+        catalogue.load(slug)
+    if tier not in (None, "quick", "laptop", "gpu"):
+        raise UsageError(f"unknown tier {tier!r}: choose one of quick, laptop, gpu")
+    runs = [r for r in ledger.latest(slug) if tier in (None, r["tier"])]
+    order = {"gpu": 0, "laptop": 1, "quick": 2}
+    runs.sort(key=lambda r: (r["slug"], order[r["tier"]]))
+    return [v for r in runs for v in run_verdicts(ledger, r)]
