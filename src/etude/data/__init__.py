@@ -1,7 +1,11 @@
 """Tasks: real data sets by name, the user's own files, exact synthetic generators."""
 
+from etude.data.batching import Batches as Batches
+from etude.data.batching import Sampled as Sampled
+from etude.data.batching import sampled as sampled
 from etude.data.images import ImageSet as ImageSet
 from etude.data.images import load_images as load_images
+from etude.data.progress import track as track
 from etude.data.randomness import fork_global as fork_global
 from etude.data.randomness import numpy_stream as numpy_stream
 from etude.data.randomness import seeded_build as seeded_build
