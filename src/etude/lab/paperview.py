@@ -1,0 +1,89 @@
+"""The terminal's view of a paper, of the data sources and of the installation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.syntax import Syntax
+from rich.table import Table
+
+from etude.catalogue.card import Paper
+from etude.lab.console import STYLE, interval, rule
+from etude.lab.judge import Verdict
+from etude.lab.ledger import Ledger, default_url
+from etude.lab.registry import runnable
+from etude.lab.verdicts import verdicts
+
+
+def known_verdicts(url: str | None, slug: str) -> list[Verdict]:
+    """The ledger's verdicts, or none when there is no ledger yet (looking must not create one)."""
+    place = url or default_url()
+    if "://" not in place and not Path(place).exists():
+        return []
+    return verdicts(Ledger(place), slug)
+
+
+def print_paper(console: Console, paper: Paper, said: Sequence[Verdict]) -> None:
+    """Card, claims with verdicts, and the code that applies the method."""
+    console.print(f"[bold]{escape(paper.title)}[/]  ({paper.authors}, {paper.year})")
+    links = [f"arXiv {paper.arxiv}" if paper.arxiv else "", f"doi {paper.doi}" if paper.doi else "", paper.url or ""]
+    code = f"code {paper.official_code}" if paper.official_code else ""
+    facts = [f"{paper.room} / {paper.kind}", paper.venue or "", *links, code]
+    console.print(escape("  ".join(f for f in facts if f)), style="dim")
+    console.print(escape(" ".join(paper.summary.split())))
+    table = Table("claim", "statement", "must be", "paper says", "data, tier", "verdict", "effect", pad_edge=False)
+    for claim in paper.claims:
+        mine = [v for v in said if v.claim == claim.id]
+        figure = claim.paper
+        says = "-" if figure is None else str(figure.text or figure.value or "-")
+        margin = "-"
+        if claim.status == "not_testable":
+            margin = f"not testable: {claim.reason}"
+        elif claim.margin is not None and claim.relation is not None:
+            sign = {"greater": "> ", "less": "< ", "within": "within ±"}[claim.relation]
+            margin = f"{sign}{claim.margin:g}"
+        if not mine:
+            table.add_row(claim.id, escape(claim.statement), escape(margin), escape(says), "", "[dim]not run[/]", "")
+        for i, v in enumerate(mine):
+            first = (claim.id, escape(claim.statement), rule(v), escape(says)) if i == 0 else ("", "", "", "")
+            word = f"[{STYLE[v.verdict]}]{v.verdict or 'no verdict'}[/]"
+            table.add_row(*first, f"{v.protocol}, {v.tier}", word, interval(v))
+    console.print(table)
+    notes = [f"{c.id}: {' '.join(c.notes.split())}" for c in paper.claims if c.notes]
+    for note in notes:
+        console.print(escape(note), style="dim")
+    if paper.usage:
+        console.print("\n[bold]Use it[/]")
+        console.print(Syntax(paper.usage.strip(), "python", background_color="default"))
+    runs = paper.slug in runnable()
+    console.print(f"\nRe-test it: etude run {paper.slug}" if runs else "\nNo study yet: not runnable.")
+
+
+def source_records() -> list[dict[str, Any]]:
+    """Every data set by name, for `etude data list`."""
+    from etude.data.sources import available
+
+    return [{"name": s.name, "where": s.where, "license": s.license, "what": s.what} for s in available()]
+
+
+def print_sources(console: Console, records: Sequence[Mapping[str, Any]]) -> None:
+    table = Table("data set", "here", "licence", "what", pad_edge=False)
+    for r in records:
+        table.add_row(r["name"], r["where"], escape(str(r["license"])), escape(str(r["what"])))
+    console.print(table)
+
+
+def print_doctor(console: Console, found: Mapping[str, Any]) -> None:
+    env = found["environment"]
+    console.print(f"[bold]machine[/]  {env['machine']}, {env['cores']} cores, {env['system']}, Python {env['python']}")
+    console.print("[bold]packages[/] " + ", ".join(f"{k} {v}" for k, v in env["packages"].items()))
+    console.print("[bold]devices[/]  " + ", ".join(found["devices"]))
+    for extra, there in found["extras"].items():
+        remedy = "" if there else f"  {found['missing'][extra]}"
+        console.print(f"[bold]extra[/]    {extra}: {'installed' if there else 'missing'}{escape(remedy)}")
+    data = found["data"]
+    here = [n for n, w in data["sets"].items() if w not in ("download", "missing")]
+    console.print(f"[bold]data[/]     ETUDE_DATA={data['ETUDE_DATA'] or 'not set'}; at hand: {', '.join(sorted(here))}")
+    console.print(f"[bold]ledger[/]   {found['ledger']}")
