@@ -14,10 +14,10 @@ from etude.layers.cache import KVCache as KVCache
 from etude.layers.cache import LayerCache as LayerCache
 from etude.layers.convnets import convnet as convnet
 from etude.layers.convnets import resnet as resnet
-from etude.layers.distances import cosine_similarities as cosine_similarities
-from etude.layers.distances import squared_distances as squared_distances
 from etude.layers.decoder import DecoderConfig as DecoderConfig
 from etude.layers.decoder import DecoderLM as DecoderLM
+from etude.layers.distances import cosine_similarities as cosine_similarities
+from etude.layers.distances import squared_distances as squared_distances
 from etude.layers.mlp import StackedLinear as StackedLinear
 from etude.layers.mlp import mlp as mlp
 from etude.layers.positions import AlibiPositions as AlibiPositions
