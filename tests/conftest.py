@@ -1,0 +1,23 @@
+"""Settings for the whole suite: no network beyond the package index is assumed, skips are failures in CI."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "etude", deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("etude")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With ETUDE_NO_SKIPS a skip is a failure, unless its reason starts with "optional:"."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("ETUDE_NO_SKIPS") and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if "optional:" not in reason:
+            report.outcome = "failed"
+            report.longrepr = f"skipped in CI: {reason}"

@@ -1,0 +1,164 @@
+"""The ledger and the exported files: round trips, refusals, nothing lost."""
+
+import json
+import os
+import sqlite3
+
+import pytest
+
+from etude.errors import LedgerError, UsageError
+from etude.lab.export import ResultError, export, import_results
+from etude.lab.ledger import Ledger
+from etude.lab.runner import run_study
+from etude.lab.study import Artifact, Measurement
+from etude.lab.verdicts import verdicts
+
+
+def filled(path):
+    ledger = Ledger(path)
+    run = ledger.begin("pointer-networks", "quick", "k", {"config": {}})
+    ledger.commit(run, "p", "a", [1000], [Measurement("a", 1000, "m", 1.5)], seconds=1.0, peak_bytes=10)
+    return ledger, run
+
+
+def test_a_job_is_stored_whole_or_not_at_all(tmp_path):
+    ledger, run = filled(tmp_path / "l.sqlite")
+    with pytest.raises(LedgerError):
+        ledger.commit(run, "p", "a", [1001, 1000], [Measurement("a", 1001, "m", 2.0)], seconds=1.0, peak_bytes=1)
+    assert len(ledger.measurements(run)) == 1
+    assert ledger.finished(run) == {("p", "a", 1000)}
+
+
+def test_odd_numbers_survive(tmp_path):
+    ledger, run = filled(tmp_path / "l.sqlite")
+    items = [Measurement("b", 1000, "m", x) for x in (float("nan"), float("inf"), float("-inf"))]
+    ledger.commit(run, "p", "b", [1000], [*items, Artifact("b", 1000, "pic", {"z": [1, 2]})], seconds=0.1, peak_bytes=1)
+    got = [r["value"] for r in ledger.measurements(run) if r["arm"] == "b"]
+    assert got[0] != got[0]
+    assert got[1:] == [float("inf"), float("-inf")]
+    assert ledger.artifacts(run)[0]["value"] == {"z": [1, 2]}
+
+
+def test_newer_schema_is_refused_untouched(tmp_path):
+    path = tmp_path / "l.sqlite"
+    filled(path)[0].close()
+    with sqlite3.connect(path) as c:
+        c.execute("insert into etude_schema values (99)")
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="schema 99.*update Etude"):
+        Ledger(path)
+    assert path.read_bytes() == before
+
+
+def test_not_a_ledger(tmp_path):
+    path = tmp_path / "l.sqlite"
+    path.write_text("these are my notes, please keep them" * 50)
+    with pytest.raises(LedgerError, match="not an Etude ledger"):
+        Ledger(path)
+    assert path.read_text().startswith("these are my notes")
+
+
+def test_a_place_that_does_not_exist(tmp_path):
+    with pytest.raises(LedgerError, match="--ledger"):
+        Ledger(tmp_path / "no" / "such" / "folder" / "l.sqlite")
+
+
+def test_read_only_ledger_is_said_and_intact(tmp_path):
+    path = tmp_path / "l.sqlite"
+    ledger, run = filled(path)
+    ledger.close()
+    ro = Ledger.__new__(Ledger)
+    import sqlalchemy as sa
+
+    ro.url = f"sqlite:///file:{path}?mode=ro&uri=true"
+    ro.engine = sa.create_engine(ro.url)
+    with pytest.raises(LedgerError, match=r"readonly|read-only"):
+        ro.commit(run, "p", "a", [1001], [], seconds=0.0, peak_bytes=0)
+    assert len(Ledger(path).measurements(run)) == 1
+
+
+def test_full_disk_is_said_and_what_was_committed_stays(tmp_path):
+    """SQLite's page limit stands for the disk: the same error, without filling a disk."""
+    path = tmp_path / "l.sqlite"
+    ledger, run = filled(path)
+    import sqlalchemy as sa
+
+    @sa.event.listens_for(ledger.engine, "connect")
+    def limit(connection, _):
+        connection.execute("PRAGMA max_page_count = 1")
+
+    ledger.engine.dispose()
+    rows = [Measurement("a", 1001, "m" * 70, float(i)) for i in range(3000)]
+    with pytest.raises(LedgerError, match="full.*free some space"):
+        ledger.commit(run, "p", "a", [1001], rows, seconds=0.0, peak_bytes=0)
+    assert len(Ledger(path).measurements(run)) == 1
+
+
+def test_export_and_import_rebuild_the_ledger(toy, tmp_path):
+    ledger = Ledger(tmp_path / "a.sqlite")
+    run_study(toy, ledger=ledger, jobs=1)
+    (file,) = export(ledger, tmp_path / "results")
+    assert file.relative_to(tmp_path / "results").as_posix() == "toy-study/quick.json"
+    raw = json.loads(file.read_text())
+    assert raw["verdicts"][0]["verdict"] == "holds"
+    other = Ledger(tmp_path / "b.sqlite")
+    assert import_results(other, tmp_path / "results") == (1, 0)
+    assert import_results(other, tmp_path / "results") == (0, 1)
+    assert [v.record() for v in verdicts(other)] == [v.record() for v in verdicts(ledger)]
+    export(other, tmp_path / "again")
+    key = lambda r: json.dumps(r, sort_keys=True)  # noqa: E731
+    again = json.loads((tmp_path / "again" / "toy-study" / "quick.json").read_text())
+    for part in ("measurements", "artifacts", "jobs"):
+        assert sorted(map(key, again[part])) == sorted(map(key, raw[part]))
+    assert again["record"] == raw["record"]
+    reused = run_study(toy, ledger=other, jobs=1)
+    assert reused.reused
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda t: t[: len(t) // 2], "not a result file"),
+        (lambda t: t.replace('"schema_version": 1', '"schema_version": 9'), "schema 9.*update Etude"),
+        (lambda t: t.replace('"slug"', '"slog"', 1), "damaged at"),
+        (lambda t: t.replace('"seed":1000', '"seed":"x"', 1), "damaged at jobs.0.seed"),
+        (lambda t: "[1, 2]", "damaged"),
+    ],
+)
+def test_corrupted_result_file_is_named_and_nothing_is_stored(toy, tmp_path, spoil, text):
+    ledger = Ledger(tmp_path / "a.sqlite")
+    run_study(toy, ledger=ledger, jobs=1)
+    (file,) = export(ledger, tmp_path / "results")
+    (tmp_path / "results" / "aaa.json").write_text(file.read_text())
+    file.write_text(spoil(file.read_text()))
+    other = Ledger(tmp_path / "b.sqlite")
+    with pytest.raises(ResultError, match=text) as caught:
+        import_results(other, tmp_path / "results")
+    assert "quick.json" in str(caught.value)
+    assert other.runs() == []
+
+
+def test_import_of_nothing(tmp_path):
+    with pytest.raises(UsageError, match="no result files"):
+        import_results(Ledger(tmp_path / "l.sqlite"), tmp_path / "nowhere")
+
+
+def test_stale_when_the_code_moves(toy, tmp_path):
+    ledger = Ledger(tmp_path / "a.sqlite")
+    run_study(toy, ledger=ledger, jobs=1)
+    file = tmp_path / "studies" / "toy_study.py"
+    text = file.read_text()
+    file.write_text('"""Other words."""\n' + text + "\n# a comment\n")
+    assert not verdicts(ledger)[0].stale
+    file.write_text(text.replace("50 + base", "51 + base"))
+    (v,) = verdicts(ledger)
+    assert v.stale
+    assert "stale: the code moved since" in v.notes
+
+
+@pytest.mark.skipif(not os.environ.get("ETUDE_TEST_POSTGRES"), reason="needs ETUDE_TEST_POSTGRES, a database URL")
+def test_postgresql(toy):
+    ledger = Ledger(os.environ["ETUDE_TEST_POSTGRES"])
+    result = run_study(toy, ledger=ledger, jobs=1, fresh=True)
+    assert result.verdicts[0].verdict == "holds"
+    ledger.delete(result.run_id)

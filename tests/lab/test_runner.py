@@ -1,0 +1,167 @@
+"""Runs: every seed committed at once, resumed after a kill, reused, broken, skipped; bad input."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from etude.errors import UsageError
+from etude.lab.jobs import tickets
+from etude.lab.ledger import Ledger
+from etude.lab.registry import study
+from etude.lab.runner import configure, run_studies, run_study
+from etude.lab.study import Arm
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+def test_a_run_gives_verdicts_and_a_full_record(toy, ledger):
+    result = run_study(toy, ledger=ledger, jobs=1)
+    assert result.state == "done"
+    (v,) = result.verdicts
+    assert (v.verdict, v.n, v.stale, v.paper_value) == ("holds", 4, False, 3.0)
+    assert v.effect == pytest.approx(3.0)
+    record = ledger.run(result.run_id)["record"]
+    assert record["environment"]["packages"]["torch"]
+    assert record["environment"]["device"] == "cpu"
+    assert record["plots"][0]["name"] == "score"
+    assert record["peak_bytes"] > 1e6
+    assert record["command"] == "etude run toy-study --tier quick"
+    assert len(ledger.artifacts(result.run_id)) == 12
+    assert [s for _, _, s in sorted(ledger.finished(result.run_id))[:4]] == [1000, 1001, 1002, 1003]
+
+
+def test_a_finished_run_is_reused_and_fresh_measures_again(toy, ledger, tmp_path, monkeypatch):
+    marks = tmp_path / "marks"
+    monkeypatch.setenv("TOY_MARKS", str(marks))
+    first = run_study(toy, ledger=ledger, jobs=1)
+    again = run_study(toy, ledger=ledger, jobs=1)
+    assert again.reused
+    assert again.run_id == first.run_id
+    assert len(marks.read_text().split("\n")) == 13
+    fresh = run_study(toy, ledger=ledger, jobs=1, fresh=True)
+    assert fresh.run_id != first.run_id
+    assert len(marks.read_text().split("\n")) == 25
+    other = run_study(toy, ledger=ledger, jobs=1, settings={"level": 5.0})
+    assert not other.reused
+
+
+RUN = """
+import sys
+sys.path.insert(0, {folder!r})
+import etude.studies
+etude.studies.__path__.append({folder!r})
+from etude import catalogue
+from etude.lab import digest, registry, verdicts
+from etude.lab.ledger import Ledger
+from etude.lab.runner import run_study
+registry.runnable = verdicts.runnable = lambda: ("toy-study",)
+old = digest._path
+from pathlib import Path
+digest._path = lambda m: Path({folder!r}) / "toy_study.py" if m == "etude.studies.toy_study" else old(m)
+paper = catalogue.parse_card(open({card!r}).read(), name="toy-study.toml")
+catalogue.load = lambda slug: paper
+run_study("toy-study", ledger=Ledger({ledger!r}), jobs=1, settings={{"kill_after": 7}})
+"""
+
+
+def test_kill_minus_nine_loses_no_finished_seed_and_repeats_none(toy, tmp_path, monkeypatch):
+    """The process is killed inside its eighth job; the second run does the other five and no more."""
+    marks, card = tmp_path / "marks", tmp_path / "toy-study.toml"
+    file = tmp_path / "ledger.sqlite"
+    code = RUN.format(folder=str(tmp_path / "studies"), card=str(card), ledger=str(file))
+    environment = os.environ | {"TOY_MARKS": str(marks)}
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, check=False, timeout=120)
+    assert killed.returncode == -9
+    ledger = Ledger(file)
+    (run,) = ledger.runs()
+    assert run["state"] == "running"
+    assert len(ledger.finished(run["id"])) == 7
+    assert len(ledger.measurements(run["id"])) == 7
+    before = len(marks.read_text().splitlines())
+    monkeypatch.delenv("TOY_MARKS", raising=False)
+    result = run_study(toy, ledger=ledger, jobs=1, settings={"kill_after": 7})
+    assert result.run_id == run["id"]
+    assert result.state == "done"
+    assert len(ledger.measurements(run["id"])) == 12
+    assert before == 8
+    assert result.verdicts[0].effect == pytest.approx(3.0)
+
+
+def test_a_crash_breaks_the_study_keeps_the_rest_and_can_be_resumed(toy, ledger):
+    result = run_study(toy, ledger=ledger, jobs=1, settings={"crash": "plain"})
+    assert result.state == "broken"
+    assert len(result.errors) == 4
+    assert "default/plain/seed 1000: RuntimeError: boom" in result.errors
+    assert len(ledger.finished(result.run_id)) == 8
+    assert result.verdicts == []
+
+
+def test_a_missing_set_is_a_skip_never_a_pass(toy, ledger):
+    result = run_study(toy, ledger=ledger, jobs=1, settings={"protocols": ["absent"]})
+    assert result.state == "skipped"
+    assert "ETUDE_DATA" in result.skipped["absent"]
+    both = run_study(toy, ledger=ledger, jobs=1, settings={"protocols": ["absent", "default"]})
+    assert both.state == "done"
+    assert list(both.skipped) == ["absent"]
+    assert [v.protocol for v in both.verdicts] == ["default"]
+
+
+def test_jobs_group_seeds_only_where_it_pays(toy, monkeypatch):
+    it = study(toy)
+    config = configure(it, "quick")
+    single = tickets(it, config, "quick", workers=2)
+    assert len(single) == 12
+    assert all(len(t.seeds) == 1 for t in single)
+    monkeypatch.setattr(
+        type(it), "arms", dict(it.arms) | {"ours": Arm("ours", stacked=True), "x": Arm("x", derived=True)}
+    )
+    grouped = tickets(it, config, "quick", workers=2)
+    assert [t.seeds for t in grouped if t.arm == "ours"] == [(1000, 1001), (1002, 1003)]
+    assert not [t for t in grouped if t.arm == "x"]
+    gpu = tickets(it, config, "quick", workers=2, device="cuda", done={("default", "plain", 1000)})
+    assert [t.seeds for t in gpu if t.arm == "plain"] == [(1001, 1002, 1003)]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"tier": "huge"}, "unknown tier 'huge'.*quick"),
+        ({"seeds": 2}, "at least 3 seeds"),
+        ({"settings": {"levle": 1}}, "no setting 'levle'; it has .*level"),
+        ({"settings": {"level": "much"}}, "level = 'much'"),
+        ({"jobs": 0}, "--jobs 0"),
+        ({"on": "moon"}, "moon"),
+    ],
+)
+def test_wrong_use_is_said_before_anything_runs(toy, ledger, options, text):
+    with pytest.raises(UsageError, match=text):
+        run_studies([toy], **({"ledger": ledger} | options))
+    assert ledger.runs() == []
+
+
+def test_own_data(toy, ledger, tmp_path):
+    table = tmp_path / "own.csv"
+    table.write_text("a,b,y\n" + "\n".join(f"{i},{i % 3},{'yn'[i % 2]}" for i in range(40)))
+    from etude.lab.jobs import UserData
+
+    result = run_study(toy, ledger=ledger, jobs=1, user=UserData(str(table), "y"))
+    assert [v.protocol for v in result.verdicts] == ["user"]
+    record = ledger.run(result.run_id)["record"]
+    assert record["user_data"]["digest"]
+    assert "--data" in record["command"]
+    table.write_text(table.read_text() + "\n50,1,y")
+    assert not run_study(toy, ledger=ledger, jobs=1, user=UserData(str(table), "y")).reused
+
+
+def test_undeclared_arms_and_missing_seeds_break(toy, ledger, monkeypatch):
+    it = study(toy)
+    monkeypatch.setattr(type(it), "measure", lambda self, job: iter(()))
+    result = run_study(toy, ledger=ledger, jobs=1)
+    assert result.state == "broken"
+    assert "nothing came back for seeds [1000]" in result.errors[0]
