@@ -1,0 +1,99 @@
+"""Pointer attention: additive scores over a memory, used as the output distribution itself.
+
+Source: Vinyals, Fortunato & Jaitly 2015, arXiv 1506.03134, section 2.3 (additive scores: Bahdanau et al. 2014).
+Names: `query` is the paper's d_i, `memory` its e_j, the logits its u^i_j = v^T tanh(W1 e_j + W2 d_i).
+"""
+
+import torch
+from torch import Tensor, nn
+
+CHUNK = 2**28
+"""Most elements of the (batch, queries, items, hidden) tanh that are held at once."""
+
+
+def additive_logits(query: Tensor, keys: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scores ``v . tanh(keys + query)`` of every query against every key.
+
+    Parameters
+    ----------
+    query
+        Projected queries W2 d, shape (batch, q, hidden).
+    keys
+        Projected memory W1 e, shape (batch, n, hidden).
+    v
+        Shape (hidden,).
+    mask
+        Bool, shape (batch, n) or (batch, q, n), True = may be pointed at.
+
+    Returns
+    -------
+    Tensor
+        Logits of shape (batch, q, n), -inf where the mask is False.
+
+    Raises
+    ------
+    ValueError
+        If the mask has another shape or allows nothing in a row.
+    """
+    (batch, q, hidden), n = query.shape, keys.shape[1]
+    step = max(1, CHUNK // max(1, batch * n * hidden))
+    logits = [torch.tanh(part.unsqueeze(2) + keys.unsqueeze(1)) @ v for part in query.split(step, dim=1)]
+    out = logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
+    if mask is None:
+        return out
+    if mask.dtype != torch.bool or tuple(mask.shape) not in ((batch, n), (batch, q, n)):
+        raise ValueError(
+            f"mask must be bool (True = may be used) of shape ({batch}, {n}) or ({batch}, {q}, {n}), "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )
+    if not bool(mask.any(-1).all()):
+        row = int((~mask.any(-1)).nonzero()[0, 0])
+        raise ValueError(f"the mask of row {row} allows nothing to point at; every row needs one True")
+    return out.masked_fill(~(mask if mask.dim() == 3 else mask.unsqueeze(1)), -torch.inf)
+
+
+class PointerAttention(nn.Module):
+    """Scores over memory items, as a head for any encoder and decoder; see `additive_logits`.
+
+    Parameters
+    ----------
+    query_dim, key_dim
+        Width of the queries and of the memory.
+    hidden_dim
+        Width of the tanh layer; None: `key_dim`.
+
+    Raises
+    ------
+    ValueError
+        If a width is below 1; in use, if a mask allows nothing in a row.
+    """
+
+    def __init__(self, query_dim: int, key_dim: int, hidden_dim: int | None = None) -> None:
+        super().__init__()
+        hidden_dim = key_dim if hidden_dim is None else hidden_dim
+        for name, value in (("query_dim", query_dim), ("key_dim", key_dim), ("hidden_dim", hidden_dim)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.key_proj = nn.Linear(key_dim, hidden_dim, bias=False)
+        self.query_proj = nn.Linear(query_dim, hidden_dim, bias=False)
+        self.v = nn.Parameter(torch.empty(hidden_dim).uniform_(-(hidden_dim**-0.5), hidden_dim**-0.5))
+
+    def keys(self, memory: Tensor) -> Tensor:
+        """W1 e for a memory (batch, n, key_dim): compute it once, then call `score` at every step."""
+        return self.key_proj(memory)
+
+    def score(self, query: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (batch, q, n) for queries (batch, q, query_dim) against projected keys."""
+        return additive_logits(self.query_proj(query), keys, self.v, mask)
+
+    def forward(self, query: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
+        """Logits (batch, q, n) of pointing from each query (batch, q, query_dim) at each item (batch, n, key_dim).
+
+        `memory_mask` is bool, (batch, n) or (batch, q, n), True = may be used; False gives -inf.
+        """
+        if query.dim() != 3 or memory.dim() != 3 or query.shape[0] != memory.shape[0]:
+            raise ValueError(
+                "need query (batch, q, query_dim) and memory (batch, n, key_dim) of one batch size, "
+                f"got {tuple(query.shape)} and {tuple(memory.shape)}"
+            )
+        return self.score(query, self.keys(memory), memory_mask)
