@@ -14,6 +14,8 @@ from etude.layers.cache import KVCache as KVCache
 from etude.layers.cache import LayerCache as LayerCache
 from etude.layers.convnets import convnet as convnet
 from etude.layers.convnets import resnet as resnet
+from etude.layers.cross_entropy import focal as focal
+from etude.layers.cross_entropy import masked_cross_entropy as masked_cross_entropy
 from etude.layers.decoder import DecoderConfig as DecoderConfig
 from etude.layers.decoder import DecoderLM as DecoderLM
 from etude.layers.distances import cosine_similarities as cosine_similarities

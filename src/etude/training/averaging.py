@@ -25,9 +25,9 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards `model`: ``average = decay * average + (1 - decay) * value``."""
-        mine, theirs = list(self.module.parameters()), list(model.parameters())
+        mine: list[Tensor] = [p.detach() for p in self.module.parameters()]
         if mine:
-            torch._foreach_lerp_(mine, [p.detach() for p in theirs], 1 - self.decay)
+            torch._foreach_lerp_(mine, [p.detach() for p in model.parameters()], 1 - self.decay)
         for a, b in zip(self.module.buffers(), model.buffers()):
             a.copy_(b)
 

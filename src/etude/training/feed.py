@@ -71,22 +71,23 @@ class RowFeed(Feed):
     ) -> None:
         self.data, self.batch_size, self.generator = move(data, device), batch_size, generator
         self.n = len(data[0])
-        self.steps_per_epoch = self.n // batch_size if drop_last else math.ceil(self.n / batch_size)
-        if self.steps_per_epoch == 0:
+        self.epoch_steps = self.n // batch_size if drop_last else math.ceil(self.n / batch_size)
+        self.steps_per_epoch = self.epoch_steps
+        if self.epoch_steps == 0:
             raise ValueError(f"{self.n} rows make no full batch of {batch_size}: drop_last=False keeps them")
-        self.kept = min(self.n, self.steps_per_epoch * batch_size)
+        self.kept = min(self.n, self.epoch_steps * batch_size)
         self.device, self.kind = device, type(self.data)
         self.used = [i for i, column in enumerate(self.data) if column is not None]
         row_bytes = sum(c[:1].numel() * c.element_size() for c in self.data if isinstance(c, Tensor))
         self.per_chunk = max(1, CHUNK_BYTES // max(1, row_bytes * batch_size))
         self.start = generator.get_state()  # of the order stream, before the running epoch was drawn
-        self.epoch_step = self.steps_per_epoch  # batches of the epoch already given
+        self.epoch_step = self.epoch_steps  # batches of the epoch already given
         self.batches: Iterator[Any] = iter(())
 
     def next(self) -> Any:
         batch = next(self.batches, None)
         if batch is None:
-            if self.epoch_step >= self.steps_per_epoch:
+            if self.epoch_step >= self.epoch_steps:
                 self._shuffle()
             self._gather()
             batch = next(self.batches)
@@ -119,7 +120,7 @@ class RowFeed(Feed):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["order"])
         self.start, done, self.batches = state["order"], int(state["epoch_step"]), iter(())
-        self.epoch_step = self.steps_per_epoch or 0
+        self.epoch_step = self.epoch_steps
         if done < self.epoch_step:
             self._shuffle()
         else:  # the epoch was finished: draw it so that the stream stands after it

@@ -1,0 +1,469 @@
+"""Warm worker processes: single-threaded, fed with calls over pipes, replaced when they die.
+
+A worker is a fresh interpreter that has imported torch and waits for calls. It never runs the caller's
+`__main__` again, so no ``if __name__ == "__main__":`` guard is needed and a script, ``python -c``, standard
+input, a notebook or pytest can all be the parent. Functions and their closures travel by cloudpickle;
+what is defined in `__main__`, or in a module that a fresh interpreter would not find, travels by value.
+Large tensors of the caller are mapped into the workers' memory instead of being copied.
+POSIX only (a pipe is handed on by its descriptor).
+"""
+
+import atexit
+import io
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from multiprocessing.connection import Connection, Pipe, wait
+from types import TracebackType
+from typing import Any
+
+import cloudpickle
+import torch
+from torch import Tensor
+
+from etude.errors import EtudeError, StudyError, UsageError
+
+IN_WORKER = "ETUDE_WORKER"  # set in the environment of a worker and of whatever it starts
+SHARED_BYTES = 1 << 20  # tensors from this size on are mapped, not copied
+START = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = {path!r}; "
+    "from etude.training.workers import _serve; _serve({fd}, {parent}, {threads})"
+)
+
+
+class WorkerDied(StudyError):
+    """A worker process ended (killed, out of memory, `os._exit`) while it ran a call."""
+
+
+class WorkerError(StudyError):
+    """A call's result or error could not be brought back from its worker."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One finished call: its value, or the error it raised (with the worker's traceback as a note).
+
+    `peak_bytes` is the highest resident memory of the worker during the call, `seconds` the call alone.
+    """
+
+    key: Any
+    value: Any = None
+    error: BaseException | None = None
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    worker: int = -1
+
+
+def in_worker() -> bool:
+    """Whether this code runs inside a worker of a `WorkerPool`."""
+    return IN_WORKER in os.environ
+
+
+class WorkerPool:
+    """Processes that stay warm and take one call at a time each.
+
+    Parameters
+    ----------
+    num_workers
+        Processes; default: the cores that this process may use.
+    threads
+        Threads of torch and its libraries in each.
+    initializer
+        Called once in every new worker; if it raises, every call to that worker has that error.
+
+    Raises
+    ------
+    UsageError
+        Inside a worker (pools are never nested), or where processes cannot inherit a pipe.
+    ValueError
+        For fewer than one worker or thread.
+
+    Notes
+    -----
+    Calls are started in the order of `submit`, as workers are free; a call that kills its worker is not
+    repeated. On Ctrl-C in `as_completed`, or when the pool is closed, running calls are ended.
+    """
+
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        threads: int = 1,
+        initializer: Callable[[], Any] | None = None,
+    ) -> None:
+        if in_worker():
+            raise UsageError("this is a worker of a pool already: run the calls here instead of in a nested pool")
+        if os.name != "posix" or not sys.executable:
+            raise UsageError("worker processes need a POSIX system and a Python executable: use plan='sequential'")
+        self.num_workers = cores() if num_workers is None else num_workers
+        if self.num_workers < 1 or threads < 1:
+            raise ValueError(f"num_workers and threads must be at least 1, got {num_workers} and {threads}")
+        self.threads = threads
+        self._mapped = _Mapped()
+        self._initializer = None if initializer is None else self._dumps(initializer)
+        self._workers: list[_Worker] = []
+        self._queue: deque[tuple[Any, bytes]] = deque()
+        self._ready: deque[Outcome] = deque()
+        self._owner = os.getpid()
+        self._finalizer = weakref.finalize(self, _end, self._workers, self._owner)
+
+    def submit(self, fn: Callable[..., Any], *args: Any, key: Any = None) -> None:
+        """Queue ``fn(*args)``; its outcome carries `key`."""
+        if not self._finalizer.alive:
+            raise UsageError("the pool is closed")
+        try:
+            self._queue.append((key, self._dumps((fn, args))))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise UsageError(f"the call {key!r} cannot be sent to a worker: {error}") from error
+        self._dispatch()
+
+    def as_completed(self) -> Iterator[Outcome]:
+        """Outcomes as the calls end, until none is left. Calls may be submitted meanwhile."""
+        try:
+            while True:
+                while self._ready:
+                    yield self._ready.popleft()
+                self._dispatch()
+                busy = {w.pipe: w for w in self._workers if w.busy}
+                if not busy and not self._ready:
+                    return
+                for pipe in wait(list(busy), timeout=0.0 if self._ready else 0.5):
+                    self._take(busy[pipe])  # type: ignore[index]
+                for worker in busy.values():
+                    if worker.busy and worker.process.poll() is not None and not worker.pipe.poll():
+                        self._bury(worker)
+        except KeyboardInterrupt:
+            self.close()
+            raise
+
+    def map(self, fn: Callable[..., Any], items: Any) -> list[Any]:
+        """``[fn(item) for item in items]``; raises the first error in the order of `items`."""
+        items = list(items)
+        for i, item in enumerate(items):
+            self.submit(fn, item, key=i)
+        outcomes = {o.key: o for o in self.as_completed()}
+        for i in range(len(items)):
+            error = outcomes[i].error
+            if error is not None:
+                raise error
+        return [outcomes[i].value for i in range(len(items))]
+
+    def close(self) -> None:
+        """End the workers, running calls included. Closing twice does nothing."""
+        self._queue.clear()
+        self._finalizer()
+        self._mapped.clear()
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Calls queued, running, or finished and not yet taken."""
+        return len(self._queue) + sum(w.busy for w in self._workers) + len(self._ready)
+
+    def _dumps(self, value: Any) -> bytes:
+        buffer = io.BytesIO()
+        _Pickler(buffer, self._mapped).dump(value)
+        return buffer.getvalue()
+
+    def _dispatch(self) -> None:
+        while self._queue:
+            worker = next((w for w in self._workers if not w.busy), None)
+            if worker is not None and worker.process.poll() is not None:  # died between two calls
+                self._replace(worker)
+                continue
+            if worker is None:
+                if len(self._workers) == self.num_workers:
+                    return
+                worker = _Worker(len(self._workers), self.threads, self._initializer)
+                self._workers.append(worker)
+            key, payload = self._queue.popleft()
+            worker.key, worker.busy, worker.started = key, True, time.perf_counter()
+            try:
+                worker.pipe.send_bytes(payload)
+            except (BrokenPipeError, ConnectionResetError):
+                self._bury(worker)
+
+    def _take(self, worker: "_Worker") -> None:
+        try:
+            payload = worker.pipe.recv_bytes()
+        except (EOFError, OSError):
+            self._bury(worker)
+            return
+        worker.busy = False
+        try:
+            value, error, seconds, peak = pickle.loads(payload)
+        except Exception as caught:
+            value, seconds, peak = None, time.perf_counter() - worker.started, 0
+            error = WorkerError(f"the outcome of {worker.key!r} cannot be read: {type(caught).__name__}: {caught}")
+        self._ready.append(Outcome(worker.key, value, error, seconds, peak, worker.number))
+
+    def _bury(self, worker: "_Worker") -> None:
+        key, seconds = worker.key, time.perf_counter() - worker.started
+        try:
+            code = worker.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:  # it closed its pipe and lives on
+            worker.process.kill()
+            code = worker.process.wait()
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        hint = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+        error = WorkerDied(f"worker {worker.number} died ({how}{hint}) while it ran {key!r}")
+        self._ready.append(Outcome(key, None, error, seconds, 0, worker.number))
+        self._replace(worker)
+
+    def _replace(self, worker: "_Worker") -> None:
+        worker.busy = False
+        worker.end(0.0)
+        if self._queue:  # else the next call that needs it starts it
+            self._workers[worker.number] = _Worker(worker.number, self.threads, self._initializer)
+
+
+class _Worker:
+    """The parent's end of one process."""
+
+    def __init__(self, number: int, threads: int, initializer: bytes | None) -> None:
+        self.number, self.key, self.busy, self.started = number, None, False, 0.0
+        self.pipe, child = Pipe()
+        count = str(threads)
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+        environment = os.environ | dict.fromkeys(names, count) | {IN_WORKER: "1"}
+        path = [os.path.abspath(p) if p else os.getcwd() for p in sys.path]
+        code = START.format(path=path, fd=child.fileno(), parent=os.getpid(), threads=threads)
+        self.process = subprocess.Popen(
+            [sys.executable, *_interpreter_flags(), "-c", code],
+            pass_fds=[child.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+        child.close()
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died at once: the first call finds out
+            self.pipe.send_bytes(initializer or b"")
+
+    def end(self, patience: float) -> None:
+        self.pipe.close()  # an idle worker leaves by itself
+        if self.busy:
+            self.process.terminate()
+        try:
+            self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _end(workers: list[_Worker], owner: int) -> None:
+    if os.getpid() != owner:  # a forked child of the caller must not end its parent's workers
+        return
+    for worker in workers:
+        worker.pipe.close()
+        if worker.busy:
+            worker.process.terminate()
+    for worker in workers:
+        worker.end(2.0)
+    workers.clear()
+
+
+def _interpreter_flags() -> list[str]:
+    return [f"-W{option}" for option in sys.warnoptions] if len(sys.warnoptions) < 20 else []
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_shared: WorkerPool | None = None
+
+
+def shared_pool() -> WorkerPool:
+    """The pool of this process that `train` uses; made on first use, warm until the process ends."""
+    global _shared
+    if _shared is None or _shared._owner != os.getpid() or not _shared._finalizer.alive:
+        _shared = WorkerPool()
+        atexit.register(_shared.close)
+    return _shared
+
+
+# What is sent
+
+
+class _Mapped:
+    """Large tensors of the caller as anonymous files, which a worker maps; one file while a tensor lives unchanged."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[Any, ...], tuple[int, Any]] = {}
+
+    def reduce(self, x: Tensor) -> Any:
+        """How to rebuild `x` in a worker, or NotImplemented to send it as it is."""
+        size = x.numel() * x.element_size()
+        plain = type(x) is Tensor and x.device.type == "cpu" and x.layout == torch.strided and not x.requires_grad
+        if not plain or size < SHARED_BYTES or not x.is_contiguous() or not hasattr(os, "memfd_create"):
+            return NotImplemented
+        name = (x.data_ptr(), x._version, tuple(x.shape), x.dtype)
+        if name not in self._files or self._files[name][1]() is None:
+            self.drop_dead()
+            fd = os.memfd_create("etude")
+            with open(fd, "wb", closefd=False) as file:
+                file.write(x.view(-1).view(torch.uint8).numpy().data)
+            self._files[name] = (fd, weakref.ref(x.untyped_storage()))
+        return _map_tensor, (f"/proc/{os.getpid()}/fd/{self._files[name][0]}", tuple(x.shape), x.dtype)
+
+    def drop_dead(self) -> None:
+        for name in [n for n, (_, alive) in self._files.items() if alive() is None]:
+            os.close(self._files.pop(name)[0])
+
+    def clear(self) -> None:
+        for fd, _ in self._files.values():
+            os.close(fd)
+        self._files.clear()
+
+
+def _map_tensor(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    count = 1
+    for length in shape:
+        count *= length
+    return torch.from_file(path, shared=False, size=count, dtype=dtype).view(shape)
+
+
+class _Pickler(cloudpickle.Pickler):
+    """cloudpickle that maps large tensors and sends by value what a fresh interpreter would not find."""
+
+    def __init__(self, file: io.BytesIO, mapped: _Mapped | None) -> None:
+        super().__init__(file)
+        self._mapped = mapped
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Tensor):
+            return NotImplemented if self._mapped is None else self._mapped.reduce(obj)
+        if isinstance(obj, BaseException):
+            return _rebuild_error, (type(obj), obj.args, dict(obj.__dict__))
+        if isinstance(obj, type) or callable(obj):
+            _register(getattr(obj, "__module__", None))
+        return super().reducer_override(obj)
+
+
+_seen: set[str] = set()
+
+
+def _register(name: str | None) -> None:
+    if not isinstance(name, str) or name in _seen or name == "__main__" or name not in sys.modules:
+        return
+    _seen.add(name)
+    module = sys.modules[name]
+    file = getattr(module, "__file__", None)
+    if file is not None and not _findable(name, file):
+        cloudpickle.register_pickle_by_value(module)
+
+
+def _findable(name: str, file: str) -> bool:
+    """Whether a fresh interpreter with our `sys.path` imports `name` from `file`."""
+    path, spec = None, None
+    parts = name.split(".")
+    for i in range(len(parts)):
+        full = ".".join(parts[: i + 1])
+        finders = [f for f in sys.meta_path if f is PathFinder or "editable" in str(getattr(f, "__module__", f))]
+        found = (f.find_spec(full, path) for f in finders)
+        spec = next((s for s in found if s is not None), None)
+        if spec is None:
+            return False
+        path = spec.submodule_search_locations
+    return spec is not None and spec.origin is not None and os.path.samefile(spec.origin, file)
+
+
+def _rebuild_error(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+# The worker's side
+
+
+def _serve(fd: int, parent: int, threads: int) -> None:
+    """The life of a worker: read a call, run it, send the outcome; end with the pipe or with the parent."""
+    torch.set_num_threads(threads)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    pipe = Connection(fd)
+    os.set_inheritable(fd, False)  # what a call starts must not keep the pipe open
+    broken: BaseException | None = None
+    try:
+        first = pipe.recv_bytes()
+        if first:
+            try:
+                pickle.loads(first)()
+            except Exception as caught:
+                broken = caught
+        while True:
+            pipe.send_bytes(_outcome(pipe.recv_bytes(), broken))
+    except (EOFError, OSError):
+        return  # the parent closed the pipe
+
+
+def _outcome(payload: bytes, broken: BaseException | None) -> bytes:
+    _reset_peak()
+    start, value, error = time.perf_counter(), None, broken
+    if error is None:
+        try:
+            fn, args = pickle.loads(payload)
+            start = time.perf_counter()
+            value = fn(*args)
+            del fn, args
+        except BaseException as caught:  # SystemExit of a call is that call's error
+            caught.add_note(f"In the worker:\n{traceback.format_exc().rstrip()}")
+            error = caught.with_traceback(None)
+    seconds = time.perf_counter() - start
+    try:
+        return _dump((value, error, seconds, _peak()))
+    except Exception as caught:
+        what = "result" if error is None else f"error {type(error).__name__}: {error}"
+        lost = WorkerError(f"the call's {what} cannot be sent back: {type(caught).__name__}: {caught}")
+        return _dump((None, lost, seconds, _peak()))
+
+
+def _dump(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, None).dump(value)
+    return buffer.getvalue()
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _reset_peak() -> None:
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # Linux: the peak restarts at the present size
+    except OSError:
+        pass
+
+
+def _peak() -> int:
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+__all__ = ["EtudeError", "Outcome", "WorkerDied", "WorkerError", "WorkerPool", "cores", "in_worker", "shared_pool"]
