@@ -22,6 +22,12 @@ from etude.layers.distances import cosine_similarities as cosine_similarities
 from etude.layers.distances import squared_distances as squared_distances
 from etude.layers.mlp import StackedLinear as StackedLinear
 from etude.layers.mlp import mlp as mlp
+from etude.layers.parameters import Anchor as Anchor
+from etude.layers.parameters import Layout as Layout
+from etude.layers.parameters import flatten as flatten
+from etude.layers.parameters import forward_with as forward_with
+from etude.layers.parameters import layout_of as layout_of
+from etude.layers.parameters import unflatten as unflatten
 from etude.layers.positions import AlibiPositions as AlibiPositions
 from etude.layers.positions import LearnedPositions as LearnedPositions
 from etude.layers.positions import RotaryPositions as RotaryPositions
