@@ -385,14 +385,16 @@ def data_verify(name: str | None = None) -> int:
     """
     from etude.data.sources import available, verify
 
-    names = [name] if name else [s.name for s in available()]
-    bad = 0
-    for each in names:
+    altered = False
+    for each in [name] if name else [s.name for s in available()]:
         status = verify(each)
-        bad += status in ("corrupt", "altered", "incomplete")
-        if name or status != "missing":
-            out.print(f"{each}: {status}")
-    return 3 if bad else 0
+        altered |= status.state == "altered"
+        if name or status.state != "missing":
+            out.print(f"{each}: {status.state}")
+            if status.state != "complete":
+                for file, found in status.files.items():
+                    out.print(f"  {file}: {found}", soft_wrap=True)
+    return 3 if altered else 0
 
 
 @app.command

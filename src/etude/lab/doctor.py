@@ -36,6 +36,6 @@ def examine() -> dict[str, Any]:
         "devices": devices,
         "extras": {extra: not gone for extra, gone in missing.items()},
         "missing": {extra: f"pip install 'etude[{extra}]'" for extra, gone in missing.items() if gone},
-        "data": {"ETUDE_DATA": os.environ.get("ETUDE_DATA"), "sets": {s.name: s.where for s in available()}},
+        "data": {"ETUDE_DATA": os.environ.get("ETUDE_DATA"), "sets": {s.name: s.state for s in available()}},
         "ledger": os.environ.get("ETUDE_LEDGER") or "etude.sqlite in the working folder",
     }

@@ -65,14 +65,20 @@ def source_records() -> list[dict[str, Any]]:
     """Every data set by name, for `etude data list`."""
     from etude.data.sources import available
 
-    return [{"name": s.name, "where": s.where, "license": s.license, "what": s.what} for s in available()]
+    return [
+        {"name": s.name, "title": s.title, "kind": s.kind, "state": s.state, "license": s.license, "bytes": s.bytes}
+        for s in available()
+    ]
 
 
 def print_sources(console: Console, records: Sequence[Mapping[str, Any]]) -> None:
-    table = Table("data set", "here", "licence", "what", pad_edge=False)
+    table = Table("data set", "kind", "where", "size", "licence", "what", pad_edge=False)
     for r in records:
-        table.add_row(r["name"], r["where"], escape(str(r["license"])), escape(str(r["what"])))
+        size = f"{r['bytes'] / 2**20:.1f} MB"
+        table.add_row(r["name"], r["kind"], r["state"], size, escape(r["license"]), escape(r["title"]))
     console.print(table)
+    console.print("here: on this disk; package: with an installed package; download: fetched on first use; "
+                  "bring: set ETUDE_DATA", style="dim")  # fmt: skip
 
 
 def print_doctor(console: Console, found: Mapping[str, Any]) -> None:
@@ -84,6 +90,6 @@ def print_doctor(console: Console, found: Mapping[str, Any]) -> None:
         remedy = "" if there else f"  {found['missing'][extra]}"
         console.print(f"[bold]extra[/]    {extra}: {'installed' if there else 'missing'}{escape(remedy)}")
     data = found["data"]
-    here = [n for n, w in data["sets"].items() if w not in ("download", "missing")]
+    here = [n for n, w in data["sets"].items() if w in ("here", "package")]
     console.print(f"[bold]data[/]     ETUDE_DATA={data['ETUDE_DATA'] or 'not set'}; at hand: {', '.join(sorted(here))}")
     console.print(f"[bold]ledger[/]   {found['ledger']}")

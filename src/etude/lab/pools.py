@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from etude.errors import MissingExtra
 
@@ -10,11 +10,20 @@ from etude.errors import MissingExtra
 class Finished(Protocol):
     """What comes back of a job: its key, and a value or an error."""
 
-    key: Any
-    value: Any
-    error: BaseException | None
-    seconds: float
-    peak_bytes: int
+    @property
+    def key(self) -> Any: ...
+
+    @property
+    def value(self) -> Any: ...
+
+    @property
+    def error(self) -> BaseException | None: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def peak_bytes(self) -> int: ...
 
 
 class Pool(Protocol):
@@ -27,9 +36,12 @@ class Pool(Protocol):
     def close(self) -> None: ...
 
 
-class _Result:
-    def __init__(self, key: Any, value: Any, error: BaseException | None, seconds: float, peak_bytes: int) -> None:
-        self.key, self.value, self.error, self.seconds, self.peak_bytes = key, value, error, seconds, peak_bytes
+class _Result(NamedTuple):
+    key: Any
+    value: Any
+    error: BaseException | None
+    seconds: float
+    peak_bytes: int
 
 
 def peak_memory() -> int:
