@@ -21,7 +21,8 @@ Tier = Literal["quick", "laptop", "gpu"]
 app = App(name="etude", version=__version__, help="Papers you can run: does this paper's method work?")
 data_app = App(name="data", help="Data sets: which there are, fetching and checking them.")
 app.command(data_app)
-out = Console(highlight=False)
+# Without a terminal (a pipe, a log) a table is as wide as it needs to be readable.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False)
 
 
@@ -67,9 +68,9 @@ def papers(
             {"slug": p.slug, "title": p.title, "room": p.room, "kind": p.kind, "year": p.year,
              "runs": p.slug in can, "claims": len(p.claims)} for p in found
         ])  # fmt: skip
-    from rich.table import Table
+    from etude.lab.console import plain_table
 
-    table = Table("paper", "title", "room", "kind", "year", "claims", "runs", pad_edge=False)
+    table = plain_table("paper", "title", "room", "kind", "year", "claims", "runs")
     for p in found:
         mark = "[green]yes[/]" if p.slug in can else "[dim]not runnable yet[/]"
         table.add_row(p.slug, escape(p.title), p.room, p.kind, str(p.year), str(len(p.claims)), mark)
@@ -180,8 +181,9 @@ def run(
     for r in results:
         for protocol, why in r.skipped.items():
             err.print(f"[yellow]skipped[/] {r.slug}, {protocol}: {escape(why)}", soft_wrap=True)
-        for problem in r.errors:
-            err.print(f"[red]broken[/] {escape(problem)}", soft_wrap=True)
+        if r.errors:
+            more = f" (and {len(r.errors) - 1} more)" if len(r.errors) > 1 else ""
+            err.print(f"[red]broken[/] {r.slug}: {escape(r.errors[0])}{more}", soft_wrap=True)
     if page is not None and not json_:
         out.print(f"Report: {page}", soft_wrap=True)
     wholly_skipped = [r for r in results if r.state == "skipped" and r.slug in slugs]

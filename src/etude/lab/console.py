@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -53,6 +54,14 @@ class StudyProgress(AbstractContextManager["StudyProgress"]):
                 self._console.print(f"{slug}: finished after {seconds:.0f} s", highlight=False)
 
 
+def plain_table(*columns: str, title: str | None = None) -> Table:
+    """A table without frames: a rule below the header, nothing else."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold", justify="right" if name in ("n", "size") else "left")
+    return table
+
+
 def number(value: float | None, signed: bool = False) -> str:
     """Three significant digits, no needless zeros."""
     if value is None:
@@ -78,20 +87,10 @@ def rule(v: Verdict) -> str:
 
 def claims_table(verdicts: Sequence[Verdict], title: str | None = None) -> Table:
     """The table that a run ends with."""
-    table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
-    for name in (
-        "paper",
-        "claim",
-        "data",
-        "tier",
-        "verdict",
-        "effect [interval]",
-        "must be",
-        "paper says",
-        "n",
-        "notes",
-    ):
-        table.add_column(name, overflow="fold", justify="right" if name == "n" else "left")
+    table = plain_table(
+        "paper", "claim", "data", "tier", "verdict", "effect [interval]", "must be", "paper says", "n", "notes",
+        title=title,
+    )  # fmt: skip
     last = None
     for v in verdicts:
         word = Text(v.verdict or "no verdict", style=STYLE[v.verdict])

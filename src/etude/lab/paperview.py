@@ -7,10 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.syntax import Syntax
-from rich.table import Table
 
 from etude.catalogue.card import Paper
-from etude.lab.console import STYLE, interval, rule
+from etude.lab.console import STYLE, interval, plain_table, rule
 from etude.lab.judge import Verdict
 from etude.lab.ledger import Ledger, default_url
 from etude.lab.registry import runnable
@@ -33,7 +32,7 @@ def print_paper(console: Console, paper: Paper, said: Sequence[Verdict]) -> None
     facts = [f"{paper.room} / {paper.kind}", paper.venue or "", *links, code]
     console.print(escape("  ".join(f for f in facts if f)), style="dim")
     console.print(escape(" ".join(paper.summary.split())))
-    table = Table("claim", "statement", "must be", "paper says", "data, tier", "verdict", "effect", pad_edge=False)
+    table = plain_table("claim", "statement", "must be", "paper says", "data, tier", "verdict", "effect")
     for claim in paper.claims:
         mine = [v for v in said if v.claim == claim.id]
         figure = claim.paper
@@ -72,7 +71,7 @@ def source_records() -> list[dict[str, Any]]:
 
 
 def print_sources(console: Console, records: Sequence[Mapping[str, Any]]) -> None:
-    table = Table("data set", "kind", "where", "size", "licence", "what", pad_edge=False)
+    table = plain_table("data set", "kind", "where", "size", "licence", "what")
     for r in records:
         size = f"{r['bytes'] / 2**20:.1f} MB"
         table.add_row(r["name"], r["kind"], r["state"], size, escape(r["license"]), escape(r["title"]))

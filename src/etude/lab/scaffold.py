@@ -103,7 +103,7 @@ class {name}Study(Study):
         size = next(iter(tasks.values())).train.x[0].numel()
 
         def build(seed: int) -> nn.Module:
-            return nn.Sequential(nn.Flatten(), nn.Linear(size, 32), middle(), mlp([32, job.task.num_classes]))
+            return nn.Sequential(nn.Flatten(), nn.Linear(size, 32), middle(), mlp([32, len(job.task.classes)]))
 
         steps = 1 if job.arm == "untrained" else job.config.steps
         lr = 0.0 if job.arm == "untrained" else 1e-2
