@@ -1,0 +1,129 @@
+"""The generated pages: `papers/<slug>.md` from the cards and the exported runs, `rooms/<room>.md` from the code."""
+
+import importlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from etude import ROOMS, catalogue
+from etude.catalogue import Paper
+from etude.lab.registry import runnable
+from etude.lab.vega import to_svg
+
+WORD = {"holds": "✓ holds", "fails": "✗ fails", "inconclusive": "~ inconclusive", None: "no verdict"}
+TIERS = ("gpu", "laptop", "quick")
+
+
+def _cell(text: Any) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "-" if value is None else str(value)
+
+
+def results_of(slug: str, results: Path) -> list[dict[str, Any]]:
+    """The exported runs of a paper, largest tier first."""
+    files = [results / slug / f"{tier}.json" for tier in TIERS]
+    return [json.loads(f.read_text("utf-8")) for f in files if f.is_file()]
+
+
+def _claims(paper: Paper, runs: list[dict[str, Any]]) -> list[str]:
+    lines = ["## Claims", "", "| claim | statement | must be | paper says | expected |", "|---|---|---|---|---|"]
+    for c in paper.claims:
+        if c.status == "not_testable":
+            rule = f"not testable here: {c.reason}"
+        else:
+            sign = {"greater": "> ", "less": "< ", "within": "within ±"}[c.relation or "greater"]
+            rule = f"{c.metric.name if c.metric else ''} {sign}{c.margin:g} ({c.tier})"
+        says = "-" if c.paper is None else f"{c.paper.text or _number(c.paper.value)} ({c.paper.source})"
+        lines.append(f"| {c.id} | {_cell(c.statement)} | {_cell(rule)} | {_cell(says)} | {c.expects} |")
+    for run in runs:
+        lines += ["", f"### Measured, tier {run['tier']}", "", _run_line(run), ""]
+        lines += ["| claim | data | verdict | effect [interval] | n | notes |", "|---|---|---|---|---|---|"]
+        for v in run["verdicts"]:
+            span = f"{_number(v['effect'])} [{_number(v['low'])}, {_number(v['high'])}] {'' if v['unit'] == '1' else v['unit']}"
+            notes = "; ".join(v["notes"])
+            lines.append(f"| {v['claim']} | {v['protocol']} | {WORD[v['verdict']]} | {span} | {v['n']} | {_cell(notes)} |")
+    notes = [c for c in paper.claims if c.notes]
+    if notes:
+        lines += ["", "### What we found", ""] + [f"- **{c.id}** {_cell(c.notes)}" for c in notes]
+    return lines
+
+
+def _run_line(run: dict[str, Any]) -> str:
+    env = run["record"]["environment"]
+    return (
+        f"`{run['record']['command']}`: {run['seconds']:.0f} s of worker time on {env['machine']} "
+        f"({env['device']}), torch {env['packages'].get('torch', '?')}, {run['started'][:10]}."
+    )
+
+
+def _paper_page(paper: Paper, folder: Path, results: Path) -> None:
+    runs = results_of(paper.slug, results)
+    links = [f"[arXiv {paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})"] if paper.arxiv else []
+    links += [f"[doi](https://doi.org/{paper.doi})"] if paper.doi else []
+    links += [f"official code: `{paper.official_code}`"] if paper.official_code else []
+    runs_here = paper.slug in runnable()
+    lines = [f"# {paper.title}", "", f"{paper.authors}, {paper.year}. " + " · ".join(links), "", paper.summary.strip(), ""]
+    lines += [f"Room {{doc}}`../rooms/{paper.room}`; kind: {paper.kind}; tags: {', '.join(paper.tags)}.", ""]
+    lines += [f"```shell\netude run {paper.slug}\n```", ""] if runs_here else ["Not runnable yet: it has no study.", ""]
+    if paper.usage:
+        lines += ["## Use it", "", f"```python\n{paper.usage.strip()}\n```", ""]
+    lines += _claims(paper, runs)
+    plots = runs[0]["record"].get("plots", []) if runs else []
+    if plots:
+        lines += ["", "## Plots", ""]
+    for plot in plots:
+        svg = folder / f"{paper.slug}-{plot['name']}.svg"
+        text = to_svg(plot["spec"]).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" ', 1)
+        for name, colour in (("--ink", "#333"), ("--soft", "#777"), ("--rule", "#bbb")):
+            text = text.replace(f"var({name})", colour)
+        svg.write_text(text, "utf-8")
+        lines += [f"![{_cell(plot['caption'])}]({svg.name})", "", f"*{_cell(plot['caption'])}*", ""]
+    if paper.checklist:
+        lines += ["", "## Checklist", "", "| box | status | where |", "|---|---|---|"]
+        lines += [
+            f"| {_cell(b.box)} | {b.status.replace('_', ' ')} | {_cell(f'`{b.where}`' if b.where else b.reason or '')} |"
+            for b in paper.checklist
+        ]
+    if paper.notes:
+        lines += ["", "## Decisions", "", paper.notes.strip()]
+    (folder / f"{paper.slug}.md").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _room_page(room: str, folder: Path) -> None:
+    module = importlib.import_module(f"etude.{room}")
+    names = sorted(n for n, v in vars(module).items() if not n.startswith("_") and getattr(v, "__module__", "").startswith("etude."))
+    lines = [f"# etude.{room}", "", inspect.getdoc(module) or "", ""]
+    papers = [p for p in catalogue.papers() if p.room == room]
+    lines += ["Papers: " + ", ".join(f"{{doc}}`../papers/{p.slug}`" for p in papers) + ".", ""]
+    if not names:
+        lines.append("No method of this room is built yet.")
+    for name in names:
+        kind = "class" if inspect.isclass(getattr(module, name)) else "function"
+        members = "\n   :members:" if kind == "class" else ""
+        lines += [f"```{{eval-rst}}\n.. auto{kind}:: etude.{room}.{name}{members}\n```", ""]
+    (folder / f"{room}.md").write_text("\n".join(lines), "utf-8")
+
+
+def generate(docs: Path, results: Path) -> None:
+    """Write every generated page."""
+    papers, rooms = docs / "papers", docs / "rooms"
+    for folder in (papers, rooms):
+        folder.mkdir(exist_ok=True)
+        for old in folder.iterdir():
+            old.unlink()
+    for paper in catalogue.papers():
+        _paper_page(paper, papers, results)
+    for room in ROOMS:
+        _room_page(room, rooms)
+    table = ["# Papers", "", "| paper | title | room | runs |", "|---|---|---|---|"]
+    for p in catalogue.papers():
+        mark = "yes" if p.slug in runnable() else ""
+        table.append(f"| {{doc}}`{p.slug} <{p.slug}>` | {_cell(p.title)} | {p.room} | {mark} |")
+    toc = "\n".join(p.slug for p in catalogue.papers())
+    (papers / "index.md").write_text("\n".join(table) + f"\n\n```{{toctree}}\n:hidden:\n{toc}\n```\n", "utf-8")
+    toc = "\n".join(ROOMS)
+    (rooms / "index.md").write_text(f"# Rooms\n\n```{{toctree}}\n:maxdepth: 1\n{toc}\n```\n", "utf-8")
