@@ -16,8 +16,7 @@ ROOMS = {
     "kernels": "wide-deep-optimal-classification",
     "training": "train-longer guidance phyll rich-representations fantastic-gains "
     "degradation-classification-pretraining deep-learning-review-2019",
-    "continual": "discrete-key-value-bottleneck continual-learning-thesis "
-    "dependency-preserving-hypernetworks",
+    "continual": "discrete-key-value-bottleneck continual-learning-thesis dependency-preserving-hypernetworks",
     "incontext": "gpicl incontext-boolean icl-linear-models data-distribution-icl fast-slow-memory raml",
     "selection": "active-learning-text data-selection-survey data-filtering-networks "
     "data-factors-compositional points-vlm",

@@ -90,11 +90,7 @@ def test_toml_syntax_error_names_file_and_line(folder: Path) -> None:
 
 
 def test_schema_errors_are_one_line_each_with_file_and_field() -> None:
-    text = (
-        CARD.replace('"higher"', '"up"')
-        .replace("year = 2020", "year = 1900")
-        .format(slug="x", summary=SUMMARY)
-    )
+    text = CARD.replace('"higher"', '"up"').replace("year = 2020", "year = 1900").format(slug="x", summary=SUMMARY)
     with pytest.raises(CatalogueError) as caught:
         parse_card(text, name="x.toml")
     lines = str(caught.value).splitlines()
@@ -137,6 +133,11 @@ def test_papers_reports_every_broken_card_and_load_still_reads_a_sound_one(folde
     assert "bad-a.toml: not valid TOML" in str(caught.value)
     assert "bad-b.toml: room: " in str(caught.value)
     assert load("sound").slug == "sound"
+
+
+def test_wrapped_summary_is_one_paragraph() -> None:
+    text = CARD.format(slug="x", summary="@").replace('"@"', '"""\n' + "some\nwords  here\n" * 30 + '"""')
+    assert parse_card(text, name="x.toml").summary == " ".join(["some words here"] * 30)
 
 
 def test_committed_schema_is_current() -> None:

@@ -51,7 +51,7 @@ def _step(document: Any, part: int | str) -> Any:
 
 
 def parse_card(text: str, *, name: str) -> Paper:
-    """The paper of one card.
+    """The paper of one card. Line breaks inside `summary` and the paper's `notes` become blanks.
 
     Parameters
     ----------
@@ -70,6 +70,9 @@ def parse_card(text: str, *, name: str) -> Paper:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise CatalogueError(f"{name}: not valid TOML: {error}") from error
+    for field in ("summary", "notes"):  # wrapped in the file, one paragraph for the reader
+        if isinstance(document.get(field), str):
+            document[field] = " ".join(document[field].split())
     try:
         paper = Paper.model_validate(document)
     except ValidationError as error:
