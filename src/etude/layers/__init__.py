@@ -20,6 +20,8 @@ from etude.layers.decoder import DecoderConfig as DecoderConfig
 from etude.layers.decoder import DecoderLM as DecoderLM
 from etude.layers.distances import cosine_similarities as cosine_similarities
 from etude.layers.distances import squared_distances as squared_distances
+from etude.layers.hamming import HammingIndex as HammingIndex
+from etude.layers.hamming import hamming_distances as hamming_distances
 from etude.layers.mlp import StackedLinear as StackedLinear
 from etude.layers.mlp import mlp as mlp
 from etude.layers.parameters import Anchor as Anchor
