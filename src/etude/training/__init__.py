@@ -3,6 +3,9 @@
 from etude.training.config import TrainConfig as TrainConfig
 from etude.training.engine import Trained as Trained
 from etude.training.engine import train as train
+from etude.training.gradients import GradientNoise as GradientNoise
+from etude.training.gradients import gradient_statistics as gradient_statistics
+from etude.training.gradients import per_sample_gradients as per_sample_gradients
 from etude.training.metrics.classification import accuracy as accuracy
 from etude.training.metrics.classification import brier as brier
 from etude.training.metrics.classification import class_accuracy as class_accuracy
