@@ -2,13 +2,40 @@
 
 Source: Vinyals, Fortunato & Jaitly 2015, arXiv 1506.03134, section 2.3 (additive scores: Bahdanau et al. 2014).
 Names: `query` is the paper's d_i, `memory` its e_j, the logits its u^i_j = v^T tanh(W1 e_j + W2 d_i).
+
+How it is computed: tanh(q + k) = 1 - 2 s with s = 1 / (1 + exp(2 q) exp(2 k)), so the exponentials are taken once a
+query and once an item instead of one tanh a pair, and the derivative 4 s (1 - s) needs s alone.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 CHUNK = 2**28
 """Most elements of the (batch, queries, items, hidden) tanh that are held at once."""
+
+
+LIMIT = 40.0
+"""Projections are cut at this size: exp stays finite in float32, and tanh is flat long before."""
+
+
+class _AdditiveScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, keys: Tensor, v: Tensor) -> Tensor:
+        a, b = ((2 * p.clamp(-LIMIT, LIMIT)).exp() for p in (query, keys))
+        s = (a.unsqueeze(2) * b.unsqueeze(1)).add_(1).reciprocal_()
+        ctx.save_for_backward(s, v)
+        return v.sum() - 2 * (s @ v)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s, v = ctx.saved_tensors
+        dv = grad.sum() - 2 * (grad.reshape(-1) @ s.reshape(-1, s.shape[-1]))
+        inner = torch.addcmul(s, s, s, value=-1).mul_(grad.unsqueeze(-1))
+        return inner.sum(2) * (4 * v), inner.sum(1) * (4 * v), dv
 
 
 def additive_logits(query: Tensor, keys: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -37,7 +64,10 @@ def additive_logits(query: Tensor, keys: Tensor, v: Tensor, mask: Tensor | None 
     """
     (batch, q, hidden), n = query.shape, keys.shape[1]
     step = max(1, CHUNK // max(1, batch * n * hidden))
-    logits = [torch.tanh(part.unsqueeze(2) + keys.unsqueeze(1)) @ v for part in query.split(step, dim=1)]
+    if query.dtype in (torch.bfloat16, torch.float16):  # under autocast the exponentials stay exact
+        query, keys, v = query.float(), keys.float(), v.float()
+    with torch.autocast(query.device.type, enabled=False):
+        logits = [_AdditiveScores.apply(part, keys, v) for part in query.split(step, dim=1)]
     out = logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
     if mask is None:
         return out

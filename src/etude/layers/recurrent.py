@@ -184,6 +184,13 @@ def initialize(
     return rnn
 
 
+def swap_rows(state: Any) -> Any:
+    """A recurrent state (layers, batch, ...) with rows on the first axis, as `decode` wants it, or back."""
+    if isinstance(state, tuple):
+        return tuple(swap_rows(s) for s in state)
+    return state.transpose(0, 1).contiguous()
+
+
 def spectral_radius(matrix: Tensor) -> float:
     """Largest absolute eigenvalue of a square matrix; ValueError for another shape."""
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:

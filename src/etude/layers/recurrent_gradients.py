@@ -1,0 +1,296 @@
+"""Gradients through time: truncated back-propagation, their size against the lag, and the exact online gradient.
+
+Source: Lipton, Berkowitz & Elkan 2015, arXiv 1506.00019, section 2.3; truncation as BPTT(h; h') of Williams & Peng
+1990; `rtrl` is real-time recurrent learning of Williams & Zipser 1989.
+"""
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from etude.layers.recurrent import spectral_radius
+from etude.layers.recurrent_cells import LinearRNN
+
+WindowLoss = Callable[[Tensor, slice], Tensor]
+
+
+@dataclass
+class Window:
+    """One piece of a truncated run: call ``loss.backward()``."""
+
+    loss: Tensor
+    """Of the steps start..stop; its gradient reaches back to step `back_to`."""
+    y: Tensor
+    """(batch, stop - start, width)."""
+    state: Any
+    """After step stop - 1, detached."""
+    start: int
+    stop: int
+    back_to: int
+    module: nn.Module
+
+    def clip(self, max_norm: float) -> float:
+        """Clip the module's gradients after ``backward`` and return their norm before the clip.
+
+        Raises ValueError when the norm is NaN or infinite: the gradient has exploded beyond repair.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), max_norm))
+        if not math.isfinite(norm):
+            raise ValueError(f"steps {self.start}..{self.stop}: gradient norm {norm} before the clip; lower lr or k2")
+        return norm
+
+
+def tbptt(
+    rnn: nn.Module,
+    x: Tensor,
+    k1: int,
+    k2: int,
+    *,
+    loss_fn: WindowLoss | None = None,
+    state: Any = None,
+) -> Iterator[Window]:
+    """Truncated back-propagation through time: every `k1` steps a loss whose gradient reaches back `k2` steps.
+
+    Between two windows the weights may change. Where k2 > k1 the last k2 steps are run again from the stored
+    state, so the cost is k2 / k1 of a plain run and memory is that of k2 steps.
+
+    Parameters
+    ----------
+    rnn
+        Anything called as ``rnn(x, state) -> y, state``, batch first, or a model that has it as its method ``run`` and
+        brings ``window_loss(y, steps, x)``, such as `RecurrentLM`.
+    x
+        Shape (batch, time, ...).
+    loss_fn
+        ``loss_fn(y, steps) -> scalar`` of the outputs (batch, k1, width) at the absolute steps (a slice). None: the
+        module's own `window_loss`; a bare recurrent net has none and gets half the mean square of its outputs (with
+        a warning): a stand-in that shows gradients and trains nothing.
+    state
+        State before the first step.
+
+    Yields
+    ------
+    Window
+
+    Raises
+    ------
+    ValueError
+        If k1 < 1 or k2 < k1, or when a loss is NaN or infinite.
+    """
+    if k1 < 1 or k2 < k1:
+        raise ValueError(f"need 1 <= k1 <= k2 (a step is first seen in the window that scores it), got {k1} and {k2}")
+    if x.dim() < 2 or x.shape[1] < 1:
+        raise ValueError(f"x must have shape (batch, time, ...) with at least one step, got {tuple(x.shape)}")
+    own = getattr(rnn, "window_loss", None)
+    if loss_fn is None and own is None:
+        warnings.warn("tbptt without loss_fn: half the mean square of the outputs stands in", stacklevel=2)
+    return _windows(rnn, x, k1, k2, loss_fn, own, state)
+
+
+def _windows(
+    rnn: nn.Module, x: Tensor, k1: int, k2: int, loss_fn: WindowLoss | None, own: Any, state: Any
+) -> Iterator[Window]:
+    time, run = x.shape[1], getattr(rnn, "run", rnn)
+    begin = 0
+    for start in range(0, time, k1):
+        stop = min(start + k1, time)
+        following = max(0, stop + k1 - k2)  # where the next window begins
+        cut = min(following, stop)
+        parts = []
+        running = state
+        if cut > begin:
+            y, running = run(x[:, begin:cut], running)
+            parts.append(y)
+        stored = detach(running)
+        if stop > cut:
+            y, running = run(x[:, cut:stop], running)
+            parts.append(y)
+        y = torch.cat(parts, dim=1)[:, start - begin :] if len(parts) > 1 else parts[0][:, start - begin :]
+        steps = slice(start, stop)
+        if loss_fn is not None:
+            loss = loss_fn(y, steps)
+        else:
+            loss = y.square().mean() / 2 if own is None else own(y, steps, x)
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(f"loss {float(loss)} at steps {start}..{stop}: the run has diverged; clip or lower the lr")
+        yield Window(loss, y, detach(running), start, stop, begin, rnn)
+        state, begin = stored, cut
+
+
+def detach(state: Any) -> Any:
+    """A recurrent state cut from its history."""
+    if isinstance(state, tuple):
+        return tuple(detach(s) for s in state)
+    return state.detach() if isinstance(state, Tensor) else state
+
+
+class Profile(NamedTuple):
+    """How a gradient travels through time."""
+
+    norms: Tensor
+    """(time,): ||dh_T / ds_t|| for t = 1..T, spectral norm, mean over rows; s is the whole state (h, or h and c)."""
+    lags: Tensor
+    """(time,): T - t."""
+    slope: float
+    """Of log norm against lag, over the further half of the lags; -inf when the gradient is exactly 0 there."""
+    spectral_radius: float
+    """Largest absolute eigenvalue of the recurrent matrix, or, for gated cells, of the last step's state Jacobian."""
+    verdict: str
+
+
+def gradient_profile(rnn: nn.Module, x: Tensor, *, lags: Tensor | None = None) -> Profile:
+    """Norm of the Jacobian of the last hidden state with respect to every earlier state.
+
+    For a linear cell it is ||U^(T-t)||, whose log falls or rises with the lag by log(spectral radius).
+
+    Parameters
+    ----------
+    rnn
+        One-layer, one-directional recurrent module of `make_rnn` or `torch.nn` (batch first).
+    x
+        Shape (batch, time, input), time >= 2.
+    lags
+        Order of the lags that the slope is fitted on; None: as they are. (A control can pass a permutation.)
+
+    Raises
+    ------
+    ValueError
+        For stacked or bidirectional nets, or fewer than two steps.
+    """
+    if getattr(rnn, "num_layers", 1) != 1 or getattr(rnn, "bidirectional", False):
+        raise ValueError("gradient_profile needs one layer and one direction")
+    if x.dim() != 3 or x.shape[1] < 2:
+        raise ValueError(f"x must have shape (batch, time, input) with at least two steps, got {tuple(x.shape)}")
+    x = x.detach().requires_grad_(True)  # a graph even where every weight is frozen
+    was_training = rnn.training
+    rnn.train()  # cuDNN keeps what backward needs in this mode only
+    states: list[tuple[Tensor, ...]] = []
+    state: Any = None
+    try:
+        with torch.enable_grad():
+            for t in range(x.shape[1]):
+                _, state = rnn(x[:, t : t + 1], state)
+                states.append(state if isinstance(state, tuple) else (state,))
+    finally:
+        rnn.train(was_training)
+    last = states[-1][0][0]  # (batch, h)
+    jacobians = _jacobians(last, states)
+    norms = torch.stack([torch.linalg.matrix_norm(j, ord=2).mean() for j in jacobians])
+    lag = torch.arange(x.shape[1] - 1, -1, -1)
+    slope = _slope(norms, lag if lags is None else lags)
+    return Profile(norms, lag, slope, _radius(rnn, states), _verdict(slope))
+
+
+def _jacobians(output: Tensor, states: list[tuple[Tensor, ...]]) -> list[Tensor]:
+    """d output (batch, o) / d each state, as (batch, o, size of the state); rows do not mix, so their sum will do."""
+    parts = [p for s in states for p in s]
+    rows = [
+        torch.autograd.grad(output[:, i].sum(), parts, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for i in range(output.shape[1])
+    ]
+    width, batch = len(states[0]), output.shape[0]
+    return [
+        torch.cat(
+            [torch.stack([r[t * width + k].reshape(batch, -1) for r in rows], dim=1) for k in range(width)], dim=-1
+        )
+        for t in range(len(states))
+    ]
+
+
+def _slope(norm: Tensor, lag: Tensor) -> float:
+    far = lag >= lag.max() / 2
+    if not bool((norm[far] > 0).all()):
+        return -math.inf
+    a, b = lag[far].double(), norm[far].double().log()
+    a = a - a.mean()
+    return float((a * b).sum() / (a * a).sum())
+
+
+def _radius(rnn: nn.Module, states: list[tuple[Tensor, ...]]) -> float:
+    if isinstance(rnn, (nn.RNN, LinearRNN)):
+        return spectral_radius(rnn.get_parameter("weight_hh_l0"))
+    step = [_jacobians(part[0].flatten(1), states[-2:-1])[0] for part in states[-1]]
+    return float(torch.linalg.eigvals(torch.cat(step, dim=1)).abs().amax(-1).mean())
+
+
+def _verdict(slope: float) -> str:
+    factor = math.exp(slope) if math.isfinite(slope) else 0.0
+    if factor < 0.99:
+        return f"vanishing: the gradient shrinks by a factor {factor:.3f} a step"
+    if factor > 1.01:
+        return f"exploding: the gradient grows by a factor {factor:.3f} a step"
+    return f"kept: the gradient changes by a factor {factor:.3f} a step"
+
+
+def rtrl(cell: nn.Module, x: Tensor, loss: Callable[..., Tensor], *, state: Tensor | None = None) -> dict[str, Tensor]:
+    """Exact gradient of a sum of losses, carried forward in time: no step is kept, nothing is run backwards.
+
+    The sensitivities P_t = dh_t / d(W, U, b) follow P_t = D_t (U P_{t-1} + dz_t), with D_t the diagonal of act' and
+    z_t = [x_t, h_{t-1}, 1]. Memory O(batch * h^2 (d + h)), time O(h^4) a step: an oracle for tests, not a way to train.
+
+    Parameters
+    ----------
+    cell
+        Elman: one-layer, one-directional `make_rnn("elman", ...)`, `torch.nn.RNN` or `torch.nn.RNNCell`.
+    x
+        Shape (batch, time, input).
+    loss
+        ``loss(h_t)`` or ``loss(h_t, t)`` -> scalar of the hidden state (batch, h) at step t; summed over t.
+    state
+        First hidden state, (batch, h) or (1, batch, h); None: zeros.
+
+    Returns
+    -------
+    dict
+        Gradient by parameter name of the cell; equal to full back-propagation through time.
+
+    Raises
+    ------
+    ValueError
+        For a cell that is not of this kind, or x of another shape.
+    """
+    if not isinstance(cell, (nn.RNN, nn.RNNCell, LinearRNN)):
+        raise ValueError(f"rtrl is for Elman cells (nn.RNN, nn.RNNCell), got {type(cell).__name__}")
+    if getattr(cell, "num_layers", 1) != 1 or getattr(cell, "bidirectional", False):
+        raise ValueError("rtrl needs one layer and one direction")
+    if x.dim() != 3 or x.shape[-1] != cell.input_size:
+        raise ValueError(f"x must have shape (batch, time, {cell.input_size}), got {tuple(x.shape)}")
+    named = {name.removesuffix("_l0"): p.detach() for name, p in cell.named_parameters()}
+    h_size, d = cell.hidden_size, cell.input_size
+    w, u = named["weight_ih"], named["weight_hh"]
+    bias = named.get("bias_ih", w.new_zeros(h_size)) + named.get("bias_hh", w.new_zeros(h_size))
+    kind = getattr(cell, "nonlinearity", "linear")
+    h = x.new_zeros(x.shape[0], h_size) if state is None else state.detach().reshape(x.shape[0], h_size)
+    sensitivity = x.new_zeros(x.shape[0], h_size, h_size, d + h_size + 1)
+    total = x.new_zeros(h_size, d + h_size + 1)
+    own = torch.arange(h_size, device=x.device)
+    for t in range(x.shape[1]):
+        z = torch.cat([x[:, t].detach(), h, x.new_ones(x.shape[0], 1)], dim=1)
+        a = x[:, t].detach() @ w.T + h @ u.T + bias
+        h, slope = {
+            "tanh": lambda a: (torch.tanh(a), 1 - torch.tanh(a) ** 2),
+            "relu": lambda a: (torch.relu(a), (a > 0).to(a.dtype)),
+            "linear": lambda a: (a, torch.ones_like(a)),
+        }[kind](a)
+        sensitivity = torch.einsum("im,bmkj->bikj", u, sensitivity)
+        sensitivity[:, own, own] += z[:, None]
+        sensitivity = slope[:, :, None, None] * sensitivity
+        leaf = h.clone().requires_grad_(True)
+        with torch.enable_grad():
+            value = loss(leaf, t) if _takes_step(loss) else loss(leaf)
+        if value.requires_grad:
+            (error,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
+            total += torch.einsum("bi,bikj->kj", error, sensitivity)
+    pieces = {"weight_ih": total[:, :d], "weight_hh": total[:, d:-1], "bias_ih": total[:, -1], "bias_hh": total[:, -1]}
+    return {name: pieces[name.removesuffix("_l0")].clone() for name, _ in cell.named_parameters()}
+
+
+def _takes_step(loss: Callable[..., Tensor]) -> bool:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in kinds and p.default is p.empty for p in inspect.signature(loss).parameters.values()) >= 2

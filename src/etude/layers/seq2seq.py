@@ -1,0 +1,358 @@
+"""Recurrent encoder-decoders: the frame of pointer networks, and the fixed-vocabulary nets they are compared with.
+
+With teacher forcing the whole decoder is one LSTM call and all output scores one batched step; only `generate` loops.
+
+Source: Sutskever, Vinyals & Le 2014 (no attention); Bahdanau et al. 2014 and Vinyals et al. 2015, arXiv 1506.03134,
+section 2.2 (attention over the inputs).
+Names: slot 0 of every output distribution is END, slot j + 1 is input position (or symbol) j.
+Differs from the paper: generation starts from a learned vector and ends at END; the attention's context goes to the
+output only, not back into the decoder, so that training stays one call.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from etude.layers.cross_entropy import masked_cross_entropy
+from etude.layers.decoding import decode
+from etude.layers.pointer_attention import PointerAttention
+from etude.layers.recurrent import make_rnn, swap_rows
+from etude.layers.recurrent_cells import check_lengths
+
+Mask = str | Callable[[Tensor], Tensor]
+MASKS = ("none", "no_repeat", "permutation")
+PADS = (-1, -100)
+
+
+class Seq2SeqOutput(NamedTuple):
+    """What a training call returns."""
+
+    loss: Tensor
+    """Mean negative log-likelihood, nats, END included."""
+    logits: Tensor
+    """(batch, m, slots): scores of the m target steps. The step after a target that fills all m columns, where END
+    is due, counts in the loss and is not shown."""
+
+
+class Generated(NamedTuple):
+    """What `generate` returns."""
+
+    sequences: Tensor
+    """(batch, m) int64, END left out, padded with -1."""
+    scores: Tensor
+    """(batch,): summed log-probability, END included."""
+    finished: Tensor
+    """(batch,) bool: END was reached within `max_steps`."""
+
+
+class Memory(NamedTuple):
+    """What the decoder looks at."""
+
+    x: Tensor  # (batch, n, d)
+    sizes: Tensor | None  # (batch,), None: all n
+    encoded: Tensor  # (batch, n, h)
+    state: Any
+    slots: Tensor | None  # (batch, slots) bool: which slots exist, None: all
+
+
+class EncoderDecoder(nn.Module, ABC):
+    """LSTM encoder, LSTM decoder started from its last state; a subclass scores the output slots."""
+
+    feeds_back_inputs = True
+
+    def __init__(
+        self, input_size: int, hidden_size: int, *, num_layers: int = 1,
+        init: Literal["orthogonal", "uniform"] | None = "orthogonal",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.encoder = make_rnn("lstm", input_size, hidden_size, num_layers=num_layers, init=init)
+        self.decoder = make_rnn("lstm", input_size, hidden_size, num_layers=num_layers, init=init)
+        self.start = nn.Parameter(torch.empty(input_size).uniform_(-0.1, 0.1))
+
+    @abstractmethod
+    def _prepare(self, memory: Memory) -> Any:
+        """What `_score` needs of the memory, computed once a batch."""
+
+    @abstractmethod
+    def _score(self, query: Tensor, memory: Memory, prepared: Any, mask: Tensor | None) -> Tensor:
+        """Logits (batch, q, slots) of decoder states (batch, q, h), -inf where mask (batch[, q], slots) is False."""
+
+    def _slots(self, n: int) -> int:
+        return n + 1
+
+    def _embed(self, x: Tensor) -> Tensor:
+        return x
+
+    def _feedback(self, memory: Memory, index: Tensor) -> Tensor:
+        """Decoder inputs (batch, q, d) after outputs (batch, q): a copy of the chosen input."""
+        at = index.clamp(0, memory.x.shape[1] - 1)[..., None].expand(-1, -1, memory.x.shape[-1])
+        return memory.x.gather(1, at)
+
+    def encode(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Memory:
+        """Read the inputs; ValueError for NaN, infinite or misshapen x and for lengths outside 1..n."""
+        self._check_input(x)
+        sizes = None if lengths is None else check_lengths(lengths, x).to(x.device)
+        if sizes is not None and bool((sizes == x.shape[1]).all()):
+            sizes = None
+        x = self._embed(x)
+        encoded, state = self.encoder(x, None, sizes)
+        slots = None
+        if self.feeds_back_inputs and (sizes is not None or self._slots(x.shape[1]) > x.shape[1] + 1):
+            last = torch.full((x.shape[0],), x.shape[1], device=x.device) if sizes is None else sizes
+            slots = torch.arange(self._slots(x.shape[1]), device=x.device) <= last[:, None]
+        return Memory(x, sizes, encoded, state, slots)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 3 or x.shape[-1] != self.input_size or x.shape[1] < 1:
+            raise ValueError(f"x must have shape (batch, n >= 1, {self.input_size}), got {tuple(x.shape)}")
+        bad = ~torch.isfinite(x)
+        if bool(bad.any()):
+            raise ValueError(f"row {int(bad.nonzero()[0, 0])} of x holds a NaN or infinite value")
+
+    def forward(
+        self,
+        x: Tensor,
+        target: Tensor,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        target_lengths: Tensor | Sequence[int] | None = None,
+        mask: Mask = "none",
+        check_targets: bool = False,
+        reduction: Literal["tokens", "sequence"] = "tokens",
+    ) -> Seq2SeqOutput:
+        """Teacher forcing: the loss of a target sequence, all steps at once.
+
+        Parameters
+        ----------
+        x
+            Inputs (batch, n, input_size).
+        target
+            (batch, m) int64, END left out, padded with -1 or -100 at the end.
+        lengths, target_lengths
+            Real entries of each row of x and of target; None: all of x, and the target up to its padding.
+        mask
+            As in `generate`; what it forbids gets -inf in training as well. A target that it forbids stays possible,
+            so that the loss is finite, unless `check_targets`.
+        check_targets
+            Raise where a target breaks a named mask (a repeat; for "permutation" also a missing index).
+        reduction
+            "tokens": every step weighs the same; "sequence": every row does.
+
+        Raises
+        ------
+        ValueError
+            For an index outside its row (row, index and length are named) and everything that `encode` refuses.
+        """
+        memory = self.encode(x, lengths)
+        target, sizes = self._check_target(target, target_lengths, memory)
+        if check_targets:
+            self._check_mask(target, sizes, memory, mask)
+        m = target.shape[1]
+        steps = torch.arange(m + 1, device=target.device)
+        shifted = torch.nn.functional.pad(target.clamp_min(-1) + 1, (0, 1))
+        labels = torch.where(steps < sizes[:, None], shifted, torch.where(steps == sizes[:, None], 0, -100))
+        first = self.start.expand(x.shape[0], 1, -1)
+        fed = torch.cat([first, self._feedback(memory, target)], dim=1)
+        states, _ = self.decoder(fed, memory.state)
+        allowed = self._training_mask(memory, target, labels, mask)
+        logits = self._score(states, memory, self._prepare(memory), memory.slots if allowed is None else allowed)
+        return Seq2SeqOutput(masked_cross_entropy(logits, labels, reduction=reduction), logits[:, :m])
+
+    @torch.no_grad()
+    def generate(
+        self,
+        x: Tensor,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        beam_size: int = 1,
+        mask: Mask = "none",
+        max_steps: int | None = None,
+    ) -> Generated:
+        """Decode greedily, or by beam search (summed log-probability).
+
+        Parameters
+        ----------
+        mask
+            "none"; "no_repeat"; "permutation" (no repeat, END exactly when all inputs are used); or a function
+            ``mask(prefix (R, t)) -> bool (R, slots)``, True = may come next: prefix holds the outputs so far (-1
+            after END), R = batch * beam_size, the beams of a row side by side, column 0 is END.
+        max_steps
+            Most steps, END included; None: 2 n + 1. Rows that found no END are reported in `finished`.
+        """
+        self._check_mask_name(mask)
+        memory = self.encode(x, lengths)
+        batch, n = x.shape[0], x.shape[1]
+        prepared = self._prepare(memory)
+
+        def step(last: Tensor, state: Any) -> tuple[Tensor, Any]:
+            last = last.view(batch, -1)
+            fed = torch.where((last < 0)[..., None], self.start, self._feedback(memory, last - 1))
+            q = last.shape[1]
+            d, state = self.decoder(fed.reshape(batch * q, 1, -1), swap_rows(state))
+            logits = self._score(d.view(batch, q, -1), memory, prepared, memory.slots)
+            return logits.view(batch * q, -1), swap_rows(state)
+
+        def allowed(prefix: Tensor) -> Tensor:
+            outputs = torch.where(prefix >= 0, prefix - 1, -1)
+            if callable(mask):
+                return mask(outputs)
+            return self._named(mask, outputs, memory)
+
+        start = torch.full((batch,), -1, dtype=torch.int64, device=x.device)
+        found = decode(
+            step, (start, swap_rows(memory.state)), max_steps=2 * n + 1 if max_steps is None else max_steps,
+            beam_size=beam_size, end_id=0, allowed=None if mask == "none" else allowed,
+        )  # fmt: skip
+        best = found.sequences[:, 0]
+        best = torch.where(best >= 0, best - 1, -1)
+        width = int((best >= 0).sum(1).max()) if best.numel() else 0
+        return Generated(best[:, :width], found.scores[:, 0], found.finished[:, 0])
+
+    def _check_target(
+        self, target: Tensor, target_lengths: Tensor | Sequence[int] | None, memory: Memory
+    ) -> tuple[Tensor, Tensor]:
+        batch, n = memory.x.shape[:2]
+        if target.dim() != 2 or target.shape[0] != batch or target.is_floating_point():
+            raise ValueError(f"target must be integers of shape ({batch}, m), got {target.dtype} {tuple(target.shape)}")
+        real = target >= 0
+        if target_lengths is None:
+            sizes = real.sum(1)
+        else:
+            sizes = torch.as_tensor(target_lengths, dtype=torch.int64, device=target.device)
+            if sizes.shape != (batch,) or bool(((sizes < 0) | (sizes > target.shape[1])).any()):
+                raise ValueError(
+                    f"target_lengths must be {batch} integers in 0..{target.shape[1]}, got {sizes.tolist()}"
+                )
+        inside = torch.arange(target.shape[1], device=target.device) < sizes[:, None]
+        limit = n if self.feeds_back_inputs else self._slots(n) - 1
+        most = memory.sizes if memory.sizes is not None and self.feeds_back_inputs else sizes.new_full((batch,), limit)
+        pads = (target == PADS[0]) | (target == PADS[1])
+        wrong = (inside & ((target < 0) | (target >= most[:, None]))) | (~inside & ~pads & (target < 0))
+        if bool(wrong.any()):
+            row, at = (int(v) for v in wrong.nonzero()[0])
+            raise ValueError(
+                f"row {row}: target {int(target[row, at])} at step {at} is not an index below the row's length "
+                f"{int(most[row])} (padding is -1 and stands at the end)"
+            )
+        return torch.where(inside, target, -1), sizes
+
+    def _check_mask_name(self, mask: Mask) -> None:
+        if not callable(mask) and mask not in MASKS:
+            raise ValueError(f"mask must be one of {', '.join(MASKS)} or a function, got {mask!r}")
+        if mask in MASKS[1:] and not self.feeds_back_inputs:
+            raise ValueError(f"mask={mask!r} is about input positions, but the outputs here are symbols")
+
+    def _check_mask(self, target: Tensor, sizes: Tensor, memory: Memory, mask: Mask) -> None:
+        self._check_mask_name(mask)
+        if callable(mask) or mask == "none":
+            return
+        ordered = (
+            torch.where(target >= 0, target, -1 - torch.arange(target.shape[1], device=target.device)).sort(1).values
+        )
+        twice = ordered[:, 1:] == ordered[:, :-1]
+        if bool(twice.any()):
+            row, at = (int(v) for v in twice.nonzero()[0])
+            raise ValueError(f"row {row}: target {int(ordered[row, at])} stands twice, which mask={mask!r} forbids")
+        want = memory.x.shape[1] if memory.sizes is None else memory.sizes
+        short = sizes != want
+        if mask == "permutation" and bool(short.any()):
+            row = int(short.nonzero()[0])
+            raise ValueError(f"row {row}: {int(sizes[row])} targets are no permutation of the row's inputs")
+
+    def _training_mask(self, memory: Memory, target: Tensor, labels: Tensor, mask: Mask) -> Tensor | None:
+        self._check_mask_name(mask)
+        if mask == "none":
+            return None
+        prefixes = [target[:, :i] for i in range(target.shape[1] + 1)]
+        parts = [mask(p) if callable(mask) else self._named(mask, p, memory) for p in prefixes]
+        allowed = torch.stack(parts, dim=1)
+        if memory.slots is not None:
+            allowed = allowed & memory.slots[:, None]
+        due = labels.clamp_min(0)[..., None]
+        return allowed.scatter(2, due, True)
+
+    def _named(self, mask: str, prefix: Tensor, memory: Memory) -> Tensor:
+        """(R, slots): what a named mask allows after outputs (R, t); R is batch or batch * beams."""
+        rows, slots = prefix.shape[0], self._slots(memory.x.shape[1])
+        used = torch.zeros(rows, slots, dtype=torch.bool, device=prefix.device)
+        used.scatter_(1, (prefix + 1).clamp_min(0), True)
+        used[:, 0] = False
+        allowed = ~used
+        if mask == "permutation":
+            n = memory.x.shape[1]
+            want = n if memory.sizes is None else memory.sizes.repeat_interleave(rows // memory.sizes.shape[0])
+            allowed[:, 0] = used.sum(1) == want
+        return allowed
+
+
+class RecurrentSeq2Seq(EncoderDecoder):
+    """Encoder-decoder with a softmax of fixed size, with or without attention over the inputs.
+
+    Parameters
+    ----------
+    input_size, hidden_size
+        Width of the inputs (of the embeddings, with `symbols`) and of both LSTMs.
+    max_length
+        Outputs are input positions 0..max_length - 1; the chosen input is fed back, as in a pointer network.
+    symbols
+        Inputs and outputs are symbols 0..symbols - 1, embedded; x is then (batch, n) integers. Exactly one of
+        `max_length` and `symbols` is given.
+    attention
+        Score the inputs as a pointer network does, but blend them: the output layer sees [d_i, sum_j a_ij e_j].
+
+    Raises
+    ------
+    ValueError
+        When neither or both are given; in use, for more inputs than `max_length`.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, *, max_length: int | None = None, symbols: int | None = None,
+        attention: bool = False, num_layers: int = 1, init: Literal["orthogonal", "uniform"] | None = "orthogonal",
+    ) -> None:  # fmt: skip
+        if (max_length is None) == (symbols is None):
+            raise ValueError(f"give one of max_length and symbols, got {max_length} and {symbols}")
+        super().__init__(input_size, hidden_size, num_layers=num_layers, init=init)
+        size = max_length if max_length is not None else symbols
+        assert size is not None
+        self.size, self.feeds_back_inputs = size, symbols is None
+        self.embed = None if symbols is None else nn.Embedding(symbols, input_size)
+        self.attention = PointerAttention(hidden_size, hidden_size) if attention else None
+        self.head = nn.Linear(hidden_size * (2 if attention else 1), size + 1)
+
+    def _slots(self, n: int) -> int:
+        return self.size + 1
+
+    def _check_input(self, x: Tensor) -> None:
+        if self.embed is None:
+            super()._check_input(x)
+            if x.shape[1] > self.size:
+                raise ValueError(f"{x.shape[1]} inputs, but the output layer has {self.size} positions")
+        elif x.dim() != 2 or x.is_floating_point() or x.shape[1] < 1:
+            raise ValueError(f"x must be symbols (batch, n >= 1), got {x.dtype} {tuple(x.shape)}")
+        elif int(x.min()) < 0 or int(x.max()) >= self.size:
+            raise ValueError(f"symbols must lie in 0..{self.size - 1}, got {int(x.min())}..{int(x.max())}")
+
+    def _embed(self, x: Tensor) -> Tensor:
+        return x if self.embed is None else self.embed(x)
+
+    def _feedback(self, memory: Memory, index: Tensor) -> Tensor:
+        return super()._feedback(memory, index) if self.embed is None else self.embed(index.clamp_min(0))
+
+    def _prepare(self, memory: Memory) -> Any:
+        return None if self.attention is None else self.attention.keys(memory.encoded)
+
+    def _score(self, query: Tensor, memory: Memory, prepared: Any, mask: Tensor | None) -> Tensor:
+        if self.attention is not None:
+            n = memory.encoded.shape[1]
+            real = None if memory.sizes is None else torch.arange(n, device=query.device) < memory.sizes[:, None]
+            weights = self.attention.score(query, prepared, real).softmax(-1)
+            query = torch.cat([query, weights @ memory.encoded], dim=-1)
+        logits = self.head(query)
+        if mask is None:
+            return logits
+        return logits.masked_fill(~(mask if mask.dim() == 3 else mask.unsqueeze(1)), -torch.inf)
