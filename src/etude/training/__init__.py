@@ -1,5 +1,6 @@
 """The training engine and methods that change how a net is trained."""
 
+from etude.training.anchors import QuadraticPenalty as QuadraticPenalty
 from etude.training.config import TrainConfig as TrainConfig
 from etude.training.engine import Trained as Trained
 from etude.training.engine import train as train
@@ -13,6 +14,7 @@ from etude.training.metrics.classification import confusion as confusion
 from etude.training.metrics.classification import expected_calibration_error as expected_calibration_error
 from etude.training.metrics.classification import nll as nll
 from etude.training.optimizers import parameter_groups as parameter_groups
+from etude.training.replay import ReplayBuffer as ReplayBuffer
 from etude.training.schedules import Regime as Regime
 from etude.training.schedules import adapt_regime as adapt_regime
 from etude.training.schedules import make_schedule as make_schedule
