@@ -30,6 +30,14 @@ def move(value: Any, device: torch.device) -> Any:
     return value
 
 
+def float_images(split: Any) -> Any:
+    """Images kept as uint8 pixels become float32 in [0, 1], as in `etude.data.Batches`."""
+    x = split[0]
+    if isinstance(x, Tensor) and x.dtype == torch.uint8:
+        return split._replace(x=x.float().div_(255))
+    return split
+
+
 def as_split(data: Any) -> Any:
     """A split from a split or an (x, y) pair; numeric arrays become tensors."""
     if isinstance(data, tuple) and not hasattr(data, "_fields"):
@@ -108,7 +116,10 @@ class RowFeed(Feed):
         for i in self.used:
             column = self.data[i]
             if isinstance(column, Tensor):
-                parts[i] = column.index_select(0, here if column.device == self.device else rows).split(self.batch_size)
+                chunk = column.index_select(0, here)
+                if i == 0 and chunk.dtype == torch.uint8:
+                    chunk = chunk.float().div_(255)
+                parts[i] = chunk.split(self.batch_size)
             else:
                 parts[i] = _split_rows(column, rows, self.batch_size)
         empty = (None,) * count

@@ -36,6 +36,10 @@ class Noise:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(states[1], self.device)
 
+    def capture(self) -> None:
+        """Inside `on`: note where the stream stands."""
+        self.states = self._get()
+
     @contextmanager
     def on(self) -> Iterator[None]:
         outside = self._get()
@@ -100,8 +104,17 @@ class Updater:
         groups = parameter_groups(model, config.weight_decay, decay=config.decay)
         self.parameters = [p for group in groups for p in group["params"]]
         self.device = self.parameters[0].device
+        if isinstance(config.lr, Mapping):
+            raise ValueError("lr as a mapping goes with step= and several nets: give one number")
         self.optimizer = make_optimizer(groups, config)
-        self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._setup(total_steps)
+
+    def _all_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimizer]
+
+    def _setup(self, total_steps: int | None) -> None:
+        config = self.config
+        self.groups = [(g, float(g["lr"])) for o in self._all_optimizers() for g in o.param_groups]
         self.schedule = make_schedule(
             config.schedule,
             total_steps or config.steps,
@@ -109,9 +122,10 @@ class Updater:
             boundaries=config.boundaries,
         )
         self.constant = config.schedule == "constant" and config.warmup_steps == 0
-        self.ema = None if config.ema_decay is None else EMA(model, config.ema_decay)
-        self.noise = Noise(seed, self.device)
+        self.ema = None if config.ema_decay is None else EMA(self.model, config.ema_decay)
+        self.noise = Noise(self.seed, self.device)
         self.step = 0
+        self.skipped = False  # the last update did not happen: its loss was not finite
         self.precision = "fp32" if config.precision == "auto" else config.precision
         self._waits = self.device.type == "cuda"  # do not wait for the loss of every update
 
@@ -138,11 +152,12 @@ class Updater:
             self.train_mode()
         for p in self.parameters:
             p.grad = None
+        self.skipped = False
         total: Any = 0.0
         terms: Mapping[str, Tensor] = {}
         share = 1.0 / len(batches)
         for batch in batches:
-            with torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
+            with self._autocast():
                 value = self.loss(self.model, batch)
                 loss = total_loss(value)
                 if self.penalty is not None:
@@ -152,6 +167,7 @@ class Updater:
             number = loss.detach() if self._waits else loss.item()
             total = number if len(batches) == 1 else total + number * share
             if not self._waits and not math.isfinite(number):
+                self.skipped = True
                 return number, terms
             (loss if len(batches) == 1 else loss * share).backward()
         self.descend()
@@ -164,20 +180,29 @@ class Updater:
             nn.utils.clip_grad_value_(self.parameters, config.clip_value)
         if config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
+        self._set_lr()
+        self.optimizer.step()
+        self._done()
+
+    def _set_lr(self) -> None:
         if not self.constant:
             factor = self.schedule(self.step)
-            for group, lr in zip(self.optimizer.param_groups, self.base_lrs):
+            for group, lr in self.groups:
                 group["lr"] = lr * factor
-        self.optimizer.step()
+
+    def _done(self) -> None:
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.model)
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [o.state_dict() for o in self._all_optimizers()],
             "ema": None if self.ema is None else self.ema.state_dict(),
             "noise": list(self.noise.states),
             "step": self.step,
@@ -186,8 +211,78 @@ class Updater:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()` of an updater with the same model and configuration."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self._all_optimizers(), state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        groups = [g for o in self._all_optimizers() for g in o.param_groups]  # loading makes new dictionaries
+        self.groups = [(g, lr) for g, (_, lr) in zip(groups, self.groups, strict=True)]
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.noise.states = [s.clone() for s in state["noise"]]
         self.step = int(state["step"])
+
+
+class StepUpdater(Updater):
+    """Updates by the caller's own ``step(nets, optimizers, batch, generator)``.
+
+    `optimizers` is one optimiser, or for an `nn.ModuleDict` a dictionary with one for each net that has
+    something to train. `generator` stands on the parameters' device and is the seed's stream "step". What `step`
+    returns (a scalar, a dictionary of terms, or None) is booked as the loss. It clips for itself.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step: Callable[..., Any],
+        config: TrainConfig,
+        *,
+        seed: int = 0,
+        total_steps: int | None = None,
+    ) -> None:
+        if config.clip_norm is not None or config.clip_value is not None:
+            raise ValueError("clip inside step: it calls the optimisers, so clip_norm and clip_value cannot act")
+        parts = dict(model.items()) if isinstance(model, nn.ModuleDict) else {"": model}
+        parts = {name: net for name, net in parts.items() if any(p.requires_grad for p in net.parameters())}
+        if not parts:
+            raise ValueError(f"{type(model).__name__} has no parameter that requires a gradient")
+        self.optimizers = {name: self._optimizer(net, config, name) for name, net in parts.items()}
+        self.model, self.config, self.seed, self.call = model, config, seed, step
+        self.parameters = [p for o in self.optimizers.values() for g in o.param_groups for p in g["params"]]
+        self.device = self.parameters[0].device
+        self._setup(total_steps)
+        number = int(torch.randint(2**62, (1,), generator=stream(seed, "step")))
+        self.generator = torch.Generator(self.device).manual_seed(number)
+
+    @staticmethod
+    def _optimizer(net: nn.Module, config: TrainConfig, name: str) -> torch.optim.Optimizer:
+        lr = config.lr
+        if isinstance(lr, Mapping):
+            if name not in lr:
+                raise ValueError(f"lr has no entry for {name!r}, only for {sorted(lr)}")
+            lr = lr[name]
+        return make_optimizer(parameter_groups(net, config.weight_decay, decay=config.decay), config, lr)
+
+    def _all_optimizers(self) -> list[torch.optim.Optimizer]:
+        return list(self.optimizers.values())
+
+    def apply(self, batches: list[Any]) -> tuple[Any, Mapping[str, Tensor]]:
+        if not self.model.training:
+            self.train_mode()
+        self._set_lr()
+        optimizers = self.optimizers if isinstance(self.model, nn.ModuleDict) else self.optimizers[""]
+        batch = batches[0] if self.config.accumulate == 1 else batches
+        with self._autocast():
+            value = self.call(self.model, optimizers, batch, self.generator)
+        terms = {k: torch.as_tensor(v).detach() for k, v in value.items()} if isinstance(value, Mapping) else {}
+        total: Any = sum(terms.values()) if terms else 0.0 if value is None else torch.as_tensor(value).detach()
+        if not self._waits:
+            total = float(total)
+        self.skipped = not self._waits and not math.isfinite(total)
+        self._done()
+        return total, terms
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.generator.set_state(state["generator"])
