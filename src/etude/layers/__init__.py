@@ -24,8 +24,13 @@ from etude.layers.distances import cosine_similarities as cosine_similarities
 from etude.layers.distances import squared_distances as squared_distances
 from etude.layers.hamming import HammingIndex as HammingIndex
 from etude.layers.hamming import hamming_distances as hamming_distances
+from etude.layers.mixers import Mixed as Mixed
+from etude.layers.mixers import Mixer as Mixer
+from etude.layers.mixers import make_mixer as make_mixer
 from etude.layers.mlp import StackedLinear as StackedLinear
 from etude.layers.mlp import mlp as mlp
+from etude.layers.neighbors import NearestNeighbors as NearestNeighbors
+from etude.layers.neighbors import PassageStore as PassageStore
 from etude.layers.parameters import Anchor as Anchor
 from etude.layers.parameters import Layout as Layout
 from etude.layers.parameters import flatten as flatten

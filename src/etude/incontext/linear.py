@@ -1,0 +1,129 @@
+"""What learning algorithm is in-context learning? Linear regression in the prompt.
+
+`identify` compares any learner with textbook ones, `implied_weights` reads the weight vector it acts by,
+`GradientDescentTransformer` is gradient descent written into attention weights, `train` makes a learner.
+
+Source: Akyurek et al. 2022, arXiv 2211.15661.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from etude.data.batching import sampled
+from etude.incontext.gd_transformer import GradientDescentTransformer, LinearAttention, gelu_multiply
+from etude.incontext.identify import Report, identify, implied_weights
+from etude.incontext.references import Reference, references
+from etude.incontext.regression import RegressionPrompts, check_task, regression_prompts
+from etude.incontext.sequence_model import SequenceModel
+from etude.training.config import TrainConfig
+from etude.training.engine import Trained
+from etude.training.engine import train as train_engine
+
+
+def in_context_loss(model: torch.nn.Module, prompts: RegressionPrompts) -> Tensor:
+    """Mean over positions and prompts of ``(prediction of y_i from the pairs before i - y_i)^2``."""
+    return (model(prompts.x, prompts.y) - prompts.y).square().mean()
+
+
+def train_learners(
+    dim: int,
+    *,
+    num_layers: int,
+    hidden_dim: int,
+    noise: float = 0.0,
+    prior_scale: float = 1.0,
+    num_points: int | None = None,
+    num_heads: int = 4,
+    weights: Tensor | None = None,
+    steps: int = 3000,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    warmup_steps: int = 100,
+    precision: str = "fp32",
+    seeds: Sequence[int] = (0,),
+    device: str = "cpu",
+) -> list[Trained]:
+    """Train one in-context learner a seed, on fresh functions and inputs in every step.
+
+    Parameters
+    ----------
+    dim
+        Features of x.
+    noise, prior_scale
+        Standard deviations of the noise and of the functions' weights.
+    num_points
+        Pairs in a prompt; None: 3 dim, at least 6.
+    weights
+        (dim,): one fixed function in every prompt, the control that can be learned by heart.
+    steps, batch_size, lr, warmup_steps
+        Adam with linear warm-up, cosine decay to 0 and gradients clipped at norm 1.
+
+    Returns
+    -------
+    list of Trained
+        `.module` is a `SequenceModel`.
+    """
+    check_task(dim, noise, prior_scale)
+    points = max(3 * dim, 6) if num_points is None else num_points
+    if points < 1:
+        raise ValueError(f"num_points must be at least 1, got {points}")
+
+    def build(seed: int) -> SequenceModel:
+        return SequenceModel(
+            dim, num_layers=num_layers, hidden_dim=hidden_dim, num_heads=num_heads, max_points=points + 1
+        )
+
+    def draw(generator: torch.Generator, step: int) -> RegressionPrompts:
+        return regression_prompts(
+            batch_size, points, dim, noise=noise, prior_scale=prior_scale, weights=weights, generator=generator
+        )
+
+    config = TrainConfig(
+        steps=steps, batch_size=batch_size, optimizer="adam", lr=lr, schedule="cosine",
+        warmup_steps=min(warmup_steps, steps // 2), clip_norm=1.0, precision=precision,
+    )  # fmt: skip
+    return train_engine(build, sampled(draw), loss=in_context_loss, config=config, seeds=seeds, device=device)
+
+
+def train(
+    dim: int,
+    num_layers: int = 2,
+    hidden_dim: int = 64,
+    noise: float = 0.0,
+    *,
+    num_points: int | None = None,
+    num_heads: int = 4,
+    steps: int = 3000,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    device: str = "cpu",
+) -> SequenceModel:
+    """Train a transformer to do linear regression in its context; arguments as in `train_learners`.
+
+    The result predicts by ``model.predict(X, y, Xq)`` and goes into `identify` as it is.
+    """
+    (trained,) = train_learners(
+        dim, num_layers=num_layers, hidden_dim=hidden_dim, noise=noise, num_points=num_points,
+        num_heads=num_heads, steps=steps, batch_size=batch_size, lr=lr, seeds=(seed,), device=device,
+    )  # fmt: skip
+    assert isinstance(trained.module, SequenceModel)
+    return trained.module
+
+
+__all__ = [
+    "GradientDescentTransformer",
+    "LinearAttention",
+    "Reference",
+    "RegressionPrompts",
+    "Report",
+    "gelu_multiply",
+    "identify",
+    "implied_weights",
+    "references",
+    "regression_prompts",
+    "train",
+    "train_learners",
+]
