@@ -6,6 +6,7 @@ from etude.data.batching import sampled as sampled
 from etude.data.cache import cached as cached
 from etude.data.images import ImageSet as ImageSet
 from etude.data.images import load_images as load_images
+from etude.data.images import load_photos as load_photos
 from etude.data.progress import track as track
 from etude.data.randomness import fork_global as fork_global
 from etude.data.randomness import numpy_stream as numpy_stream
@@ -15,8 +16,14 @@ from etude.data.sources import SourceFiles as SourceFiles
 from etude.data.sources import available as available
 from etude.data.sources import fetch as fetch
 from etude.data.sources import verify as verify
+from etude.data.sphere import Labelled as Labelled
+from etude.data.sphere import dirichlet_on_sphere as dirichlet_on_sphere
+from etude.data.sphere import uniform_on_sphere as uniform_on_sphere
 from etude.data.tables import TableSet as TableSet
+from etude.data.tables import load_table as load_table
 from etude.data.tasks import Split as Split
 from etude.data.tasks import Task as Task
 from etude.data.tasks import split as split
+from etude.data.text import TextDataset as TextDataset
+from etude.data.text import load_texts as load_texts
 from etude.data.user import load_user as load_user

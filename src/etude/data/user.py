@@ -1,54 +1,110 @@
 """The user's own files: a table, a folder of images, a set of documents."""
 
-import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import torch
-
+from etude.data.image_files import SUFFIXES, read_images
 from etude.data.images import ImageSet
+from etude.data.table_files import read_frame, read_table
 from etude.data.tables import TableSet
-from etude.errors import DataError, MissingExtra
+from etude.data.text import TextDataset
+from etude.data.text_files import read_json_lines, read_text_folder, read_text_table
+from etude.data.user_checks import OnBad
+from etude.errors import DataError, UsageError
+
+Kind = Literal["images", "table", "documents"]
+TABLES = (".csv", ".tsv", ".parquet", ".arrow")
+DOCUMENTS = (".jsonl", ".ndjson", ".json")
 
 
 def load_user(
     path: str | Path,
     *,
     target: str | None = None,
-    kind: Literal["images", "table", "documents"] | None = None,
+    kind: Kind | None = None,
     text: str | None = None,
-    on_bad: Literal["raise", "skip"] = "raise",
-) -> ImageSet | TableSet:
-    """Load the user's data; the kind is found out from what lies at `path` unless it is given."""
+    size: int | tuple[int, int] | None = None,
+    on_bad: OnBad = "raise",
+) -> ImageSet | TableSet | TextDataset:
+    """The user's data, checked; the kind is found from what lies at `path` unless it is given.
+
+    ============ ====================================================================================
+    kind         what it is read from
+    ============ ====================================================================================
+    "table"      CSV, TSV, Parquet (or a folder of Parquet or Arrow shards); numbers, words and holes
+                 mixed; one column of classes
+    "images"     a folder with one sub-folder a class; files of any size and mode
+    "documents"  JSON lines (or a JSON list) with fields "text", "label" and, where documents belong
+                 together, "group"; a folder of .txt files, its sub-folders the classes; or a table
+                 whose column of texts `text=` names
+    ============ ====================================================================================
+
+    Parameters
+    ----------
+    target
+        Column or field of the classes. Without it, a table's only column among "target", "label", "class"
+        and "y" is taken, and the field "label" of documents, which may be absent: then there are no labels.
+    text
+        Column or field of the texts; "text" otherwise.
+    size
+        Height and width that images are cut and resized to (one int: square). Without it, images that all
+        have one size up to 128 keep it, others become 64 x 64.
+    on_bad
+        "raise": anything unusable is an error that names it. "skip": it is left out and named in `meta`.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be used: nothing there, empty, no such column or field (the nearest is named), no
+        value in the target, one class only, a class of a single row, an unreadable file.
+    MissingExtra
+        If the package that reads such files is not installed.
+    """
+    if on_bad not in ("raise", "skip"):
+        raise UsageError(f'on_bad must be "raise" or "skip", got {on_bad!r}')
     source = Path(path).expanduser()
     if not source.exists():
         raise DataError(f"{source} does not exist")
-    return _table(source, target)
+    found = kind or ("documents" if text else _kind(source))
+    if found == "images":
+        if not source.is_dir():
+            raise DataError(f"{source} is not a folder: images lie in a folder with one sub-folder a class")
+        return read_images(source, size=size, on_bad=on_bad)
+    if found == "table":
+        return read_table(source, target=target, on_bad=on_bad)
+    if found != "documents":
+        raise UsageError(f'kind must be "images", "table" or "documents", got {kind!r}')
+    if source.is_dir() and not _shards(source):
+        return read_text_folder(source, on_bad=on_bad)
+    if source.is_dir() or _suffix(source) in TABLES:
+        return read_text_table(source, read_frame(source, on_bad), text=text, target=target, on_bad=on_bad)
+    return read_json_lines(source, text=text, target=target, on_bad=on_bad)
 
 
-def _table(source: Path, target: str | None) -> TableSet:
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise MissingExtra("pandas", "tables", "reading a table") from error
-    frame: Any = pd.read_parquet(source) if source.suffix == ".parquet" else pd.read_csv(source)
-    if target is None or target not in frame.columns:
-        raise DataError(f"{source.name} has no column {target!r}; its columns are {', '.join(frame.columns)}")
-    columns = {}
-    for name in frame.columns:
-        series = frame[name]
-        if name == target:
-            continue
-        if pd.api.types.is_numeric_dtype(series):
-            columns[str(name)] = series.to_numpy(dtype=float)
-        else:
-            columns[str(name)] = np.array([None if pd.isna(v) else str(v) for v in series], dtype=object)
-    labels = frame[target].astype(str)
-    classes, codes = np.unique(labels.to_numpy(dtype=object).astype(str), return_inverse=True)
-    record = {"name": source.name, "version": "user", "license": "the user's", "sha256": _sha256(source)}
-    return TableSet(columns, torch.from_numpy(codes).long(), tuple(map(str, classes)), source.stem, (record,))
+def _suffix(path: Path) -> str:
+    """The suffix before any .gz."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _shards(folder: Path) -> bool:
+    return any(p.suffix in (".parquet", ".arrow") for p in folder.iterdir())
+
+
+def _kind(source: Path) -> Kind:
+    if source.is_file():
+        if _suffix(source) in TABLES:
+            return "table"
+        if _suffix(source) in DOCUMENTS:
+            return "documents"
+        raise DataError(
+            f"cannot tell what {source.name} is: give kind=, or one of {', '.join((*TABLES, *DOCUMENTS))} or a folder"
+        )
+    if _shards(source):
+        return "table"
+    suffixes = {p.suffix.lower() for p in source.rglob("*") if p.is_file()}
+    images, texts = bool(suffixes & SUFFIXES), ".txt" in suffixes
+    if images and texts:
+        raise DataError(f'{source} holds images and text files: say which with kind="images" or kind="documents"')
+    if not images and not texts:
+        raise DataError(f"{source} holds no images, no .txt files and no Parquet files")
+    return "images" if images else "documents"

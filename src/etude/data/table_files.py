@@ -1,0 +1,195 @@
+"""The user's table: a CSV or Parquet file with one column of classes."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from etude.data.cache import file_sha256
+from etude.data.suggest import nearest
+from etude.data.tables import MAX_CATEGORIES, Column, TableSet, Words
+from etude.data.user_checks import OnBad, keep_classes, listed
+from etude.errors import DataError, MissingExtra
+
+TARGETS = ("target", "label", "class", "y")
+MAX_NUMERIC_CLASSES = 20
+INDEX_NAMES = ("", "id", "idx", "index", "row", "rowid", "row_id", "row.names")
+DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?")
+
+
+def read_frame(path: Path, on_bad: Literal["raise", "skip"] = "raise") -> Any:
+    """A CSV, TSV, Parquet or Arrow file, or a folder of Parquet or Arrow shards, as a pandas frame."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingExtra("pandas", "tables", "reading a table") from error
+    try:
+        if path.is_dir():
+            shards = sorted(p for p in path.iterdir() if p.suffix in (".parquet", ".arrow"))
+            frame = pd.concat([_binary(p) for p in shards], ignore_index=True)
+        elif path.suffix in (".parquet", ".arrow"):
+            frame = _binary(path)
+        else:
+            frame = _text(path, on_bad)
+    except pd.errors.EmptyDataError as error:
+        raise DataError(f"{path} is empty") from error
+    except (pd.errors.ParserError, UnicodeDecodeError, OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
+    frame.columns = [str(c) for c in frame.columns]
+    if frame.columns.duplicated().any():
+        raise DataError(f"{path} has two columns named {frame.columns[frame.columns.duplicated()][0]!r}")
+    if not len(frame):
+        raise DataError(f"{path} has no rows (columns: {', '.join(frame.columns)})")
+    return frame
+
+
+def read_table(path: Path, *, target: str | None = None, on_bad: OnBad = "raise", frame: Any = None) -> TableSet:
+    """The user's table as a `TableSet`; see `etude.data.load_user`."""
+    frame = read_frame(path, on_bad) if frame is None else frame
+    target = _target(path, list(frame.columns), target)
+    labels, rows = _classes(path, frame[target], on_bad)
+    rows, classes, y, notes = keep_classes(labels, rows, f"column {target!r} of {path.name}", "row", on_bad)
+    frame = frame.iloc[rows]
+    columns: dict[str, Column] = {}
+    dropped: dict[str, str] = {}
+    for name in frame.columns:
+        if name != target:
+            column, reason = _column(frame[name])
+            if column is None:
+                dropped[name] = reason
+            else:
+                columns[name] = column
+    if not columns:
+        reasons = "; ".join(f"{n}: {r}" for n, r in dropped.items()) or f"{target!r} is its only column"
+        raise DataError(f"{path} has no column to learn from ({reasons})")
+    meta = {"target": target, "dropped": dropped, **notes}
+    digest = file_sha256(path) if path.is_file() else ""
+    record = {"name": path.name, "version": "user", "sha256": digest, "license": "the user's own"}
+    return TableSet(columns, torch.from_numpy(y), classes, path.stem, (record,), meta)
+
+
+def _binary(path: Path) -> Any:
+    import pandas as pd
+
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty")
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        from pyarrow import ArrowInvalid, ipc, memory_map
+
+        with memory_map(str(path)) as source:
+            try:
+                return ipc.open_stream(source).read_all().to_pandas()
+            except ArrowInvalid:
+                return ipc.open_file(source).read_all().to_pandas()
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "tables", f"reading {path.suffix} files") from error
+
+
+def _text(path: Path, on_bad: OnBad) -> Any:
+    """A delimited text file: the separator is the commonest of tab, semicolon and comma in the first line."""
+    import pandas as pd
+
+    encoding = "utf-8-sig"
+    opened = pd.io.common.get_handle(path, "rb", compression="infer", is_text=False)
+    with opened:
+        head = opened.handle.read(1 << 16)
+    if not head.strip():
+        raise DataError(f"{path} is empty")
+    try:
+        text = head.decode(encoding, errors="strict" if len(head) < 1 << 16 else "ignore")
+    except UnicodeDecodeError:
+        encoding = "cp1252"
+        text = head.decode(encoding, errors="replace")
+    first = text.splitlines()[0]
+    separator = max("\t;,", key=lambda s: (first.count(s), s == ","))
+    comma = separator == ";" and re.search(r"\d,\d", text) and not re.search(r"\d\.\d", text)
+    return pd.read_csv(
+        path,
+        sep=separator,
+        encoding=encoding,
+        decimal="," if comma else ".",
+        on_bad_lines="skip" if on_bad == "skip" else "error",
+        skipinitialspace=True,
+        low_memory=False,
+    )
+
+
+def _target(path: Path, columns: list[str], target: str | None) -> str:
+    if target is None:
+        found = [c for c in columns if c.lower() in TARGETS]
+        if len(found) != 1:
+            raise DataError(f"say which column of {path.name} holds the classes: target=...; it has {listed(columns)}")
+        return found[0]
+    if target not in columns:
+        raise DataError(f"{path.name} has no column {target!r}{nearest(target, columns)}; it has {listed(columns)}")
+    return target
+
+
+def _classes(path: Path, series: Any, on_bad: OnBad) -> tuple[list[str], np.ndarray]:
+    """Class names of the rows that have one, and these rows' numbers."""
+    import pandas as pd
+
+    holes = series.isna().to_numpy()
+    if holes.any() and on_bad == "raise":
+        missing = [str(i + 1) for i in np.flatnonzero(holes)]
+        raise DataError(
+            f"column {series.name!r} of {path.name} has no value in {len(missing)} of {len(series)} rows (row "
+            f'{listed(missing)}, the first being 1); fill them in, or leave these rows out with on_bad="skip"'
+        )
+    known = series[~holes]
+    numeric = pd.api.types.is_numeric_dtype(known) and not pd.api.types.is_bool_dtype(known)
+    if numeric:
+        values = known.to_numpy(dtype=float)
+        whole = bool((values == np.floor(values)).all())
+        distinct = len(np.unique(values))
+        if distinct > MAX_NUMERIC_CLASSES and (not whole or distinct > len(values) / 2):
+            raise DataError(
+                f"column {series.name!r} of {path.name} looks like a measurement ({distinct} different numbers), "
+                "not like classes: give another target, or cut it into classes first"
+            )
+        names = [str(int(v)) if whole else str(v) for v in values]
+    else:
+        names = [str(v).strip() for v in known]
+    return names, np.flatnonzero(~holes)
+
+
+def _column(series: Any) -> tuple[Column | None, str]:
+    """A column as numbers or words, or the reason why it is left out."""
+    import pandas as pd
+
+    if series.isna().all():
+        return None, "empty"
+    if isinstance(series.dtype, pd.PeriodDtype) or pd.api.types.is_datetime64_any_dtype(series):
+        return _days(series), ""
+    if pd.api.types.is_timedelta64_dtype(series):
+        return (series / pd.Timedelta(days=1)).to_numpy(dtype=float, na_value=np.nan), ""
+    if pd.api.types.is_complex_dtype(series):
+        return None, "complex numbers"
+    if pd.api.types.is_numeric_dtype(series) and not isinstance(series.dtype, pd.CategoricalDtype):
+        values = series.to_numpy(dtype=float, na_value=np.nan)
+        name = str(series.name).strip().lower()
+        indexes = name in INDEX_NAMES or name.startswith("unnamed:")
+        if indexes and np.array_equal(values - values[0], series.index.to_numpy() - series.index[0]):
+            return None, "numbers the rows"
+        return np.where(np.isfinite(values), values, np.nan), ""
+    holes = series.isna().to_numpy()
+    if all(isinstance(v, str) and DATE.fullmatch(v) for v in series[~holes]):
+        return _days(series), ""
+    words = Words.of(None if hole else str(v).strip() for v, hole in zip(series, holes, strict=True))
+    if len(words.names) > max(MAX_CATEGORIES, (~holes).sum() / 2):
+        return None, "names the rows or holds free text"
+    return words, ""
+
+
+def _days(series: Any) -> np.ndarray:
+    """Dates as days since 1970, NaN where there is none."""
+    import pandas as pd
+
+    stamps = pd.to_datetime(series.astype(str), utc=True, errors="coerce", format="ISO8601")
+    return ((stamps - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1)).to_numpy(dtype=float, na_value=np.nan)
