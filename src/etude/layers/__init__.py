@@ -30,13 +30,13 @@ from etude.layers.mixers import make_mixer as make_mixer
 from etude.layers.mlp import StackedLinear as StackedLinear
 from etude.layers.mlp import mlp as mlp
 from etude.layers.neighbors import NearestNeighbors as NearestNeighbors
-from etude.layers.neighbors import PassageStore as PassageStore
 from etude.layers.parameters import Anchor as Anchor
 from etude.layers.parameters import Layout as Layout
 from etude.layers.parameters import flatten as flatten
 from etude.layers.parameters import forward_with as forward_with
 from etude.layers.parameters import layout_of as layout_of
 from etude.layers.parameters import unflatten as unflatten
+from etude.layers.passages import PassageStore as PassageStore
 from etude.layers.pointer import PointerNetwork as PointerNetwork
 from etude.layers.pointer_attention import PointerAttention as PointerAttention
 from etude.layers.pointer_attention import additive_logits as additive_logits
@@ -49,6 +49,11 @@ from etude.layers.positions import alibi_slopes as alibi_slopes
 from etude.layers.positions import apply_rotary as apply_rotary
 from etude.layers.positions import rotary_tables as rotary_tables
 from etude.layers.positions import sinusoidal_positions as sinusoidal_positions
+from etude.layers.prototypes import PrototypeLayer as PrototypeLayer
+from etude.layers.prototypes import Regularizers as Regularizers
+from etude.layers.prototypes import class_means as class_means
+from etude.layers.prototypes import mean_logits as mean_logits
+from etude.layers.prototypes import prototype_regularizers as prototype_regularizers
 from etude.layers.recurrent import make_rnn as make_rnn
 from etude.layers.recurrent import spectral_radius as spectral_radius
 from etude.layers.recurrent_gradients import Profile as Profile
@@ -64,4 +69,9 @@ from etude.layers.straight_through import binarize as binarize
 from etude.layers.straight_through import gumbel_softmax as gumbel_softmax
 from etude.layers.straight_through import round_ste as round_ste
 from etude.layers.straight_through import straight_through as straight_through
+from etude.layers.surgery import Record as Record
+from etude.layers.surgery import SurgeryReport as SurgeryReport
+from etude.layers.surgery import TargetError as TargetError
+from etude.layers.surgery import match as match
+from etude.layers.surgery import replace as replace
 from etude.layers.time_window import TimeWindow as TimeWindow
