@@ -106,7 +106,7 @@ def test_export_and_import_rebuild_the_ledger(toy, tmp_path):
     assert import_results(other, tmp_path / "results") == (0, 1)
     assert [v.record() for v in verdicts(other)] == [v.record() for v in verdicts(ledger)]
     export(other, tmp_path / "again")
-    key = lambda r: json.dumps(r, sort_keys=True)  # noqa: E731
+    key = lambda r: json.dumps(r, sort_keys=True)
     again = json.loads((tmp_path / "again" / "toy-study" / "quick.json").read_text())
     for part in ("measurements", "artifacts", "jobs"):
         assert sorted(map(key, again[part])) == sorted(map(key, raw[part]))

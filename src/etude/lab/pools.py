@@ -106,7 +106,9 @@ class RayPool:
         if self._own:
             import os
 
-            local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_workers, "include_dashboard": False}
+            local: dict[str, Any] = (
+                {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_workers, "include_dashboard": False}
+            )
             ray.init(log_to_driver=False, configure_logging=False, **local)
         self._call = ray.remote(num_cpus=1, max_retries=0)(call)
         self._keys: dict[Any, Any] = {}

@@ -115,7 +115,8 @@ note = sa.Table(
 )  # fmt: skip
 audit = sa.Table(  # append-only: moderation, pins, edits, verdict changes
     "audit", meta, _id(), sa.Column("at", sa.BigInteger, nullable=False),
-    sa.Column("by", sa.String(80), nullable=False), sa.Column("what", sa.String(40), nullable=False), sa.Column("record", sa.JSON, nullable=False),
+    sa.Column("by", sa.String(80), nullable=False),
+    sa.Column("what", sa.String(40), nullable=False), sa.Column("record", sa.JSON, nullable=False),
 )  # fmt: skip
 verdict_log = sa.Table(  # append-only: one row whenever a claim's newest verdict differs from the one before
     "verdict_log", meta, _id(), sa.Column("slug", sa.String(80), nullable=False, index=True),

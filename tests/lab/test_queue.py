@@ -1,0 +1,76 @@
+"""The queue of studies: leases, takeover, no doubles."""
+
+import pytest
+
+from etude.errors import UsageError
+from etude.lab import queue as q
+from etude.lab.ledger import Ledger
+from etude.lab.queue import LeaseLost, Queue, work_one
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def queue(toy, tmp_path):
+    clock = Clock()
+    it = Queue(Ledger(tmp_path / "l.sqlite"), clock)
+    it.clock = clock
+    return it
+
+
+def test_ask_run_and_see(queue, toy):
+    request = queue.ask(toy, asked_by="ann")
+    assert queue.ask(toy) == request
+    assert queue.get(request)["state"] == "queued"
+    assert work_one(queue, "w1", jobs=1)
+    row = queue.get(request)
+    assert (row["state"], row["done"], row["total"], row["error"]) == ("done", 12, 12, None)
+    assert queue.ledger.run(row["run_id"])["state"] == "done"
+    assert not work_one(queue, "w1", jobs=1)
+    assert queue.ask(toy) != request
+
+
+def test_a_dead_workers_request_is_taken_over(queue, toy):
+    request = queue.ask(toy)
+    assert queue.claim("dead")["id"] == request
+    assert queue.claim("w2") is None
+    queue.clock.now += q.LEASE_SECONDS / 2
+    queue.beat(request, "dead", 3, 12)
+    queue.clock.now += q.LEASE_SECONDS / 2 + 1
+    assert queue.claim("w2") is None
+    queue.clock.now += q.LEASE_SECONDS
+    assert queue.claim("w2")["id"] == request
+    with pytest.raises(LeaseLost):
+        queue.beat(request, "dead", 4, 12)
+    queue.finish(request, "dead", "done")
+    assert queue.get(request)["state"] == "running"
+
+
+def test_cancel_and_bad_requests(queue, toy):
+    request = queue.ask(toy)
+    assert queue.cancel(request)
+    assert not queue.cancel(request)
+    assert queue.claim("w") is None
+    with pytest.raises(UsageError, match="unknown tier 'huge'"):
+        queue.ask(toy, "huge")
+    with pytest.raises(UsageError, match="no study request"):
+        queue.get("nothing")
+
+
+def test_a_broken_study_is_said(queue, toy, monkeypatch):
+    from etude.lab.registry import study
+
+    def boom(self, job):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(type(study(toy)), "measure", boom)
+    request = queue.ask(toy)
+    work_one(queue, "w", jobs=1)
+    row = queue.get(request)
+    assert row["state"] == "broken"
+    assert "no luck" in row["error"]
