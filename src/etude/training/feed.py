@@ -86,8 +86,8 @@ class RowFeed(Feed):
         self.kept = min(self.n, self.epoch_steps * batch_size)
         self.device, self.kind = device, type(self.data)
         self.used = [i for i, column in enumerate(self.data) if column is not None]
-        row_bytes = sum(c[:1].numel() * c.element_size() for c in self.data if isinstance(c, Tensor))
-        self.per_chunk = max(1, CHUNK_BYTES // max(1, row_bytes * batch_size))
+        self.row_bytes = sum(c[:1].numel() * c.element_size() for c in self.data if isinstance(c, Tensor))
+        self.per_chunk = max(1, CHUNK_BYTES // max(1, self.row_bytes * batch_size))
         self.start = generator.get_state()  # of the order stream, before the running epoch was drawn
         self.epoch_step = self.epoch_steps  # batches of the epoch already given
         self.batches: Iterator[Any] = iter(())

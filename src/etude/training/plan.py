@@ -1,13 +1,214 @@
 """How seeds are trained: the plans, and the choice between them by measurement."""
 
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from etude.errors import StudyError
+from etude.training.batched import Batched, train_batched
 from etude.training.run import Problem, Trained, train_one
+from etude.training.workers import WorkerDied, cores, in_worker, shared_pool
 
 PLANS = ("auto", "sequential", "processes", "stacked", "vmap", "processes+stacked", "processes+vmap")
+WARM, TIMED = 3, 5  # updates of a timing
+TRIAL_SECONDS = 0.5  # a timing that took so long stops early
+SHORT_SECONDS = 0.5  # shorter runs are not worth a timing
+START_SECONDS = 3.0  # a worker process, until it takes its first call
+CLEARLY = 0.9  # another plan than the reference has to take less than this share of its time
 
 
-def resolve(problem: Problem, seeds: tuple[int, ...]) -> Problem:
-    return problem
+class SeedsFailed(StudyError):
+    """A worker died. `results` holds the seeds that ended, `errors` the error of each that did not."""
+
+    def __init__(self, results: list[Trained], errors: dict[int, BaseException]) -> None:
+        what = "; ".join(f"seed {seed}: {error}" for seed, error in errors.items())
+        super().__init__(f"{what} ({len(results)} other seeds ended, see .results)")
+        self.results, self.errors = results, errors
 
 
 def run_plan(problem: Problem, seeds: tuple[int, ...], plan: str) -> list[Trained]:
+    """Train `seeds` under a plan, choosing one first if it is "auto"."""
+    if plan == "auto":
+        plan = choose(problem, seeds)
+    outer, _, inner = plan.partition("+")
+    if outer == "processes":
+        return _in_processes(problem, seeds, inner)
+    if plan in ("stacked", "vmap"):
+        return train_batched(problem, seeds, plan)
     return [train_one(problem, seed) for seed in seeds]
+
+
+def resolve(problem: Problem, seeds: tuple[int, ...]) -> Problem:
+    """Turn what depends on the machine into numbers: `seconds` into steps, `precision="auto"` into one of both."""
+    config = problem.config
+    if config.precision == "auto":
+        timed = {}
+        for precision in ("fp32", "bf16"):
+            trial = replace(problem, config=replace(config, precision=precision, **_any_length(config)))
+            timed[precision] = _seconds_per_update(trial, seeds[0])
+        better = timed["bf16"] < CLEARLY * timed["fp32"]
+        config = replace(config, precision="bf16" if better else "fp32")
+        problem = replace(problem, config=config)
+    if config.seconds is not None:
+        trial = replace(problem, config=replace(config, **_any_length(config)))
+        steps = max(1, round(config.seconds / _seconds_per_update(trial, seeds[0])))
+        problem = replace(problem, config=replace(config, seconds=None, steps=steps))
+    return problem
+
+
+def _any_length(config: Any) -> dict[str, Any]:
+    return {"seconds": None, "steps": config.warmup_steps + 1_000_000} if config.seconds is not None else {}
+
+
+# The choice
+
+
+def choose(problem: Problem, seeds: tuple[int, ...]) -> str:
+    """The plan with the shortest expected time, from a few timed updates of copies."""
+    if len(seeds) == 1 or not _can_rehearse(problem):
+        return "sequential"
+    total, _ = problem.lengths(problem.feed(seeds[0]))
+    one = _seconds_per_update(problem, seeds[0])
+    expected = {"sequential": one * total * len(seeds)}
+    if expected["sequential"] < SHORT_SECONDS:
+        return "sequential"
+    for kind in ("stacked", "vmap"):
+        seconds = _batched_seconds(problem, seeds, kind)
+        if seconds is not None:
+            expected[kind] = seconds * total
+    if _processes_possible(problem):
+        with _one_thread():
+            workers = min(cores(), len(seeds))
+            share = math.ceil(len(seeds) / workers)
+            start = 0.0 if shared_pool().warm >= workers else START_SECONDS
+            alone = _seconds_per_update(problem, seeds[0])
+            expected["processes"] = alone * total * share + start
+            for kind in ("stacked", "vmap"):
+                if kind in expected and share > 1:
+                    seconds = _batched_seconds(problem, seeds[:share], kind)
+                    if seconds is not None:
+                        expected[f"processes+{kind}"] = seconds * total + start
+    best = min(expected, key=lambda plan: expected[plan])
+    return best if expected[best] < CLEARLY * expected["sequential"] else "sequential"
+
+
+def _can_rehearse(problem: Problem) -> bool:
+    """Whether copies can be trained without using up the caller's data."""
+    data = problem.data
+    return isinstance(data, tuple) or callable(data) or hasattr(data, "draw")
+
+
+def _processes_possible(problem: Problem) -> bool:
+    if problem.device.type != "cpu" or in_worker() or cores() < 2:
+        return False
+    return all(getattr(c, "portable", False) for c in problem.callbacks)
+
+
+def _rehearsal(problem: Problem) -> Problem:
+    return replace(problem, callbacks=(), val=None, metric=None, alone=False)
+
+
+def _seconds_per_update(problem: Problem, seed: int) -> float:
+    """Of one seed by itself, on a copy."""
+    problem = _rehearsal(problem)
+    model, feed = problem.module(seed), problem.feed(seed)
+    updater = problem.updater(model, seed, problem.lengths(feed)[0])
+
+    def update() -> None:
+        updater.apply([feed.next() for _ in range(problem.config.accumulate)])
+
+    with updater.noise.on():
+        return _time(update, problem)
+
+
+def _batched_seconds(problem: Problem, seeds: tuple[int, ...], kind: str) -> float | None:
+    """Of all `seeds` together, or None where that cannot be done."""
+    try:
+        batched = Batched(_rehearsal(problem), seeds, kind)
+        return _time(batched.update, problem)
+    except ValueError:
+        return None
+
+
+def _time(update: Any, problem: Problem) -> float:
+    """Median seconds of an update, after a warm-up."""
+    cuda = problem.device.type == "cuda"
+    begun, taken = time.perf_counter(), []
+    for i in range(WARM + TIMED):
+        start = time.perf_counter()
+        update()
+        if cuda:
+            torch.cuda.synchronize(problem.device)
+        taken.append(time.perf_counter() - start)
+        if time.perf_counter() - begun > TRIAL_SECONDS and i > 0:
+            break
+    counted = sorted(taken[min(WARM, len(taken) - 1) :])
+    return counted[len(counted) // 2]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+# Worker processes
+
+
+def _in_processes(problem: Problem, seeds: tuple[int, ...], inner: str) -> list[Trained]:
+    if problem.device.type != "cpu":
+        raise ValueError(f"worker processes are for the CPU: with device {problem.device} use vmap or sequential")
+    if in_worker():  # pools are never nested
+        return run_plan(problem, seeds, inner or "sequential")
+    strangers = [type(c).__name__ for c in problem.callbacks if not getattr(c, "portable", False)]
+    if strangers:
+        raise ValueError(
+            f"callbacks would act on copies in other processes: {', '.join(strangers)}; use another plan, or set "
+            "portable = True on a callback that keeps nothing for the caller"
+        )
+    pool = shared_pool()
+    workers = min(pool.num_workers, len(seeds))
+    size = math.ceil(len(seeds) / workers) if inner else 1
+    label = f"processes+{inner}" if inner else "processes"
+    chunks = [seeds[i : i + size] for i in range(0, len(seeds), size)]
+    job = replace(problem, alone=False)
+    results: dict[int, Trained] = {}
+    errors: dict[int, BaseException] = {}
+    try:
+        for chunk in chunks:
+            pool.submit(_job, job, chunk, inner or "sequential", label, key=chunk)
+        for outcome in pool.as_completed():
+            if outcome.error is not None:
+                errors |= dict.fromkeys(outcome.key, outcome.error)
+            else:
+                results |= {trained.seed: trained for trained in outcome.value}
+    except BaseException:
+        pool.close()  # whatever runs is of no use to anybody
+        raise
+    for error in errors.values():
+        if not isinstance(error, WorkerDied):
+            raise error
+    done = [results[seed] for seed in seeds if seed in results]
+    if errors:
+        raise SeedsFailed(done, {seed: errors[seed] for seed in seeds if seed in errors})
+    if problem.alone and isinstance(problem.build, nn.Module):  # trained in place, as the caller was promised
+        problem.build.load_state_dict(done[0].module.state_dict())
+        done[0].module = problem.build.eval()
+    return done
+
+
+def _job(problem: Problem, seeds: tuple[int, ...], inner: str, label: str) -> list[Trained]:
+    done = run_plan(problem, seeds, inner)
+    for trained in done:
+        trained.plan = label
+    return done

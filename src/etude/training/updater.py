@@ -17,15 +17,23 @@ from etude.training.schedules import make_schedule
 Loss = Callable[[Any, Any], Any]
 
 
+def noise_generator(seed: int) -> torch.Generator:
+    """The generator that a seed's dropout draws from on a CPU."""
+    return torch.Generator().manual_seed(_noise_number(seed))
+
+
+def _noise_number(seed: int) -> int:
+    return int(torch.randint(2**62, (1,), generator=stream(seed, "noise")))
+
+
 class Noise:
     """The global generators as one seed's stream: inside `with noise.on():` they go on where they were left."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.device = device
-        number = int(torch.randint(2**62, (1,), generator=stream(seed, "noise")))
-        self.states = [torch.Generator().manual_seed(number).get_state()]
+        self.states = [noise_generator(seed).get_state()]
         if device.type == "cuda":
-            self.states.append(torch.Generator(device).manual_seed(number).get_state())
+            self.states.append(torch.Generator(device).manual_seed(_noise_number(seed)).get_state())
 
     def _get(self) -> list[Tensor]:
         states = [torch.get_rng_state()]

@@ -32,7 +32,7 @@ import cloudpickle
 import torch
 from torch import Tensor
 
-from etude.errors import EtudeError, StudyError, UsageError
+from etude.errors import StudyError, UsageError
 
 IN_WORKER = "ETUDE_WORKER"  # set in the environment of a worker and of whatever it starts
 SHARED_BYTES = 1 << 20  # tensors from this size on are mapped, not copied
@@ -171,6 +171,11 @@ class WorkerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def warm(self) -> int:
+        """Workers that have been started and live."""
+        return sum(w.process.poll() is None for w in self._workers)
 
     def __len__(self) -> int:
         """Calls queued, running, or finished and not yet taken."""
@@ -466,4 +471,4 @@ def _peak() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-__all__ = ["EtudeError", "Outcome", "WorkerDied", "WorkerError", "WorkerPool", "cores", "in_worker", "shared_pool"]
+__all__ = ["Outcome", "WorkerDied", "WorkerError", "WorkerPool", "cores", "in_worker", "shared_pool"]
