@@ -1,0 +1,92 @@
+"""Which paper is this? Identifiers in their canonical form, and when two records are the same paper."""
+
+import hashlib
+import re
+import unicodedata
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+_ARXIV_NEW = r"\d{4}\.\d{4,5}"
+_ARXIV_OLD = r"[a-z][a-z-]*(?:\.[A-Za-z]{2})?/\d{7}"
+_ARXIV = re.compile(rf"({_ARXIV_NEW}|{_ARXIV_OLD})(?:v(\d+))?$")
+_DOI = re.compile(r"(10\.\d{4,9}/\S+)$", re.IGNORECASE)
+SHINGLE_WORDS = 5
+SAME_ABSTRACT = 0.8
+
+
+class ArxivId(NamedTuple):
+    """An arXiv identifier without its version, and the version where one was given."""
+
+    id: str
+    version: int | None
+
+
+def arxiv_id(text: str) -> ArxivId | None:
+    """Read ``1706.03762v7``, ``hep-th/9901001v1``, ``arXiv:cs.CL/0001001`` or an arXiv address; None for others."""
+    value = text.strip()
+    if "//" in value:
+        parts = urlsplit(value)
+        if not (parts.hostname or "").endswith("arxiv.org"):
+            return None
+        found = re.match(r"/(?:abs|pdf|html|e-print)/(.+?)(?:\.pdf)?/?$", parts.path)
+        value = found.group(1) if found else ""
+    value = re.sub(r"^arxiv:\s*", "", value, flags=re.IGNORECASE)
+    match = _ARXIV.fullmatch(value)
+    return ArxivId(match.group(1), int(match.group(2)) if match.group(2) else None) if match else None
+
+
+def doi(text: str) -> str | None:
+    """A DOI in lower case, from itself, ``doi:...`` or a doi.org address; None for others."""
+    value = text.strip()
+    if "//" in value:
+        parts = urlsplit(value)
+        if not (parts.hostname or "").endswith("doi.org"):
+            return None
+        value = unquote(parts.path.lstrip("/"))
+    value = re.sub(r"^doi:\s*", "", value, flags=re.IGNORECASE)
+    match = _DOI.fullmatch(value)
+    return match.group(1).lower().rstrip(".,;") if match else None
+
+
+def clean(text: str) -> str:
+    """NFC, no control characters but newlines, blanks and line ends folded inside paragraphs."""
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = "".join(ch for ch in text if ch in "\n\t" or unicodedata.category(ch)[0] != "C" or ch in "\u200c\u200d")
+    return "\n\n".join(" ".join(p.split()) for p in re.split(r"\n\s*\n", text)).strip()
+
+
+def title_key(title: str) -> str:
+    """A title as its letters and digits: lower case, accents off, nothing else."""
+    folded = unicodedata.normalize("NFKD", title).casefold()
+    return "".join(ch for ch in folded if ch.isalnum())
+
+
+def norm_hash(title: str) -> str:
+    """sha256 of `title_key`."""
+    return hashlib.sha256(title_key(title).encode()).hexdigest()
+
+
+def shingles(text: str) -> set[tuple[str, ...]]:
+    """Runs of five words, lower case."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKD", text).casefold())
+    if len(words) < SHINGLE_WORDS:
+        return {tuple(words)} if words else set()
+    return {tuple(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)}
+
+
+def same_abstract(a: str, b: str) -> bool:
+    """Jaccard similarity of the shingles at least 0.8; a missing abstract agrees with anything."""
+    left, right = shingles(a), shingles(b)
+    if not left or not right:
+        return True
+    return len(left & right) / len(left | right) >= SAME_ABSTRACT
+
+
+def slugify(title: str, taken: set[str] | frozenset[str] = frozenset()) -> str:
+    """A readable, unique name for addresses."""
+    folded = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    base = "-".join(re.findall(r"[a-z0-9]+", folded))[:80].strip("-") or "paper-" + norm_hash(title)[:8]
+    name, n = base, 2
+    while name in taken:
+        name, n = f"{base}-{n}", n + 1
+    return name
