@@ -6,3 +6,10 @@ from etude.training.metrics.classification import class_accuracy as class_accura
 from etude.training.metrics.classification import confusion as confusion
 from etude.training.metrics.classification import expected_calibration_error as expected_calibration_error
 from etude.training.metrics.classification import nll as nll
+from etude.training.metrics.retrieval import RetrievalScore as RetrievalScore
+from etude.training.metrics.retrieval import average_precision as average_precision
+from etude.training.metrics.retrieval import ndcg as ndcg
+from etude.training.metrics.retrieval import precision_at as precision_at
+from etude.training.metrics.retrieval import precision_recall as precision_recall
+from etude.training.metrics.retrieval import recall_at as recall_at
+from etude.training.metrics.retrieval import reciprocal_rank as reciprocal_rank
