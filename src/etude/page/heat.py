@@ -71,6 +71,6 @@ def code_stars(new_stars: int) -> float:
 
 FORMULA = (
     "score = sum of w * 2^(-(now - t) / 72 h) over what happened: new here 2 (bulk import 0.5), upvote 1 (0.25 from "
-    "accounts younger than a day, and from the 4th vote of one network on a paper in a day), saved 0.5, note on a claim "
-    "0.5, a study finished 1.5, a verdict published or changed 3; page views count nothing"
+    "accounts younger than a day, and from the 4th vote of one network on a paper in a day), saved 0.5, note on a "
+    "claim 0.5, a study finished 1.5, a verdict published or changed 3; page views count nothing"
 )

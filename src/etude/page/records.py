@@ -1,0 +1,75 @@
+"""A paper as the importers read it, before it is ours."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from etude.page.identity import arxiv_id, clean, doi, norm_hash
+
+MAX_TITLE, MAX_ABSTRACT, MAX_AUTHORS, MAX_NAME = 1000, 20_000, 5000, 200
+
+
+@dataclass(frozen=True)
+class PaperRecord:
+    """One paper of an import: text only, markup never trusted, lengths bounded."""
+
+    title: str
+    abstract: str = ""
+    authors: tuple[str, ...] = ()
+    venue: str | None = None
+    published_at: int | None = None
+    published_inferred: bool = False
+    arxiv_id: str | None = None
+    arxiv_version: int | None = None
+    doi: str | None = None
+    url: str | None = None
+    code_url: str | None = None
+    license: str | None = None
+    lang: str | None = None
+    room: str | None = None
+    tags: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+    slug: str | None = None
+    where: str = ""
+    """Where in the imported text it stood ("line 12"), for the preview."""
+
+    @property
+    def norm_hash(self) -> str:
+        return norm_hash(self.title)
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of the table `paper` that an import may set."""
+        skip = ("tags", "where", "slug")
+        out = {k: v for k, v in asdict(self).items() if k not in skip}
+        return out | {"authors": [{"name": n} for n in self.authors], "norm_hash": self.norm_hash}
+
+
+def web_address(text: str | None) -> str | None:
+    """An http(s) address, or None: no other scheme ever becomes a link."""
+    value = clean(text or "").replace("\n", "")
+    return value if value.lower().startswith(("http://", "https://")) and " " not in value else None
+
+
+def make_record(**values: Any) -> PaperRecord:
+    """A record from whatever an importer or a form read: cleaned, bounded, identifiers canonical.
+
+    Raises
+    ------
+    ValueError
+        If there is no title.
+    """
+    title = clean(str(values.pop("title", "") or "")).replace("\n", " ")[:MAX_TITLE]
+    if not any(ch.isalnum() for ch in title):
+        raise ValueError("a paper needs a title")
+    abstract = clean(str(values.pop("abstract", "") or ""))[:MAX_ABSTRACT]
+    names = [clean(str(n)).replace("\n", " ")[:MAX_NAME] for n in values.pop("authors", ()) or ()]
+    arxiv = arxiv_id(str(values.pop("arxiv_id", "") or ""))
+    version = values.pop("arxiv_version", None)
+    tags = [clean(str(t)).lower()[:80] for t in values.pop("tags", ()) or ()]
+    texts = {k: clean(str(values.pop(k)))[:500] or None for k in ("venue", "license", "lang", "room") if values.get(k)}
+    return PaperRecord(
+        title=title, abstract=abstract, authors=tuple(n for n in names if n)[:MAX_AUTHORS],
+        arxiv_id=arxiv.id if arxiv else None, arxiv_version=(arxiv.version if arxiv else None) or version,
+        doi=doi(str(values.pop("doi", "") or "")), url=web_address(values.pop("url", None)),
+        code_url=web_address(values.pop("code_url", None)), tags=tuple(dict.fromkeys(t for t in tags if t)),
+        **texts, **values,
+    )  # fmt: skip

@@ -1,0 +1,235 @@
+"""Papers of the page: adding and merging them, versions, what happened to them, votes.
+
+Every function takes the time as an argument, so tests and imports of old data need no clock.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from etude.errors import EtudeError
+from etude.page import heat as h
+from etude.page import tables as t
+from etude.page.database import Database
+from etude.page.identity import same_abstract, slugify
+from etude.page.records import PaperRecord
+
+Status = Literal["new", "duplicate", "changed"]
+
+
+class EditConflict(EtudeError):
+    """Somebody else changed the paper since it was read."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """What an import would do with a record."""
+
+    record: PaperRecord
+    status: Status
+    paper_id: int | None = None
+    changes: tuple[str, ...] = ()
+
+
+def _aliases(record: PaperRecord) -> list[tuple[str, str]]:
+    found = [("arxiv", record.arxiv_id), ("doi", record.doi)]
+    return [(kind, value) for kind, value in found if value]
+
+
+def find_existing(c: sa.Connection, record: PaperRecord) -> dict[str, Any] | None:
+    """The paper that a record is: by arXiv id, DOI, then the same title with an agreeing abstract."""
+    for kind, value in _aliases(record):
+        query = sa.select(t.paper).join(t.alias).where(t.alias.c.kind == kind, t.alias.c.value == value)
+        row = c.execute(query).mappings().first()
+        if row:
+            return dict(row)
+    same_title = sa.select(t.paper).where(t.paper.c.norm_hash == record.norm_hash).order_by(t.paper.c.id)
+    for row in c.execute(same_title).mappings():
+        conflict = any(row[k] and v and row[k] != v for k, v in (("arxiv_id", record.arxiv_id), ("doi", record.doi)))
+        if not conflict and same_abstract(row["abstract"], record.abstract):
+            return dict(row)
+    return None
+
+
+_MERGED = (
+    "title", "abstract", "authors", "venue", "published_at", "arxiv_id", "arxiv_version", "doi", "url", "code_url",
+    "license", "lang", "room",
+)  # fmt: skip
+
+
+def changed_fields(row: dict[str, Any], record: PaperRecord) -> dict[str, Any]:
+    """What a re-import would change: never a value into nothing, never a newer version into an older one."""
+    new = record.columns()
+    if (record.arxiv_version or 0) < (row["arxiv_version"] or 0):
+        return {k: new[k] for k in _MERGED if new[k] and not row[k]}
+    if row["source"] == "catalogue":  # our own cards know better; only gaps are filled
+        return {k: new[k] for k in _MERGED if new[k] and not row[k]}
+    return {k: new[k] for k in _MERGED if new[k] and new[k] != row[k]}
+
+
+def preview(db: Database, records: Iterable[PaperRecord]) -> list[Match]:
+    """What `add_all` would do; nothing is written. A record twice in the same import is a duplicate of itself."""
+    out: list[Match] = []
+    fresh: list[PaperRecord] = []
+    keys: dict[tuple[str, str], None] = {}
+    with db.engine.connect() as c:
+        for record in records:
+            row = find_existing(c, record)
+            if row is not None:
+                changes = tuple(changed_fields(row, record))
+                out.append(Match(record, "changed" if changes else "duplicate", row["id"], changes))
+            elif any(k in keys for k in _aliases(record)) or any(
+                f.norm_hash == record.norm_hash and same_abstract(f.abstract, record.abstract) for f in fresh
+            ):
+                out.append(Match(record, "duplicate"))
+            else:
+                keys |= dict.fromkeys(_aliases(record))
+                fresh.append(record)
+                out.append(Match(record, "new"))
+    return out
+
+
+def add(
+    c: sa.Connection, record: PaperRecord, *, source: str, now: int, by: str = "import", account: int | None = None,
+    weight: float = h.NEW, taken: set[str] | None = None,
+) -> Match:  # fmt: skip
+    """Store one record: new, merged into what we have (as a new version), or nothing to do."""
+    row = find_existing(c, record)
+    if row is not None:
+        changes = changed_fields(row, record)
+        if changes:
+            edit(c, row["id"], changes, expected=row["version"], by=by, now=now)
+        return Match(record, "changed" if changes else "duplicate", row["id"], tuple(changes))
+    slug = record.slug or slugify(record.title, _Taken(c) if taken is None else taken)  # type: ignore[arg-type]
+    if taken is not None:
+        taken.add(slug)
+    first = h.Event(weight, now)
+    values = record.columns() | {
+        "slug": slug, "source": source, "submitted_at": now, "submitted_by": account, "updated_at": now,
+        "votes": 0, "version": 1, "hidden": False, "pinned": False, **h.heats([first]),
+    }  # fmt: skip
+    paper_id = int(c.execute(sa.insert(t.paper).values(**values)).inserted_primary_key[0])  # type: ignore[index]
+    for kind, value in _aliases(record):
+        c.execute(sa.insert(t.alias).values(kind=kind, value=value, paper_id=paper_id))
+    if record.tags:
+        c.execute(sa.insert(t.paper_tag), [{"paper_id": paper_id, "tag": tag} for tag in record.tags])
+    new = {"paper_id": paper_id, "kind": "new", "weight": weight, "at": now, "key": f"new:{paper_id}"}
+    c.execute(sa.insert(t.event).values(**new))
+    c.execute(sa.insert(t.paper_version).values(paper_id=paper_id, n=1, record=record.columns(), at=now, by=by))
+    return Match(record, "new", paper_id)
+
+
+class _Taken:
+    """Slugs in use, asked one by one."""
+
+    def __init__(self, c: sa.Connection) -> None:
+        self._c = c
+
+    def __contains__(self, slug: object) -> bool:
+        return self._c.execute(sa.select(t.paper.c.id).where(t.paper.c.slug == slug)).first() is not None
+
+
+def add_all(
+    db: Database,
+    records: Sequence[PaperRecord],
+    *,
+    source: str,
+    now: int,
+    by: str = "import",
+    weight: float = h.NEW_BULK,
+) -> list[Match]:
+    """Import many records in one transaction: all or none."""
+    with db.begin() as c:
+        taken = set(c.execute(sa.select(t.paper.c.slug)).scalars())
+        return [add(c, r, source=source, now=now, by=by, weight=weight, taken=taken) for r in records]
+
+
+def edit(c: sa.Connection, paper_id: int, changes: dict[str, Any], *, expected: int, by: str, now: int) -> int:
+    """Change a paper and keep the version before; returns the new version number.
+
+    Raises
+    ------
+    EditConflict
+        If the paper is no longer at version `expected`: nothing is overwritten.
+    """
+    paper = t.paper.c
+    if "title" in changes:
+        from etude.page.identity import norm_hash
+
+        changes = changes | {"norm_hash": norm_hash(changes["title"])}
+    values = changes | {"version": expected + 1, "updated_at": now}
+    done = c.execute(sa.update(t.paper).where(paper.id == paper_id, paper.version == expected).values(**values))
+    if done.rowcount != 1:
+        raise EditConflict("this paper was changed by somebody else meanwhile: read it again and repeat your edit")
+    row = dict(c.execute(sa.select(t.paper).where(paper.id == paper_id)).mappings().one())
+    for kind, column in (("arxiv", "arxiv_id"), ("doi", "doi")):
+        if changes.get(column):
+            here = sa.select(t.alias.c.paper_id).where(t.alias.c.kind == kind, t.alias.c.value == changes[column])
+            if c.execute(here).first() is None:
+                c.execute(sa.insert(t.alias).values(kind=kind, value=changes[column], paper_id=paper_id))
+    record = {k: row[k] for k in (*_MERGED, "norm_hash", "extra")}
+    c.execute(sa.insert(t.paper_version).values(paper_id=paper_id, n=expected + 1, record=record, at=now, by=by))
+    return expected + 1
+
+
+def happened(
+    c: sa.Connection, paper_id: int, kind: str, weight: float, *, now: int, account: int | None = None,
+    key: str | None = None, network: str | None = None,
+) -> bool:  # fmt: skip
+    """Record an event and warm the paper; False when `key` says that it was counted already."""
+    if key is not None and c.execute(sa.select(t.event.c.id).where(t.event.c.key == key)).first():
+        return False
+    row = c.execute(sa.select(t.paper).where(t.paper.c.id == paper_id).with_for_update()).mappings().one()
+    values = {"paper_id": paper_id, "account_id": account, "kind": kind, "weight": weight, "at": now}
+    c.execute(sa.insert(t.event).values(**values, key=key, network=network))
+    warmer = h.added({k: row[k] for k in h.HALF_LIVES}, h.Event(weight, now))
+    c.execute(sa.update(t.paper).where(t.paper.c.id == paper_id).values(**warmer))
+    return True
+
+
+def rebuild_heat(c: sa.Connection, paper_id: int) -> None:
+    """Heat from the events that are left."""
+    rows = c.execute(sa.select(t.event.c.weight, t.event.c.at).where(t.event.c.paper_id == paper_id))
+    c.execute(sa.update(t.paper).where(t.paper.c.id == paper_id).values(**h.heats(h.Event(w, at) for w, at in rows)))
+
+
+def vote_weight(c: sa.Connection, paper_id: int, account: int, *, now: int, network: str | None) -> float:
+    """0 for one's own submission; 0.25 for a young account or a network's 4th vote in a day; else 1."""
+    paper = c.execute(sa.select(t.paper.c.submitted_by).where(t.paper.c.id == paper_id)).scalar_one()
+    if paper == account:
+        return 0.0
+    created = c.execute(sa.select(t.account.c.created_at).where(t.account.c.id == account)).scalar_one()
+    if now - created < h.YOUNG_ACCOUNT_SECONDS:
+        return h.WEIGHTS["vote_damped"]
+    if network is not None:
+        e = t.event.c
+        mine = sa.and_(e.paper_id == paper_id, e.kind == "vote", e.network == network, e.at > now - 24 * 3600)
+        before = c.execute(sa.select(sa.func.count()).select_from(t.event).where(mine)).scalar_one()
+        if before >= h.NETWORK_FREE_VOTES:
+            return h.WEIGHTS["vote_damped"]
+    return h.WEIGHTS["vote"]
+
+
+def set_vote(db: Database, paper_id: int, account: int, wanted: bool, *, now: int, network: str | None = None) -> int:
+    """Make the vote be there, or not be there; saying it twice changes nothing. Returns the number of votes."""
+    v = t.vote.c
+    with db.begin() as c:
+        locked = sa.select(t.paper.c.id).where(t.paper.c.id == paper_id).with_for_update()
+        if c.execute(locked).first() is None:
+            raise EtudeError(f"there is no paper {paper_id}")
+        there = c.execute(sa.select(v.at).where(v.paper_id == paper_id, v.account_id == account)).first() is not None
+        key = f"vote:{paper_id}:{account}"
+        if wanted and not there:
+            weight = vote_weight(c, paper_id, account, now=now, network=network)
+            c.execute(sa.insert(t.vote).values(paper_id=paper_id, account_id=account, at=now, weight=weight))
+            happened(c, paper_id, "vote", weight, now=now, account=account, key=key, network=network)
+        elif there and not wanted:
+            c.execute(sa.delete(t.vote).where(v.paper_id == paper_id, v.account_id == account))
+            c.execute(sa.delete(t.event).where(t.event.c.key == key))
+            rebuild_heat(c, paper_id)
+        if wanted != there:
+            delta = 1 if wanted else -1
+            c.execute(sa.update(t.paper).where(t.paper.c.id == paper_id).values(votes=t.paper.c.votes + delta))
+        return c.execute(sa.select(t.paper.c.votes).where(t.paper.c.id == paper_id)).scalar_one()
