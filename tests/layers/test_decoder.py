@@ -241,3 +241,30 @@ def test_loss_of_an_untrained_model_is_near_the_uniform_one():
     logits = build()(some_ids())
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), some_ids(seed=1).flatten())
     assert loss.item() == pytest.approx(math.log(11), abs=0.1)
+
+
+def test_greedy_generation_equals_repeated_full_passes():
+    lm, ids = build(), some_ids(2, 3)
+    out = lm.generate(ids, 5)
+    slow = ids
+    for _ in range(5):
+        slow = torch.cat([slow, lm(slow)[:, -1:].argmax(-1)], 1)
+    assert torch.equal(out, slow)
+    padded = torch.cat([torch.zeros(2, 2, dtype=torch.long), ids], 1)
+    real = torch.ones_like(padded, dtype=torch.bool)
+    real[:, :2] = False
+    assert torch.equal(lm.generate(padded, 5, mask=real)[:, 2:], slow)
+    with pytest.raises(ValueError, match="pad on the left"):
+        lm.generate(padded, 5, mask=real.flip(1))
+
+
+def test_sampled_generation():
+    lm, ids = build().train(), some_ids(2, 3)
+    one, two = (lm.generate(ids, 4, top_p=0.9, generator=stream(5, "draw")) for _ in range(2))
+    assert torch.equal(one, two) and one.shape == (2, 7) and lm.training
+    many = lm.generate(ids[:1], 1, num_samples=4000, generator=stream(6, "draw"))
+    assert many.shape == (1, 4000, 4)
+    share = torch.bincount(many[0, :, -1], minlength=11) / 4000
+    torch.testing.assert_close(share, lm.eval()(ids[:1])[0, -1].softmax(-1), atol=0.03, rtol=0)
+    assert lm.generate(ids, 3, temperature=0.5).shape == (2, 6)
+    assert lm.generate(ids[:, :1], 2, beam_size=3).shape == (2, 3)

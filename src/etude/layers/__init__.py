@@ -24,6 +24,11 @@ from etude.layers.distances import cosine_similarities as cosine_similarities
 from etude.layers.distances import squared_distances as squared_distances
 from etude.layers.hamming import HammingIndex as HammingIndex
 from etude.layers.hamming import hamming_distances as hamming_distances
+from etude.layers.lm_scoring import enumerate_logits as enumerate_logits
+from etude.layers.lm_scoring import enumerate_logprobs as enumerate_logprobs
+from etude.layers.lm_scoring import label_logprobs as label_logprobs
+from etude.layers.lm_scoring import perplexity as perplexity
+from etude.layers.lm_scoring import token_logprobs as token_logprobs
 from etude.layers.mixers import Mixed as Mixed
 from etude.layers.mixers import Mixer as Mixer
 from etude.layers.mixers import make_mixer as make_mixer

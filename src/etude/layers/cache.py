@@ -97,3 +97,7 @@ class KVCache:
         new.layers = [layer.select(rows) for layer in self.layers]
         new.mask = None if self.mask is None else self.mask.index_select(0, rows)
         return new
+
+    def reorder(self, index: Tensor) -> "KVCache":
+        """`select`, under the name that `etude.layers.decode` asks for."""
+        return self.select(index)

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from etude.data.randomness import as_generator
 from etude.layers.attention import make_mask
 from etude.layers.blocks import TransformerConfig, TransformerStack, initialize
 from etude.layers.cache import KVCache
+from etude.layers.decoding import Allowed, decode
 from etude.layers.positions import LearnedPositions, SinusoidalPositions
 
 
@@ -153,6 +155,63 @@ class DecoderLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """The head on hidden states (..., hidden_dim) -> (..., vocab_size)."""
         return self.head(hidden if self.narrow is None else self.narrow(hidden))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        ids: Tensor,
+        max_new_tokens: int,
+        *,
+        mask: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_samples: int | None = None,
+        beam_size: int = 1,
+        end_id: int | None = None,
+        allowed: Allowed | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Go on from `ids`, in eval mode and with a cache.
+
+        Parameters
+        ----------
+        ids, mask
+            (B, T) and (B, T), True = real token; prompts of different lengths are padded on the left.
+        temperature, top_k, top_p, num_samples, generator
+            Any of them asks for sampling; else the most likely token is taken, or the best of `beam_size` beams.
+            Without a generator a fresh, unpredictable one is made.
+        allowed
+            See `etude.layers.decode`.
+
+        Returns
+        -------
+        Tensor
+            (B, T + m), or (B, num_samples, T + m), m <= max_new_tokens; -1 behind the end.
+        """
+        if mask is not None and not bool(mask[:, -1].all()):
+            raise ValueError("the last token of every prompt must be real: pad on the left")
+        shaped = temperature != 1.0 or not (top_k is top_p is num_samples is generator is None)
+        was_training = self.training
+        self.eval()
+        try:
+            cache = self.new_cache()
+            if ids.shape[1] > 1:
+                self.hidden(ids[:, :-1], None if mask is None else mask[:, :-1], cache)
+
+            def step(last: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
+                return self(last.unsqueeze(1), cache=state)[:, -1], state
+
+            found = decode(
+                step, (ids[:, -1], cache), max_steps=max_new_tokens, method="sample" if shaped else "greedy",
+                beam_size=beam_size, num_samples=num_samples or 1, temperature=temperature, top_k=top_k, top_p=top_p,
+                end_id=end_id, allowed=allowed, generator=as_generator(generator) if shaped else None,
+            )  # fmt: skip
+        finally:
+            self.train(was_training)
+        keep = found.sequences.shape[1] if num_samples is not None else 1
+        whole = torch.cat([ids.unsqueeze(1).expand(-1, keep, -1), found.sequences[:, :keep]], -1)
+        return whole if num_samples is not None else whole.squeeze(1)
 
     def _embed(self, ids: Tensor) -> Tensor:
         if ids.is_cuda and not (self.training and self._ids_checked) and not torch.compiler.is_compiling():
