@@ -1,9 +1,13 @@
 """The training engine and methods that change how a net is trained."""
 
 from etude.training.anchors import QuadraticPenalty as QuadraticPenalty
+from etude.training.averaging import EMA as EMA
+from etude.training.callbacks import Checkpoint as Checkpoint
 from etude.training.config import TrainConfig as TrainConfig
-from etude.training.engine import Trained as Trained
 from etude.training.engine import train as train
+from etude.training.estimators import TorchClassifier as TorchClassifier
+from etude.training.estimators import TorchEstimator as TorchEstimator
+from etude.training.estimators import TorchRegressor as TorchRegressor
 from etude.training.gradients import GradientNoise as GradientNoise
 from etude.training.gradients import gradient_statistics as gradient_statistics
 from etude.training.gradients import per_sample_gradients as per_sample_gradients
@@ -14,7 +18,13 @@ from etude.training.metrics.classification import confusion as confusion
 from etude.training.metrics.classification import expected_calibration_error as expected_calibration_error
 from etude.training.metrics.classification import nll as nll
 from etude.training.optimizers import parameter_groups as parameter_groups
+from etude.training.plan import SeedsFailed as SeedsFailed
+from etude.training.probes import LinearProbe as LinearProbe
+from etude.training.probes import ProbeTable as ProbeTable
+from etude.training.probes import probe_layers as probe_layers
 from etude.training.replay import ReplayBuffer as ReplayBuffer
+from etude.training.run import State as State
+from etude.training.run import Trained as Trained
 from etude.training.schedules import Regime as Regime
 from etude.training.schedules import adapt_regime as adapt_regime
 from etude.training.schedules import make_schedule as make_schedule
