@@ -39,8 +39,8 @@ class Batched:
             raise CannotBatch("step replaces the update, one seed at a time")
         if not isinstance(config.optimizer, str):
             raise CannotBatch("an optimiser of your own may mix the seeds' entries: name one")
-        if any(hasattr(c, "on_start") for c in problem.callbacks):
-            raise CannotBatch("checkpoints are for one seed at a time")
+        if any(getattr(c, "one_seed", False) for c in problem.callbacks):
+            raise CannotBatch("a callback (a checkpoint?) is for one seed at a time")
         if not isinstance(config.lr, (int, float)):
             raise CannotBatch("lr as a mapping goes with step= and several nets: give one number")
         self.lr = config.lr
@@ -81,6 +81,8 @@ class Batched:
 
     def run(self) -> list[Trained]:
         """Train to the end; results in the order of the seeds."""
+        for lane in self.lanes:
+            lane.start()
         order = [lane.state.seed for lane in self.lanes]
         while self.lanes:
             self.update()

@@ -1,6 +1,7 @@
 """How seeds are trained: the plans, and the choice between them by measurement."""
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from etude.data.progress import track
 from etude.errors import StudyError
 from etude.training.batched import Batched, train_batched
+from etude.training.callbacks import Progress
 from etude.training.run import Problem, Trained, train_one
 from etude.training.workers import WorkerDied, cores, in_worker, shared_pool
 
@@ -39,9 +42,24 @@ def run_plan(problem: Problem, seeds: tuple[int, ...], plan: str) -> list[Traine
     outer, _, inner = plan.partition("+")
     if outer == "processes":
         return _in_processes(problem, seeds, inner)
-    if plan in ("stacked", "vmap"):
-        return train_batched(problem, seeds, plan)
-    return [train_one(problem, seed) for seed in seeds]
+    with _progress(problem, seeds) as shown:
+        if plan in ("stacked", "vmap"):
+            return train_batched(shown, seeds, plan)
+        return [train_one(shown, seed) for seed in seeds]
+
+
+@contextmanager
+def _progress(problem: Problem, seeds: tuple[int, ...]) -> Iterator[Problem]:
+    """The problem with a bar among its callbacks, where somebody could see it."""
+    if in_worker() or not sys.stderr.isatty():
+        yield problem
+        return
+    total, every = problem.lengths(problem.feed(seeds[0])) if _can_rehearse(problem) else (0, 1)
+    bar = Progress(math.ceil(total / every) * len(seeds), f"training {len(seeds)} seed{'s' * (len(seeds) > 1)}")
+    try:
+        yield replace(problem, callbacks=(*problem.callbacks, bar))
+    finally:
+        bar.close()
 
 
 def resolve(problem: Problem, seeds: tuple[int, ...]) -> Problem:
@@ -187,7 +205,7 @@ def _in_processes(problem: Problem, seeds: tuple[int, ...], inner: str) -> list[
     try:
         for chunk in chunks:
             pool.submit(_job, job, chunk, inner or "sequential", label, key=chunk)
-        for outcome in pool.as_completed():
+        for outcome in track(pool.as_completed(), f"training {len(seeds)} seeds", len(chunks)):
             if outcome.error is not None:
                 errors |= dict.fromkeys(outcome.key, outcome.error)
             else:

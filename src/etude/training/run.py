@@ -44,6 +44,8 @@ class State:
 
     model: Any
     seed: int
+    total: int = 0  # updates of the whole run
+    config: TrainConfig | None = None
     step: int = 0
     latest: Any = math.nan
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -134,7 +136,8 @@ class Lane:
 
     def __init__(self, problem: Problem, seed: int, model: nn.Module, total: int, every: int) -> None:
         self.problem, self.total, self.every = problem, total, every
-        self.state = State(model, seed)
+        self.state = State(model, seed, total, problem.config)
+        self.evaluating = False
         self.val = problem.validation(seed)
         self.running: Any = 0.0
         self.count = 0
@@ -176,6 +179,7 @@ class Lane:
         self.running, self.count = 0.0, 0
         if not math.isfinite(point["loss"]):
             self.diverge()
+        self.evaluating = True
         with fork_global(stream(state.seed, "eval", state.step)):
             shown.eval()
             if self.val is not None:
@@ -185,12 +189,13 @@ class Lane:
                     with torch.no_grad():
                         point["metric"] = float(problem.metric(shown, self.val))
             state.curve.append(point)
-            for call in self.on_eval:
-                call(state)
             if config.patience is not None and not self.diverged:
                 self._compare(point, shown, config.patience)
             if config.stop_when is not None and config.stop_when(state):
                 state.stop("stop_when")
+            for call in self.on_eval:
+                call(state)
+        self.evaluating = False
 
     def _compare(self, point: dict[str, float], shown: nn.Module, patience: int) -> None:
         value = self.sign * point.get("metric", point.get("val_loss", math.nan))
@@ -250,7 +255,8 @@ def train_one(problem: Problem, seed: int) -> Trained:
     state, accumulate = lane.state, problem.config.accumulate
 
     def snapshot() -> dict[str, Any]:
-        updater.noise.capture()
+        if not lane.evaluating:
+            updater.noise.capture()
         return {"updater": updater.state_dict(), "feed": feed.state_dict(), "lane": lane.state_dict()}
 
     def restore(saved: dict[str, Any]) -> None:
@@ -270,6 +276,7 @@ def train_one(problem: Problem, seed: int) -> Trained:
                 state.latest = loss
                 break
             if lane.after_update(loss):
+                updater.noise.capture()
                 lane.evaluate(model if updater.ema is None else updater.ema.module)
                 updater.train_mode()
     ema = None if updater.ema is None else updater.ema.state_dict()

@@ -1,0 +1,162 @@
+"""Callbacks of `train`: checkpoints to resume from, and a progress bar.
+
+A callback is any object with some of ``on_start(state)``, ``on_step(state)``, ``on_eval(state)`` and
+``on_end(state)``. `portable = True` says that it keeps nothing for the caller and may act in a worker process;
+`one_seed = True` that it cannot work where many seeds are updated in one loop.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from etude.data.progress import track
+from etude.training.config import TrainConfig
+from etude.training.run import State
+
+FORMAT = "1"
+FREE = ("steps", "epochs", "seconds", "patience", "stop_when", "eval_every")  # may differ on resuming
+
+
+class Checkpoint:
+    """Save a run so that it can go on where it was killed, bit for bit.
+
+    One file a seed, ``<folder>/seed-<n>.safetensors``, replaced as a whole. When `train` is called
+    again with the same folder, each seed starts from its file; a finished seed is not trained again.
+
+    Parameters
+    ----------
+    folder
+        Made if it does not exist.
+    every
+        Updates between two saves; default: at each point of the curve. The last state is always saved.
+
+    Raises
+    ------
+    ValueError
+        On resuming, if the file was made with another configuration or another net.
+    """
+
+    portable = True
+    one_seed = True
+
+    def __init__(self, folder: str | os.PathLike[str], *, every: int | None = None) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"every must be at least 1 update, got {every}")
+        self.folder, self.every = Path(folder), every
+
+    def path(self, seed: int) -> Path:
+        """The file of a seed."""
+        return self.folder / f"seed-{seed}.safetensors"
+
+    def on_start(self, state: State) -> None:
+        if state.restore is None or state.config is None:
+            raise ValueError("a checkpoint needs plan 'sequential' or 'processes'")
+        path = self.path(state.seed)
+        if not path.exists():
+            return
+        saved = _read(path)
+        _compare(saved["config"], _settings(state.config), path)
+        if saved["total"] != state.total and state.config.schedule in ("cosine", "linear"):
+            raise ValueError(
+                f"{path} belongs to a run of {saved['total']} updates, this one has {state.total}, and schedule "
+                f"{state.config.schedule!r} depends on it: use another folder"
+            )
+        try:
+            state.restore(saved["run"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"{path} does not fit this net: {error}") from error
+
+    def on_step(self, state: State) -> None:
+        if self.every is not None and state.step % self.every == 0:
+            self._save(state)
+
+    def on_eval(self, state: State) -> None:
+        if self.every is None or state.stopped or state.step >= state.total:
+            self._save(state)
+
+    def _save(self, state: State) -> None:
+        assert state.snapshot is not None and state.config is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"config": _settings(state.config), "total": state.total, "run": state.snapshot()}
+        _write(self.path(state.seed), content)
+
+
+class Progress:
+    """A bar on the terminal for runs that last longer than two seconds; moves at each point of the curve."""
+
+    def __init__(self, points: int, what: str) -> None:
+        self._bar: Iterator[int] = iter(track(range(points), what, points))
+        next(self._bar, None)
+
+    def on_eval(self, state: State) -> None:
+        next(self._bar, None)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()  # type: ignore[attr-defined]
+
+
+def _settings(config: TrainConfig) -> dict[str, str]:
+    plain = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in FREE}
+    return {name: value.__name__ if callable(value) else repr(value) for name, value in plain.items()}
+
+
+def _compare(saved: dict[str, str], present: dict[str, str], path: Path) -> None:
+    wrong = [n for n in present if saved.get(n) != present[n]]
+    if wrong:
+        changes = ", ".join(f"{n} was {saved.get(n)} and is {present[n]}" for n in wrong)
+        raise ValueError(f"{path} was made with another configuration: {changes}. Use another folder")
+
+
+def _write(path: Path, content: Any) -> None:
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_pack(content, "", tensors))
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        save_file(tensors, part, metadata={"format": FORMAT, "content": text})
+        os.replace(part, path)  # a killed save leaves the old file
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Any:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is no checkpoint of this version")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return _unpack(json.loads(metadata["content"]), tensors)
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON with tensors by name; keeps integer keys and tuples apart from strings and lists."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[k, _pack(v, f"{name}.{k}" if name else str(k), tensors)] for k, v in value.items()]}
+    if isinstance(value, tuple):
+        return {"tuple": [_pack(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]}
+    if isinstance(value, list):
+        return [_pack(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]
+    return value
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(v, tensors) for v in value]
+    if not isinstance(value, dict):
+        return value
+    (kind, inner), *_ = value.items()
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "tuple":
+        return tuple(_unpack(v, tensors) for v in inner)
+    return {k: _unpack(v, tensors) for k, v in inner}
