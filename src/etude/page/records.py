@@ -65,7 +65,9 @@ def make_record(**values: Any) -> PaperRecord:
     arxiv = arxiv_id(str(values.pop("arxiv_id", "") or ""))
     version = values.pop("arxiv_version", None)
     tags = [clean(str(t)).lower()[:80] for t in values.pop("tags", ()) or ()]
-    texts = {k: clean(str(values.pop(k)))[:500] or None for k in ("venue", "license", "lang", "room") if values.get(k)}
+    texts: dict[str, Any] = {
+        k: clean(str(values.pop(k)))[:500] or None for k in ("venue", "license", "lang", "room") if values.get(k)
+    }
     return PaperRecord(
         title=title, abstract=abstract, authors=tuple(n for n in names if n)[:MAX_AUTHORS],
         arxiv_id=arxiv.id if arxiv else None, arxiv_version=(arxiv.version if arxiv else None) or version,

@@ -1,0 +1,111 @@
+"""BibTeX: nested braces, @string, month macros, accents, eprints; a broken entry is reported, the rest imported."""
+
+import re
+from datetime import UTC, datetime
+
+from etude.errors import DataError, MissingExtra
+from etude.page.identity import arxiv_id
+from etude.page.importers.latex import decode_accents
+from etude.page.importers.reading import Reading, Unreadable
+from etude.page.importers.saved_page import MONTHS
+from etude.page.records import PaperRecord, make_record
+
+
+def _plain(value: str) -> str:
+    """Accents decoded, protecting braces off, outside formulas."""
+    parts = re.split(r"(\$[^$]*\$)", decode_accents(value))
+    for i in range(0, len(parts), 2):
+        parts[i] = parts[i].replace("{", "").replace("}", "").replace("~", " ").replace("--", "–")
+    return "".join(parts)
+
+
+def split_names(value: str) -> list[str]:
+    """Names of an author field: split at " and " outside braces, "Last, First" turned round, "others" dropped."""
+    names, depth, start = [], 0, 0
+    for match in re.finditer(r"[{}]|\s+and\s+", value):
+        token = match.group(0)
+        if token in "{}":
+            depth += 1 if token == "{" else -1
+        elif depth == 0:
+            names.append(value[start : match.start()])
+            start = match.end()
+    names.append(value[start:])
+    out = []
+    for name in names:
+        if name.strip() in ("", "others"):
+            continue
+        parts = [_plain(p).strip() for p in _split_outside(name, ",")]
+        out.append(" ".join(p for p in [*parts[1:][::-1], parts[0]] if p) if len(parts) > 1 else parts[0])
+    return out
+
+
+def _split_outside(value: str, mark: str) -> list[str]:
+    parts, depth, start = [], 0, 0
+    for i, ch in enumerate(value):
+        depth += (ch == "{") - (ch == "}")
+        if ch == mark and depth == 0:
+            parts.append(value[start:i])
+            start = i + 1
+    return [*parts, value[start:]]
+
+
+def _date(fields: dict[str, str]) -> int | None:
+    digits = re.search(r"\d{4}", fields.get("year") or fields.get("date") or "")
+    if digits is None:
+        return None
+    month = (fields.get("month") or "").strip().lower()
+    number = MONTHS.index(month[:3]) + 1 if month[:3] in MONTHS else int(month) if month.isdigit() else 1
+    try:
+        return int(datetime(int(digits.group(0)), min(12, max(1, number)), 1, 12, tzinfo=UTC).timestamp())
+    except ValueError:
+        return None
+
+
+def _record(kind: str, key: str, fields: dict[str, str], line: int) -> PaperRecord:
+    eprint = fields.get("eprint", "")
+    is_arxiv = "arxiv" in (fields.get("archiveprefix") or fields.get("eprinttype") or "arxiv").lower()
+    found = arxiv_id(eprint) if eprint and is_arxiv else arxiv_id(fields.get("url", ""))
+    venue = next((fields[k] for k in ("booktitle", "journal", "journaltitle", "school") if fields.get(k)), None)
+    tags = re.split(r"[;,]", fields.get("keywords", ""))
+    return make_record(
+        title=_plain(fields.get("title", "")), abstract=_plain(fields.get("abstract", "")),
+        authors=split_names(fields.get("author") or fields.get("editor") or ""),
+        venue=_plain(venue) if venue else None, published_at=_date(fields), doi=fields.get("doi", ""),
+        arxiv_id=found.id if found else "", arxiv_version=found.version if found else None,
+        url=fields.get("url"), lang=fields.get("language"), tags=tags,
+        extra={"entry_type": kind, "key": key}, where=f"line {line}",
+    )  # fmt: skip
+
+
+def parse(text: str, now: int) -> Reading:
+    """Read a BibTeX file.
+
+    Raises
+    ------
+    DataError
+        If it holds no entry at all.
+    """
+    try:
+        import bibtexparser
+        from bibtexparser.middlewares import RemoveEnclosingMiddleware, ResolveStringReferencesMiddleware
+    except ImportError as error:
+        raise MissingExtra("bibtexparser", "web", "reading BibTeX") from error
+    macros = "".join(f"@string{{{m} = {{{m}}}}}" for m in MONTHS)
+    library = bibtexparser.parse_string(
+        macros + "\n" + text, parse_stack=[ResolveStringReferencesMiddleware(), RemoveEnclosingMiddleware()]
+    )
+    records: list[PaperRecord] = []
+    bad = [
+        Unreadable(max(1, (b.start_line or 0)), (b.raw or "").strip()[:200], str(b.error or "") or "broken entry")
+        for b in library.failed_blocks
+    ]
+    for entry in library.entries:
+        line = entry.start_line or 1
+        fields = {f.key.lower(): str(f.value) for f in entry.fields}
+        try:
+            records.append(_record(entry.entry_type.lower(), entry.key, fields, line))
+        except ValueError as error:
+            bad.append(Unreadable(line, entry.key, str(error)))
+    if not records and not bad:
+        raise DataError("no BibTeX entry was found: expected @article{key, title = {...}, ...}")
+    return Reading("bibtex", tuple(records), tuple(sorted(bad, key=lambda b: b.line)))
