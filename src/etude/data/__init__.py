@@ -7,6 +7,7 @@ from etude.data.cache import cached as cached
 from etude.data.images import ImageSet as ImageSet
 from etude.data.images import load_images as load_images
 from etude.data.images import load_photos as load_photos
+from etude.data.mnist1d import mnist1d as mnist1d
 from etude.data.progress import track as track
 from etude.data.randomness import fork_global as fork_global
 from etude.data.randomness import numpy_stream as numpy_stream
@@ -26,4 +27,13 @@ from etude.data.tasks import Task as Task
 from etude.data.tasks import split as split
 from etude.data.text import TextDataset as TextDataset
 from etude.data.text import load_texts as load_texts
+from etude.data.tokens import Tokenizer as Tokenizer
+from etude.data.tokens import train_tokenizer as train_tokenizer
+from etude.data.transforms import affine as affine
+from etude.data.transforms import crop_flip as crop_flip
+from etude.data.transforms import cutmix as cutmix
+from etude.data.transforms import elastic as elastic
+from etude.data.transforms import erase as erase
+from etude.data.transforms import mixup as mixup
+from etude.data.transforms import symmetries as symmetries
 from etude.data.user import load_user as load_user
