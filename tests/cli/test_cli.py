@@ -1,0 +1,263 @@
+"""The command line as a user meets it: real subprocesses, exit codes, one-line errors, JSON and nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SLUG = "prototype-network"
+
+
+def etude(*arguments, cwd, env=None, timeout=240):
+    command = [sys.executable, "-m", "etude.cli", *map(str, arguments)]
+    full = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"} | (env or {})
+    return subprocess.run(command, cwd=cwd, env=full, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def one_line(result, code, *words):
+    assert result.returncode == code, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A folder in which the quick study has run once."""
+    folder = tmp_path_factory.mktemp("done")
+    result = etude("run", SLUG, "--json", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder, json.loads(result.stdout)
+
+
+def test_import_is_light_and_fast():
+    code = (
+        "import time; t = time.perf_counter(); import etude; s = time.perf_counter() - t; import sys; "
+        "print(s, any(m in sys.modules for m in ('torch', 'pandas', 'transformers', 'sqlalchemy', 'ray', 'fastapi')))"
+    )
+    times = []
+    for _ in range(3):
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        times.append(float(out[0]))
+        assert out[1] == "False"
+    assert min(times) < 1.0
+
+
+def test_help_says_what_each_command_does(tmp_path):
+    top = etude("--help", cwd=tmp_path)
+    assert top.returncode == 0
+    for command in (
+        "papers",
+        "show",
+        "run",
+        "verdicts",
+        "report",
+        "export",
+        "import-results",
+        "bench",
+        "new",
+        "doctor",
+    ):
+        assert command in top.stdout
+        assert etude(command, "--help", cwd=tmp_path).returncode == 0
+    assert "3" in etude("run", "--help", cwd=tmp_path).stdout
+
+
+def test_papers_as_json(tmp_path):
+    found = json.loads(etude("papers", "--json", cwd=tmp_path).stdout)
+    assert len(found) == 52
+    assert set(found[0]) == {"slug", "title", "room", "kind", "year", "runs", "claims"}
+    some = json.loads(etude("papers", "--json", "--room", "trust", "--runs", cwd=tmp_path).stdout)
+    assert {p["room"] for p in some} == {"trust"}
+    assert all(p["runs"] for p in some)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show(done, tmp_path):
+    folder, _ = done
+    text = etude("show", SLUG, cwd=folder).stdout
+    assert "PrototypeClassifier" in text
+    assert "etude run prototype-network" in text
+    card = json.loads(etude("show", SLUG, "--json", cwd=folder).stdout)
+    assert card["verdicts"]
+    untouched = etude("show", SLUG, cwd=tmp_path)
+    assert untouched.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_prints_one_json_document_and_writes_the_report(done):
+    folder, (result,) = done
+    assert result["slug"] == SLUG
+    assert result["state"] == "done"
+    assert (folder / "etude-report" / "index.html").stat().st_size > 20_000
+    again = etude("run", SLUG, cwd=folder)
+    assert again.returncode == 0
+    assert "taken from the ledger" in again.stdout
+    assert "Report:" in again.stdout
+
+
+def test_verdicts_have_the_promised_fields(done):
+    folder, _ = done
+    rows = json.loads(etude("verdicts", SLUG, "--json", cwd=folder).stdout)
+    promised = {
+        "slug", "claim", "protocol", "tier", "verdict", "effect", "low", "high", "n", "paper_value", "unit", "notes",
+        "stale", "run",
+    }  # fmt: skip
+    assert rows
+    assert all(promised <= set(r) for r in rows)
+    assert all(r["n"] >= 3 and not r["stale"] for r in rows)
+
+
+def test_export_and_import(done, tmp_path):
+    folder, _ = done
+    assert etude("export", tmp_path / "results", cwd=folder).returncode == 0
+    back = etude("import-results", tmp_path / "results", "--ledger", tmp_path / "b.sqlite", cwd=tmp_path)
+    assert "1 runs imported" in back.stdout
+    a = json.loads(etude("verdicts", "--json", cwd=folder).stdout)
+    b = json.loads(etude("verdicts", "--json", "--ledger", tmp_path / "b.sqlite", cwd=tmp_path).stdout)
+    assert a == b
+
+
+def test_the_library_gives_the_same_as_the_command_line(done):
+    folder, (printed,) = done
+    import etude as library
+
+    result = library.run(SLUG, tier="quick", ledger=folder / "etude.sqlite")
+    assert result.reused
+    assert json.loads(json.dumps([v.record() for v in result.verdicts])) == printed["verdicts"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "pointer-netwroks"), ("pointer-netwroks", "pointer-networks")),
+        (("run", "gpicl"), ("no study yet",)),
+        (("run", SLUG, "--tier", "huge"), ("'huge'", "quick")),
+        (("run", SLUG, "--seeds", "2"), ("--seeds 2", "at least 3")),
+        (("run", SLUG, "--seed", "5"), ("--seed",)),
+        (("run", SLUG, "--set", "epochz=3"), ("epochz",)),
+        (("run", SLUG, "--set", "epochs"), ("name=value",)),
+        (("run", SLUG, "--on", "mars"), ("mars", "ray")),
+        (("run", SLUG, "--jobs", "0"), ("--jobs 0",)),
+        (("run", SLUG, "--target", "y"), ("--data",)),
+        (("run", SLUG, "--resume", "--fresh"), ("contradict",)),
+        (("run", SLUG, "--tier", "gpu"), ("CUDA",)),
+        (("show", "nothing"), ("nothing",)),
+        (("verdicts", "nothing"), ("nothing",)),
+        (("papers", "--room", "attic"), ("attic", "layers")),
+        (("data", "fetch", "mnisd"), ("mnisd", "mnist")),
+        (("bench", "--folder", "nowhere"), ("nowhere",)),
+        (("import-results", "nowhere"), ("nowhere",)),
+        (("new", "Bad Slug"), ("Bad Slug",)),
+        (("frobnicate",), ("frobnicate",)),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(arguments, words, tmp_path):
+    one_line(etude(*arguments, cwd=tmp_path), 2, *words)
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+ROWS = "\n".join(f"{i},{i * 7 % 5},{'ab'[i % 2]}" for i in range(60))
+
+
+def test_data_of_a_kind_that_the_study_does_not_take(tmp_path):
+    one_line(etude("run", "pointer-networks", "--data", write(tmp_path / "t.csv", f"x,z,y\n{ROWS}"), cwd=tmp_path), 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "words"),
+    [
+        (f"x,z,y\n{ROWS}", "label", ("label", "x, z, y")),
+        ("", "y", ("empty",)),
+        ("x,z,y\n" + ROWS.replace("b", "a"), "y", ("one class",)),
+    ],
+)
+def test_a_table_that_cannot_be_used(tmp_path, text, target, words):
+    table = write(tmp_path / "t.csv", text)
+    one_line(etude("run", "train-longer", "--data", table, "--target", target, cwd=tmp_path), 2, *words)
+
+
+def test_a_ledger_that_cannot_be_used(tmp_path):
+    one_line(etude("verdicts", "--ledger", tmp_path / "no" / "l.sqlite", cwd=tmp_path), 3, "--ledger")
+    one_line(
+        etude("verdicts", "--ledger", write(tmp_path / "n.sqlite", "notes " * 500), cwd=tmp_path), 3, "not an Etude"
+    )
+
+
+def test_a_report_folder_that_cannot_be_written(done):
+    folder, _ = done
+    write(folder / "file", "x")
+    one_line(etude("report", folder / "file" / "deep", cwd=folder), 2, "cannot write the report")
+
+
+def test_kill_minus_nine_and_ctrl_c_then_resume(tmp_path):
+    """Workers and all: what was finished is there, nothing is measured twice, Ctrl-C says how to go on."""
+    command = [sys.executable, "-m", "etude.cli", "run", SLUG, "--json", "--no-report", "--jobs", "2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    from etude.lab.ledger import Ledger
+
+    def finished():
+        if not (tmp_path / "etude.sqlite").exists():
+            return 0
+        ledger = Ledger(tmp_path / "etude.sqlite")
+        count = sum(len(ledger.finished(r["id"])) for r in ledger.runs())
+        ledger.close()
+        return count
+
+    seen = 0
+    for how in (signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        until = time.time() + 120
+        while finished() <= seen and process.poll() is None and time.time() < until:
+            time.sleep(0.05)
+        process.send_signal(how)
+        _, message = process.communicate(timeout=60)
+        seen = finished()
+        assert seen > 0
+        if how == signal.SIGINT and process.returncode != 0:
+            assert process.returncode == 130
+            assert b"the same command continues it" in message
+    result = etude("run", SLUG, "--json", "--no-report", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    ledger = Ledger(tmp_path / "etude.sqlite")
+    assert len(ledger.runs()) == 1
+    rows = ledger.measurements(ledger.runs()[0]["id"])
+    keys = [(r["protocol"], r["arm"], r["seed"], r["metric"], r["step"]) for r in rows]
+    assert len(keys) == len(set(keys))
+
+
+def test_doctor_and_data_list_as_json(tmp_path):
+    found = json.loads(etude("doctor", "--json", cwd=tmp_path).stdout)
+    assert found["devices"][0] == "cpu"
+    names = {s["name"] for s in json.loads(etude("data", "list", "--json", cwd=tmp_path).stdout)}
+    assert {"mnist", "digits"} <= names
+
+
+def test_new_paper_in_a_copy_of_the_checkout(tmp_path):
+    import shutil
+
+    import etude as library
+
+    source = Path(library.__file__).parent
+    shutil.copytree(source, tmp_path / "src" / "etude", ignore=shutil.ignore_patterns("__pycache__"))
+    env = {"PYTHONPATH": str(tmp_path / "src")}
+    made = etude("new", "my-paper", "--room", "trust", "--folder", tmp_path, cwd=tmp_path, env=env)
+    assert made.returncode == 0, made.stderr
+    again = etude("new", "my-paper", "--room", "trust", "--folder", tmp_path, cwd=tmp_path, env=env)
+    one_line(again, 2, "exists already")
+    run = etude("run", "my-paper", "--json", "--no-report", "--set", "steps=5", cwd=tmp_path, env=env)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)[0]["state"] == "done"
+    test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "tests")]
+    assert subprocess.run(test, cwd=tmp_path, env=os.environ | env, check=False).returncode == 0
