@@ -1,0 +1,1 @@
+"""Search: words and meaning together, with the reasons for every hit."""

@@ -1,0 +1,101 @@
+"""Words: BM25 over titles, tags, authors and abstracts, with trigrams of titles for typos and parts of words."""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from etude.page import tables as t
+from etude.page.search.query import Query, fts5
+
+DEPTH = 200
+# Weights of bm25(): title, tags, authors, abstract.
+WEIGHTS = "5.0, 3.0, 2.0, 1.0"
+_INSERT = "INSERT INTO fts(rowid, title, tags, authors, abstract) VALUES (:id, :title, :tags, :authors, :abstract)"
+_INSERT_PG = (
+    "INSERT INTO fts(rowid, title, tags, authors, abstract, document) VALUES (:id, :title, :tags, :authors, :abstract, "
+    "setweight(to_tsvector('english', :title), 'A') || setweight(to_tsvector('english', :tags), 'B') || "
+    "setweight(to_tsvector('simple', :authors), 'C') || setweight(to_tsvector('english', :abstract), 'D'))"
+)
+
+
+def document(row: dict[str, Any], tags: list[str]) -> dict[str, Any]:
+    """What the index holds of a paper."""
+    authors = ", ".join(a["name"] for a in row["authors"])
+    title = f"{row['title']} {row['slug'].replace('-', ' ')}" if row["source"] == "catalogue" else row["title"]
+    return {"id": row["id"], "title": title, "tags": " ".join(tags), "authors": authors, "abstract": row["abstract"]}
+
+
+def index(c: sa.Connection, documents: list[dict[str, Any]], *, new: bool = False) -> None:
+    """Put papers into the index, replacing what it held of them (`new`: it holds nothing of them yet)."""
+    if not documents:
+        return
+    sqlite = c.dialect.name == "sqlite"
+    if not new:
+        for table in ("fts", "fts_title") if sqlite else ("fts",):
+            c.execute(sa.text(f"DELETE FROM {table} WHERE rowid = :id"), [{"id": d["id"]} for d in documents])
+    c.execute(sa.text(_INSERT if sqlite else _INSERT_PG), documents)
+    if sqlite:
+        c.execute(sa.text("INSERT INTO fts_title(rowid, title) VALUES (:id, :title)"), documents)
+
+
+def reindex(c: sa.Connection, paper_ids: list[int]) -> None:
+    """Read papers and index them anew."""
+    rows = c.execute(sa.select(t.paper).where(t.paper.c.id.in_(paper_ids))).mappings().all()
+    tags: dict[int, list[str]] = {}
+    for r in c.execute(sa.select(t.paper_tag).where(t.paper_tag.c.paper_id.in_(paper_ids))):
+        tags.setdefault(r.paper_id, []).append(r.tag)
+    index(c, [document(dict(r), tags.get(r["id"], [])) for r in rows])
+
+
+def rank(c: sa.Connection, query: Query, *, depth: int = DEPTH) -> list[int]:
+    """Paper ids by relevance, best first; typos are looked for when few papers hold all words."""
+    if not (query.words or query.phrases):
+        return []
+    hits = _words_sqlite(c, query, depth) if c.dialect.name == "sqlite" else _words_postgres(c, query, depth)
+    if len(hits) < 5 and query.words and c.dialect.name == "sqlite":
+        hits += [i for i in _trigrams(c, query, depth) if i not in set(hits)]
+    return hits[:depth]
+
+
+def _words_sqlite(c: sa.Connection, query: Query, depth: int) -> list[int]:
+    sql = f"SELECT rowid FROM fts WHERE fts MATCH :q ORDER BY bm25(fts, {WEIGHTS}), rowid LIMIT :n"
+    hits = list(c.execute(sa.text(sql), {"q": fts5(query), "n": depth}).scalars())
+    if not hits and len(query.words) > 1:  # no paper holds all words: take those that hold most of them
+        any_word = " OR ".join(f'"{w}"' for w in query.words)
+        hits = list(c.execute(sa.text(sql), {"q": any_word, "n": depth}).scalars())
+    return hits
+
+
+def _words_postgres(c: sa.Connection, query: Query, depth: int) -> list[int]:
+    words = " & ".join(f"{w}:*" for w in query.words)
+    sql = (
+        "SELECT rowid FROM fts, to_tsquery('english', :q) q WHERE document @@ q "
+        "ORDER BY ts_rank('{0.1, 0.2, 0.4, 1.0}', document, q) DESC, rowid LIMIT :n"
+    )
+    if query.phrases:
+        words = " & ".join([w for w in [words] if w] + ["(" + " <-> ".join(p.split()) + ")" for p in query.phrases])
+    if query.excluded:
+        words += "".join(f" & !({' <-> '.join(w.split())})" for w in query.excluded)
+    return list(c.execute(sa.text(sql), {"q": words, "n": depth}).scalars())
+
+
+def trigrams(text: str) -> set[str]:
+    """All runs of three characters of the words of a text."""
+    return {w[i : i + 3] for w in text.lower().split() for i in range(len(w) - 2)}
+
+
+def _trigrams(c: sa.Connection, query: Query, depth: int) -> list[int]:
+    """Titles by the share of the query's trigrams that they hold (blanks ignored, so "autognn" finds "Auto-GNN")."""
+    wanted = set().union(*(trigrams(w) for w in query.words)) if query.words else set()
+    if not wanted:
+        return []
+    match = " OR ".join('"' + g.replace('"', '""') + '"' for g in sorted(wanted))
+    sql = "SELECT rowid, title FROM fts_title WHERE fts_title MATCH :q LIMIT 2000"
+    scored = []
+    for rowid, title in c.execute(sa.text(sql), {"q": match}):
+        letters = "".join(ch for ch in title.lower() if ch.isalnum())
+        held = trigrams(title) | trigrams(letters)
+        share = len(wanted & held) / len(wanted)
+        if share >= 0.5:
+            scored.append((-share, len(title), rowid))
+    return [rowid for _, _, rowid in sorted(scored)[:depth]]
