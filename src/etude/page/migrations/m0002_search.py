@@ -9,7 +9,8 @@ SQLITE = (
 )
 POSTGRES = (
     "CREATE TABLE fts (rowid INTEGER PRIMARY KEY REFERENCES paper(id) ON DELETE CASCADE, "
-    "title TEXT NOT NULL, tags TEXT NOT NULL, authors TEXT NOT NULL, abstract TEXT NOT NULL, document TSVECTOR NOT NULL)",
+    "title TEXT NOT NULL, tags TEXT NOT NULL, authors TEXT NOT NULL, abstract TEXT NOT NULL, "
+    "document TSVECTOR NOT NULL)",
     "CREATE INDEX fts_document ON fts USING GIN (document)",
 )
 
