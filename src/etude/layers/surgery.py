@@ -54,9 +54,8 @@ def match(model: nn.Module, targets: Targets = None, kind: Kind = nn.Module) -> 
         If any one target matches no module of `kind`, or nothing matches at all.
     """
     every = dict(model.named_modules(remove_duplicate=False))
-    fitting: dict[str, nn.Module] = {
-        name: m for name, m in every.items() if isinstance(m, kind) and (name or _asks_root(targets))
-    }
+    rooted = _asks_root(targets)
+    fitting = {name: every[name] for name in every if isinstance(every[name], kind) and (name or rooted)}
     where = type(model).__name__
     if targets is None:
         if not fitting:

@@ -1,0 +1,376 @@
+"""scikit-learn shells over the training engine: arrays in, a fitted module and its history out.
+
+A method's estimator subclasses `TorchClassifier`, `TorchRegressor` or `TorchEstimator`, lists its parameters in a
+constructor that only stores them, and writes `_build` (and `_loss` where it is not the usual one).
+"""
+
+import inspect
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from etude.data.randomness import as_generator, seeded_build, stream
+from etude.data.tasks import Split, split
+from etude.training.config import TrainConfig
+from etude.training.engine import train
+from etude.training.updater import Updater
+
+ROWS = 1024  # rows a pass when nothing is learned
+FORMAT = 1
+
+
+def as_array(value: Any) -> Any:
+    """Tensors on any device as NumPy arrays; everything else as it is."""
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+
+
+class TorchEstimator(BaseEstimator, ABC):
+    """Base of estimators whose `fit` is a run of the training engine.
+
+    Parameters
+    ----------
+    max_epochs, batch_size, lr
+        Length, rows a batch and learning rate of the run (Adam).
+    patience
+        Stop after this many epochs without a lower loss on a tenth of the rows, kept back from training, and go
+        back to the best weights. None: train `max_epochs` on all rows.
+    device
+        ``"auto"``: a CUDA device where there is one, else the CPU.
+    random_state
+        Seed of initialisation, order and noise; None: a new one at every fit.
+
+    Attributes
+    ----------
+    module_
+        The trained module, in eval mode.
+    history_
+        One dictionary an epoch: step, loss, val_loss.
+    n_features_in_
+        Columns (or channels) seen in `fit`.
+    input_shape_
+        Shape of one row.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_epochs: int = 100,
+        batch_size: int = 64,
+        lr: float = 1e-3,
+        patience: int | None = None,
+        device: str = "auto",
+        random_state: Any = None,
+    ) -> None:
+        self.max_epochs, self.batch_size, self.lr = max_epochs, batch_size, lr
+        self.patience, self.device, self.random_state = patience, device, random_state
+
+    # what a method fills in
+
+    @abstractmethod
+    def _build(self, X: Tensor, y: Tensor | None) -> nn.Module:
+        """A new module for rows like `X`. Only shapes may matter: `load` calls it with one row of zeros."""
+
+    @abstractmethod
+    def _loss(self, module: nn.Module, batch: Split) -> Any:
+        """The loss of a batch: a scalar, or a dictionary of terms whose sum is minimised."""
+
+    def _config(self, n: int) -> TrainConfig:
+        """How the engine trains on `n` rows."""
+        return TrainConfig(
+            epochs=self.max_epochs, batch_size=self.batch_size, lr=self.lr, patience=self.patience, better="lower"
+        )
+
+    def _target(self, y: Any, *, reset: bool) -> Tensor | None:
+        """The target as the loss takes it. `reset`: learn its form (classes, scale) anew."""
+        return None if y is None else torch.from_numpy(np.array(y, dtype=np.float32))
+
+    def _finish(self, X: Tensor, y: Tensor | None) -> None:
+        """Called when the module is trained, before `fit` returns: set what else is learned."""
+
+    # fitting
+
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
+        """Train a new module on `X` (n, ...) and `y`; returns self."""
+        rows, target = self._rows(X, y, reset=True)
+        seed = self._draw_seed()
+        device = self._device()
+        data, val = Split(rows, target), None
+        if self.patience is not None:
+            data, val = self._keep_back(data, seed)
+        found = train(
+            lambda _: self._build(rows[:1], target), data, loss=self._loss, config=self._config(data.n), val=val,
+            seeds=(seed,), plan="sequential", device=device,
+        )[0]  # fmt: skip
+        if found.diverged:
+            raise ValueError(
+                f"training diverged after {found.steps} updates: lower lr (it is {self.lr}) or scale the inputs"
+            )
+        self.module_, self.history_, self._updater = found.module, found.curve, None
+        self._finish(rows, target)
+        return self
+
+    def partial_fit(self, X: ArrayLike, y: ArrayLike | None = None, classes: ArrayLike | None = None) -> Self:
+        """One pass over `X` in batches, going on from where the module stands; returns self.
+
+        Parameters
+        ----------
+        classes
+            Every class that will ever come (classifiers, first call only; default: those of `y`).
+        """
+        first = not hasattr(self, "module_")
+        if first and classes is not None:
+            self._target(np.asarray(as_array(classes)), reset=True)
+        rows, target = self._rows(X, y, reset=first, keep_target=first and classes is not None)
+        device = self._device()
+        if first:
+            seed = self._draw_seed()
+            build: Callable[[], nn.Module] = lambda: self._build(rows[:1], target)  # noqa: E731
+            self.module_, self.history_ = seeded_build(build, stream(seed, "init")).to(device), []
+        if getattr(self, "_updater", None) is None:
+            self._partial_seed, self._passes = seed if first else self._draw_seed(), 0
+            self._updater = Updater(self.module_, self._loss, self._config(len(rows)), seed=self._partial_seed)
+        updater = self._updater
+        assert updater is not None
+        order = torch.randperm(len(rows), generator=stream(self._partial_seed, "order", self._passes))
+        self._passes += 1
+        updater.train_mode()
+        batches = (Split(rows, target).take(part).to(device) for part in self._parts(order))
+        losses = [updater.update(batch)["loss"] for batch in batches]
+        self.history_.append({"step": updater.step, "loss": float(np.mean(losses))})
+        self.module_.eval()
+        self._finish(rows, target)
+        return self
+
+    def _parts(self, order: Tensor) -> list[Tensor]:
+        parts = list(order.split(self.batch_size))
+        drop = self._config(len(order)).drop_last and len(parts) > 1 and len(parts[-1]) < self.batch_size
+        return parts[:-1] if drop else parts
+
+    def _rows(self, X: Any, y: Any, *, reset: bool, keep_target: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Checked input as tensors; a shape other than the fitted one is refused."""
+        X, y = as_array(X), as_array(y)
+        needs_y = self.__sklearn_tags__().target_tags.required
+        if y is None and not needs_y:
+            X = validate_data(self, X, reset=reset, dtype=np.float32, allow_nd=True)
+        else:
+            X, y = validate_data(
+                self, X, y, reset=reset, dtype=np.float32, allow_nd=True, multi_output=self._multi_output,
+                y_numeric=self._y_numeric,
+            )  # fmt: skip
+        target = self._target(y, reset=reset and not keep_target)
+        if reset:
+            self.input_shape_ = tuple(X.shape[1:])
+        self._check_shape(X)
+        return torch.from_numpy(np.array(X, dtype=np.float32)), target
+
+    _multi_output = False
+    _y_numeric = False
+
+    def _check_shape(self, X: NDArray[Any]) -> None:
+        if tuple(X.shape[1:]) != tuple(self.input_shape_):
+            raise ValueError(
+                f"X has rows of shape {tuple(X.shape[1:])}, but {type(self).__name__} was fitted on rows of shape "
+                f"{tuple(self.input_shape_)}"
+            )
+
+    def _draw_seed(self) -> int:
+        return int(torch.randint(2**31 - 1, (1,), generator=as_generator(self.random_state)))
+
+    def _device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    def _keep_back(self, data: Split, seed: int) -> tuple[Split, Split]:
+        held = max(1, math.ceil(data.n / 10))
+        if data.n < 2:
+            raise ValueError(f"patience needs rows to keep back, got n_samples={data.n}: set patience=None")
+        parts = split(data, (data.n - held, held), seed=seed)
+        return parts[0]._replace(index=None), parts[1]._replace(index=None)
+
+    # using
+
+    def _outputs(self, X: Any, call: Callable[[Tensor], Tensor] | None = None) -> NDArray[Any]:
+        """`call` (default: the module) on checked rows, some at a time: a row's result hangs on no other row."""
+        check_is_fitted(self)
+        X = validate_data(self, as_array(X), reset=False, dtype=np.float32, allow_nd=True)
+        self._check_shape(X)
+        self.module_.eval()
+        device = next((t.device for t in (*self.module_.parameters(), *self.module_.buffers())), torch.device("cpu"))
+        with torch.no_grad():
+            parts = [
+                (call or self.module_)(part.to(device)).cpu()
+                for part in torch.from_numpy(np.array(X, dtype=np.float32)).split(ROWS)
+            ]
+        return torch.cat(parts).numpy()
+
+    # keeping
+
+    def save(self, path: str | Path) -> None:
+        """Write parameters and everything learned to one safetensors file.
+
+        Parameters that are no plain values (modules, functions) are left out: give them to `load` again.
+        """
+        check_is_fitted(self)
+        tensors = {f"module.{name}": t.detach().cpu().contiguous() for name, t in self.module_.state_dict().items()}
+        learned: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if not name.endswith("_") or name.startswith("_") or name == "module_":
+                continue
+            if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+                tensors[f"array.{name}"] = torch.from_numpy(np.ascontiguousarray(value))
+            elif isinstance(value, np.ndarray):
+                learned[name] = {"array": value.tolist(), "dtype": "object" if value.dtype == object else "str"}
+            else:
+                learned[name] = {"value": value}
+        params = {k: v for k, v in self.get_params(deep=False).items() if _plain(v)}
+        unsaved = sorted(set(self.get_params(deep=False)) - set(params))
+        record = {"format": FORMAT, "class": type(self).__name__, "params": params, "unsaved": unsaved}
+        text = {"etude": json.dumps(record), "learned": json.dumps(learned)}
+        save_file({k: v.clone() for k, v in tensors.items()}, str(path), metadata=text)
+
+    @classmethod
+    def load(cls, path: str | Path, **params: Any) -> Self:
+        """The estimator that `save` wrote. `params` take the place of stored ones (modules must be given again).
+
+        Raises
+        ------
+        ValueError
+            If the file holds another class's state or no estimator, or a parameter that could not be stored is
+            missing.
+        """
+        with safe_open(str(path), framework="pt") as file:
+            text = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if "etude" not in text:
+            raise ValueError(f"{path} holds no estimator")
+        record = json.loads(text["etude"])
+        if record["class"] != cls.__name__:
+            raise ValueError(f"{path} holds a {record['class']}, not a {cls.__name__}")
+        missing = sorted(set(record["unsaved"]) - set(params))
+        if missing:
+            raise ValueError(f"{path} was saved without the parameters {missing}: give them to load()")
+        made = cls(**_known(cls, record["params"] | params))
+        for name, entry in json.loads(text["learned"]).items():
+            value = np.array(entry["array"], dtype=entry["dtype"]) if "array" in entry else entry["value"]
+            setattr(made, name, tuple(value) if name == "input_shape_" else value)
+        for name, tensor in tensors.items():
+            if name.startswith("array."):
+                setattr(made, name.removeprefix("array."), tensor.numpy())
+        example = torch.zeros(1, *made.input_shape_)
+        module = seeded_build(lambda: made._build(example, torch.zeros(1, dtype=torch.long)), stream(0, "init"))
+        module.load_state_dict({k.removeprefix("module."): t for k, t in tensors.items() if k.startswith("module.")})
+        made.module_ = module.to(made._device()).eval()
+        return made
+
+    _updater: Updater | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {**state, "_updater": None} if "_updater" in state else state
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_plain(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _known(cls: type, params: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(params) - set(inspect.signature(cls).parameters))
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no parameter {unknown[0]!r}")
+    return params
+
+
+class TorchClassifier(ClassifierMixin, TorchEstimator):
+    """Base of classifiers: the module returns logits (B, classes), the loss is their cross-entropy.
+
+    Attributes
+    ----------
+    classes_
+        Labels as they were given, sorted; column k of the probabilities belongs to ``classes_[k]``.
+    """
+
+    def _target(self, y: Any, *, reset: bool) -> Tensor:
+        y = np.asarray(y)
+        check_classification_targets(y)
+        if reset:
+            self.classes_ = np.unique(y)
+            if len(self.classes_) < 2:
+                raise ValueError(f"y holds one class ({self.classes_.tolist()[0]!r}): a classifier needs at least two")
+        codes = np.searchsorted(self.classes_, y).clip(0, len(self.classes_) - 1)
+        strange = self.classes_[codes] != y
+        if strange.any():
+            raise ValueError(f"label {y[strange].tolist()[0]!r} was not among the classes {self.classes_.tolist()}")
+        return torch.from_numpy(codes.astype(np.int64))
+
+    def _keep_back(self, data: Split, seed: int) -> tuple[Split, Split]:
+        rarest = int(np.bincount(data.y.numpy()).min())
+        held = max(len(self.classes_), math.ceil(data.n / 10))
+        if rarest < 2 or data.n - held < len(self.classes_):
+            return super()._keep_back(data, seed)
+        parts = split(data, (data.n - held, held), seed=seed, by="class")
+        return parts[0]._replace(index=None), parts[1]._replace(index=None)
+
+    def _loss(self, module: nn.Module, batch: Split) -> Any:
+        return F.cross_entropy(module(batch.x), batch.y)
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Probabilities (n, classes), float32."""
+        return self._outputs(X, lambda x: self.module_(x).softmax(-1))
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """The most probable class of each row."""
+        codes = self.predict_proba(X).argmax(1)
+        return self.classes_[codes]
+
+
+class TorchRegressor(RegressorMixin, TorchEstimator):
+    """Base of regressors: the module returns (B, outputs) or (B,), the loss is the squared error.
+
+    The target is standardised for training; predictions come back in its own unit.
+
+    Attributes
+    ----------
+    y_mean_, y_scale_
+        Mean and standard deviation of the training target, one a column.
+    """
+
+    _multi_output = True
+    _y_numeric = True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _target(self, y: Any, *, reset: bool) -> Tensor:
+        y = np.asarray(y, dtype=np.float64)
+        if reset:
+            self.y_mean_ = np.asarray(y.mean(0))
+            deviation = np.asarray(y.std(0))
+            self.y_scale_ = np.where(deviation > 0, deviation, 1.0)
+        return torch.from_numpy(((y - self.y_mean_) / self.y_scale_).astype(np.float32))
+
+    def _loss(self, module: nn.Module, batch: Split) -> Any:
+        return F.mse_loss(module(batch.x).reshape(batch.y.shape), batch.y)
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Predictions in the unit of the training target: (n,) or (n, outputs), as the target was."""
+        raw = self._outputs(X)
+        return raw.reshape(len(raw), *self.y_mean_.shape) * self.y_scale_ + self.y_mean_
