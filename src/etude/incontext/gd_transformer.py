@@ -7,10 +7,13 @@ the arithmetic with GELU and layer norm and is exact in the limit only.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from etude.incontext.references import Reference
 
 
 class LinearAttention(nn.Module):
@@ -93,6 +96,26 @@ class GradientDescentTransformer(nn.Module):
         for layer in self.layers:
             z = layer(z, n)
         return -z[..., n:, -1]
+
+
+def construction_error(X: Tensor, y: Tensor, steps: Iterable[int], *, lr: float = 0.01, missing: int = 0) -> float:
+    """Largest difference between the transformer's predictions at X and those of gradient descent in float64.
+
+    Parameters
+    ----------
+    X, y
+        (B, n, d) and (B, n), in the type that the transformer computes in.
+    steps
+        Numbers of steps, each tried.
+    missing
+        Layers left out: with 1 the transformer is one step short.
+    """
+    worst = 0.0
+    for k in steps:
+        exact = Reference(f"gd:{k}", "gd", k, lr)(X.double(), y.double(), X.double())
+        found = GradientDescentTransformer(X.shape[-1], k - missing, lr)(X, y, X)
+        worst = max(worst, float((found - exact).abs().max()))
+    return worst
 
 
 def gelu_multiply(a: Tensor, b: Tensor, *, shrink: float = 1.0) -> Tensor:

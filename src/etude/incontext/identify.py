@@ -50,6 +50,11 @@ class Report:
         finite = [v for v in values if not math.isnan(v)]
         return sum(finite) / len(finite) if finite else math.nan
 
+    def best(self, names: Iterable[str], n_context: Iterable[int] | None = None) -> str:
+        """The one of these references with the smallest mean SPD."""
+        span = None if n_context is None else tuple(n_context)
+        return min(names, key=lambda name: self.mean_spd(name, span))
+
     def to_rows(self) -> list[dict[str, Any]]:
         """Records (reference, n, spd, ilwd, mse) for a table or a plot."""
         return [

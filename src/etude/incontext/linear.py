@@ -12,14 +12,21 @@ import torch
 from torch import Tensor
 
 from etude.data.batching import sampled
-from etude.incontext.gd_transformer import GradientDescentTransformer, LinearAttention, gelu_multiply
+from etude.data.randomness import stream
+from etude.incontext.gd_transformer import (
+    GradientDescentTransformer,
+    LinearAttention,
+    construction_error,
+    gelu_multiply,
+)
 from etude.incontext.identify import Report, identify, implied_weights
-from etude.incontext.references import Reference, references
+from etude.incontext.references import Reference, ols_weights, references
 from etude.incontext.regression import RegressionPrompts, check_task, regression_prompts
 from etude.incontext.sequence_model import SequenceModel
 from etude.training.config import TrainConfig
 from etude.training.engine import Trained
 from etude.training.engine import train as train_engine
+from etude.training.probes import ProbeTable, probe_layers
 
 
 def in_context_loss(model: torch.nn.Module, prompts: RegressionPrompts) -> Tensor:
@@ -87,6 +94,41 @@ def train_learners(
     return train_engine(build, sampled(draw), loss=in_context_loss, config=config, seeds=seeds, device=device)
 
 
+@torch.no_grad()
+def probe_solutions(
+    model: SequenceModel,
+    dim: int,
+    *,
+    n_context: int | None = None,
+    noise: float = 0.0,
+    num_prompts: int = 2000,
+    generator: torch.Generator | None = None,
+) -> dict[str, ProbeTable]:
+    """How well each layer's state at the query gives away X'y and the least-squares weights, linearly.
+
+    The state is read at the query behind `n_context` pairs (None: 2 dim), by ridge regression with its
+    penalty chosen by cross-validation; `error` is the relative squared error on prompts held out.
+
+    Returns
+    -------
+    dict
+        "moment" (X'y / n) and "weights" -> one row a layer, "layer0" being the tokens themselves.
+    """
+    n = 2 * dim if n_context is None else n_context
+    generator = stream(0, "probe") if generator is None else generator
+    prompts = regression_prompts(num_prompts, n + 1, dim, noise=noise, generator=generator)
+    X, y = prompts.x[:, :n], prompts.y[:, :n]
+    place = next(model.parameters())
+    states = model.eval().layer_states(prompts.x.to(place), y.to(place))
+    features = {name: h[:, -1].cpu() for name, h in states.items()}
+    targets = {"moment": (X.mT @ y.unsqueeze(-1)).squeeze(-1) / n, "weights": ols_weights(X, y)}
+    split = int(torch.randint(2**31, (1,), generator=generator))
+    return {
+        name: probe_layers(features, target, control=False, kind="ridge", generator=stream(split, name))
+        for name, target in targets.items()
+    }
+
+
 def train(
     dim: int,
     num_layers: int = 2,
@@ -119,9 +161,12 @@ __all__ = [
     "Reference",
     "RegressionPrompts",
     "Report",
+    "construction_error",
     "gelu_multiply",
     "identify",
     "implied_weights",
+    "in_context_loss",
+    "probe_solutions",
     "references",
     "regression_prompts",
     "train",

@@ -179,6 +179,28 @@ class SequenceModel(nn.Module):
         T = tokens.shape[1]
         return self._run(tokens, torch.arange(T, device=x.device), T, None)
 
+    def layer_states(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Hidden states (B, T, hidden_dim) before the first and after every layer: "layer0", "layer1", ...
+
+        x and y as in `hidden`; interleaved and shifted layouts.
+        """
+        states: dict[str, Tensor] = {}
+
+        def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            states.setdefault("layer0", args[0])
+
+        def after(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            states[f"layer{len(states)}"] = out
+
+        blocks = self.stack.layers()
+        hooks = [blocks[0].register_forward_pre_hook(before), *(b.register_forward_hook(after) for b in blocks)]
+        try:
+            self.hidden(x, y)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return states
+
     def _context_query(self, x: Tensor, y: Tensor) -> Tensor:
         B, n, c = *x.shape[:2], y.shape[1]
         labels = torch.cat([y, y.new_zeros(B, n - c, self.y_dim)], 1)
