@@ -118,7 +118,7 @@ def _windows(
         else:
             loss = y.square().mean() / 2 if own is None else own(y, steps, x)
         if not bool(torch.isfinite(loss)):
-            raise ValueError(f"loss {float(loss)} at steps {start}..{stop}: the run has diverged; clip or lower the lr")
+            raise ValueError(f"loss {loss.item()} at steps {start}..{stop}: the run has diverged; clip or lower the lr")
         yield Window(loss, y, detach(running), start, stop, begin, rnn)
         state, begin = stored, cut
 

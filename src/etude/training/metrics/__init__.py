@@ -13,3 +13,8 @@ from etude.training.metrics.retrieval import precision_at as precision_at
 from etude.training.metrics.retrieval import precision_recall as precision_recall
 from etude.training.metrics.retrieval import recall_at as recall_at
 from etude.training.metrics.retrieval import reciprocal_rank as reciprocal_rank
+from etude.training.metrics.sequence import bits_per_symbol as bits_per_symbol
+from etude.training.metrics.sequence import bleu as bleu
+from etude.training.metrics.sequence import edit_distance as edit_distance
+from etude.training.metrics.sequence import label_error_rate as label_error_rate
+from etude.training.metrics.sequence import perplexity as perplexity

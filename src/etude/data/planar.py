@@ -1,0 +1,119 @@
+"""Planar problems as batches with labels (fresh ones without end, or from a labelled pool), and their scores."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from etude.data.batching import Sampled, sampled
+from etude.data.geometry import (
+    convex_hull_targets,
+    delaunay_targets,
+    hull_area_coverage,
+    same_cycle,
+    tour_length,
+    triangle_coverage,
+    tsp_targets,
+    uniform_points,
+)
+from etude.data.randomness import stream
+from etude.data.tasks import Split
+from etude.data.tours import Method
+
+Problem = Literal["hull", "delaunay", "tsp"]
+
+
+def planar_problem(
+    problem: Problem, batch: int, n: int, generator: torch.Generator, *, method: Method = "auto", restarts: int = 20
+) -> Split:
+    """Uniform points x (batch, n, 2) and their label y (batch, m), padded with -1 and no wider than needed.
+
+    Parameters
+    ----------
+    problem
+        "hull", "delaunay" or "tsp" (see `etude.data.geometry` for the order of each label).
+    method, restarts
+        How tours are labelled; see `tsp_targets`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown problem or sizes below 1.
+    """
+    if problem not in ("hull", "delaunay", "tsp"):
+        raise ValueError(f"problem must be hull, delaunay or tsp, got {problem!r}")
+    x = uniform_points(batch, n, generator)
+    if problem == "tsp":
+        return Split(x, tsp_targets(x, method=method, restarts=restarts))
+    y = convex_hull_targets(x) if problem == "hull" else delaunay_targets(x)
+    return Split(x, y[:, : int((y >= 0).sum(1).max())])
+
+
+def fresh_batches(
+    problem: Problem, batch: int, sizes: tuple[int, int], *, method: Method = "auto", restarts: int = 20
+) -> Sampled:
+    """Endless new instances; each batch has one n, drawn evenly from sizes[0]..sizes[1]."""
+    low, high = _sizes(sizes)
+
+    def draw(generator: torch.Generator, step: int) -> Split:
+        n = int(torch.randint(low, high + 1, (1,), generator=generator))
+        return planar_problem(problem, batch, n, generator, method=method, restarts=restarts)
+
+    return sampled(draw)
+
+
+def labelled_pool(
+    problem: Problem, rows: int, sizes: tuple[int, int], *, seed: int, method: Method = "auto", restarts: int = 20
+) -> dict[int, Split]:
+    """`rows` instances of every n in sizes[0]..sizes[1], labelled once: for labels that cost more than a step."""
+    low, high = _sizes(sizes)
+    return {
+        n: planar_problem(problem, rows, n, stream(seed, "pool", problem, n), method=method, restarts=restarts)
+        for n in range(low, high + 1)
+    }
+
+
+def pool_batches(pool: Mapping[int, Split], batch: int) -> Sampled:
+    """Endless batches from a pool; each has one n, and rows drawn with replacement."""
+    if not pool:
+        raise ValueError("the pool is empty")
+    splits = list(pool.values())
+
+    def draw(generator: torch.Generator, step: int) -> Split:
+        part = splits[int(torch.randint(len(splits), (1,), generator=generator))]
+        return part.take(torch.randint(part.n, (batch,), generator=generator))
+
+    return sampled(draw)
+
+
+def _sizes(sizes: tuple[int, int]) -> tuple[int, int]:
+    if not 1 <= sizes[0] <= sizes[1]:
+        raise ValueError(f"sizes must be 1 <= low <= high, got {sizes}")
+    return sizes
+
+
+def planar_scores(problem: Problem, split: Split, sequences: Tensor) -> dict[str, float]:
+    """How good index sequences (batch, m), padded with -1, are for the instances of a split.
+
+    Returns
+    -------
+    dict
+        hull: `exact` (share equal to the label as a polygon), `valid` (share of simple polygons), `area` (mean share
+        of the true area that the valid ones cover; 0 if none is valid). delaunay: `exact`, `triangle_coverage`.
+        tsp: `tour_length` (mean), `tour_ratio` (mean length over mean length of the labels).
+    """
+    sequences = sequences.to(split.x.device)
+    if problem == "hull":
+        area = hull_area_coverage(split.x, sequences)
+        valid = area.isfinite()
+        exact = same_cycle(sequences, split.y, points=split.x)
+        covered = float(area[valid].mean()) if bool(valid.any()) else 0.0
+        return {"exact": float(exact.double().mean()), "valid": float(valid.double().mean()), "area": covered}
+    if problem == "delaunay":
+        share = triangle_coverage(sequences, split.y)
+        same_size = (sequences >= 0).sum(1) == (split.y >= 0).sum(1)
+        exact = (share == 1) & same_size
+        return {"exact": float(exact.double().mean()), "triangle_coverage": float(share.double().mean())}
+    length, label = (float(tour_length(split.x, s).double().mean()) for s in (sequences, split.y))
+    return {"tour_length": length, "tour_ratio": length / label}

@@ -1,0 +1,239 @@
+"""Truncation, gradient profile and the online gradient against full back-propagation and closed forms."""
+
+import math
+import warnings
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from etude.data.randomness import stream
+from etude.layers import RecurrentLM, gradient_profile, make_rnn, rtrl, tbptt
+
+
+def x(batch=3, time=12, width=4, seed=0, dtype=torch.float32):
+    return torch.randn(batch, time, width, generator=stream(seed, "x"), dtype=dtype)
+
+
+def grads(model):
+    return {k: p.grad.clone() for k, p in model.named_parameters()}
+
+
+def mean_square(y, steps):
+    return y.pow(2).sum()
+
+
+class TestTruncation:
+    @pytest.mark.parametrize("cell", ["elman", "lstm", "gru", "jordan", "outer_product"])
+    def test_full_window_is_full_backpropagation(self, cell):
+        model = make_rnn(cell, 4, 6, generator=stream(0, cell))
+        model(x())[0].pow(2).sum().backward()
+        want = grads(model)
+        model.zero_grad()
+        (only,) = tbptt(model, x(), k1=12, k2=12, loss_fn=mean_square)
+        only.loss.backward()
+        for name, g in grads(model).items():
+            assert torch.allclose(g, want[name], atol=1e-5), name
+
+    def test_k2_of_everything_sums_to_the_full_gradient(self):
+        """With k2 >= T each window reaches back to the start, so their gradients add up to the whole."""
+        model = make_rnn("gru", 4, 6, generator=stream(1, "g"))
+        model(x())[0].pow(2).sum().backward()
+        want = grads(model)
+        model.zero_grad()
+        for window in tbptt(model, x(), k1=3, k2=12, loss_fn=mean_square):
+            window.loss.backward()
+            assert window.back_to == 0
+        for name, g in grads(model).items():
+            assert torch.allclose(g, want[name], atol=1e-4), name
+
+    @pytest.mark.parametrize(("k1", "k2"), [(1, 1), (4, 4), (2, 5), (5, 7), (5, 12), (20, 30)])
+    def test_windows_tile_time_and_reach_back_k2(self, k1, k2):
+        model = make_rnn("elman", 4, 6, generator=stream(2, "e"))
+        inputs = x().requires_grad_(True)
+        whole = model(inputs)[0]
+        windows, pieces = [], []
+        for window in tbptt(model, inputs, k1, k2, loss_fn=mean_square):
+            (g,) = torch.autograd.grad(window.loss, inputs, retain_graph=True)
+            touched = g.abs().sum((0, 2)).nonzero().flatten().tolist()
+            assert touched == list(range(max(0, window.stop - k2), window.stop)) or window.stop == 12
+            assert touched[0] == window.back_to and touched[-1] == window.stop - 1
+            assert window.stop - window.back_to <= k2
+            windows.append((window.start, window.stop))
+            pieces.append(window.y)
+        assert windows[0][0] == 0 and windows[-1][1] == 12
+        assert all(a[1] == b[0] for a, b in pairwise(windows))
+        assert torch.allclose(torch.cat(pieces, dim=1), whole, atol=1e-6)
+
+    def test_weights_may_change_between_windows(self):
+        model = make_rnn("lstm", 4, 6, generator=stream(6, "l"))
+        optimizer = torch.optim.SGD(model.parameters(), 1.0)
+        losses = []
+        for _ in range(10):
+            for window in tbptt(model, x(), k1=4, k2=8, loss_fn=lambda y, steps: (y - 0.5).pow(2).mean()):
+                optimizer.zero_grad()
+                window.loss.backward()
+                assert window.clip(1.0) >= 0
+                optimizer.step()
+                losses.append(float(window.loss.detach()))
+        assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+    def test_clip_reports_the_norm_before(self):
+        model = make_rnn("elman", 4, 6)
+        (window,) = tbptt(model, 50 * x(), k1=12, k2=12, loss_fn=lambda y, steps: 1e3 * y.pow(2).sum())
+        window.loss.backward()
+        before = math.sqrt(sum(float(p.grad.pow(2).sum()) for p in model.parameters()))
+        assert window.clip(1.0) == pytest.approx(before, rel=1e-4) and before > 1
+        after = math.sqrt(sum(float(p.grad.pow(2).sum()) for p in model.parameters()))
+        assert after == pytest.approx(1.0, rel=1e-3)
+
+    def test_exploded_gradient_is_an_error(self):
+        model = make_rnn("elman", 4, 6)
+        (window,) = tbptt(model, x(), k1=12, k2=12, loss_fn=mean_square)
+        window.loss.backward()
+        model.weight_hh_l0.grad[0, 0] = math.nan
+        with pytest.raises(ValueError, match="gradient norm"):
+            window.clip(1.0)
+
+    @pytest.mark.parametrize(("k1", "k2"), [(4, 3), (0, 3), (-1, 2)])
+    def test_bad_windows(self, k1, k2):
+        with pytest.raises(ValueError, match="k1"):
+            tbptt(make_rnn("elman", 4, 6), x(), k1=k1, k2=k2, loss_fn=mean_square)
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_diverged_loss_is_named(self, bad):
+        with pytest.raises(ValueError, match=r"steps 4\.\.8"):
+            for _ in tbptt(make_rnn("elman", 4, 6), x(), 4, 4,
+                           loss_fn=lambda y, steps: y.sum() * (bad if steps.start == 4 else 1)):  # fmt: skip
+                pass
+
+    def test_without_loss_a_stand_in_and_a_warning(self):
+        model = make_rnn("lstm", input_size=4, hidden_size=6, num_layers=2)
+        with pytest.warns(UserWarning, match="loss_fn"):
+            windows = tbptt(model, x(), k1=4, k2=8)
+        for window in windows:
+            window.loss.backward()
+        assert all(float(p.grad.abs().sum()) > 0 for p in model.parameters())
+
+    def test_language_model_brings_its_loss(self):
+        lm = RecurrentLM(make_rnn("gru", 5, 6), vocab_size=7)
+        ids = torch.randint(7, (3, 12), generator=stream(0, "ids"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            windows = list(tbptt(lm, ids, k1=5, k2=5))
+        counts = [5, 5, 1]  # the last symbol predicts nothing
+        total = sum(w.loss.item() * c for w, c in zip(windows, counts, strict=True)) / 11
+        assert total == pytest.approx(lm(ids).loss.item(), abs=1e-5)
+        (last,) = list(tbptt(lm, ids[:, :1], k1=1, k2=1))
+        assert last.loss.item() == 0.0
+
+
+class TestProfile:
+    def test_linear_cell_is_the_power_of_its_matrix(self):
+        model = make_rnn("elman", 4, 6, activation="linear", init=0.9, generator=stream(0, "l")).double()
+        profile = gradient_profile(model, x(2, 15, dtype=torch.float64))
+        for t in range(15):
+            power = torch.linalg.matrix_power(model.weight_hh_l0.detach(), 14 - t)
+            assert float(profile.norms[t]) == pytest.approx(float(torch.linalg.matrix_norm(power, ord=2)), rel=1e-6)
+        assert profile.lags.tolist() == list(range(14, -1, -1)) and float(profile.norms[-1]) == pytest.approx(1.0)
+        assert profile.spectral_radius == pytest.approx(0.9, abs=1e-5)
+
+    @pytest.mark.parametrize(("radius", "word"), [(0.8, "vanishing"), (1.0, "kept"), (1.1, "exploding")])
+    def test_slope_is_the_log_radius_for_an_orthogonal_matrix(self, radius, word):
+        model = make_rnn("elman", 4, 6, activation="linear", init="orthogonal")
+        model.weight_hh_l0.data.mul_(radius)
+        profile = gradient_profile(model, x(2, 30))
+        assert profile.slope == pytest.approx(math.log(radius), abs=1e-4)
+        assert profile.verdict.startswith(word)
+
+    def test_shuffled_lags_have_no_slope(self):
+        model = make_rnn("elman", 4, 6, activation="linear", init="orthogonal")
+        model.weight_hh_l0.data.mul_(0.8)
+        order = torch.randperm(60, generator=stream(0, "lags"))
+        assert abs(gradient_profile(model, x(1, 60), lags=order).slope) < 0.6 * -math.log(0.8)
+
+    @pytest.mark.parametrize("cell", ["elman", "lstm", "gru", "lstm97", "jordan", "outer_product"])
+    def test_first_norm_is_one_and_matches_a_jacobian(self, cell):
+        model = make_rnn(cell, 4, 3, generator=stream(3, cell)).double()
+        inputs = x(1, 5, dtype=torch.float64)
+        profile = gradient_profile(model, inputs)
+        assert float(profile.norms[-1]) == pytest.approx(1.0, abs=1e-6)
+        assert math.isfinite(profile.spectral_radius) and profile.spectral_radius > 0
+        _, state = model(inputs[:, :2])
+        parts = state if isinstance(state, tuple) else (state,)
+
+        def last(*parts):
+            end = model(inputs[:, 2:], parts if len(parts) > 1 else parts[0])[1]
+            return (end[0] if isinstance(end, tuple) else end)[0, 0]
+
+        jacobian = torch.autograd.functional.jacobian(last, parts)
+        joined = torch.cat([j.reshape(3, -1) for j in jacobian], dim=1)
+        assert float(profile.norms[1]) == pytest.approx(float(torch.linalg.matrix_norm(joined, ord=2)), rel=1e-6)
+
+    def test_gated_cells_keep_what_a_tanh_cell_loses(self):
+        inputs = x(4, 40)
+        tanh = gradient_profile(make_rnn("elman", 4, 16, generator=stream(4, "t")), inputs)
+        lstm97 = gradient_profile(make_rnn("lstm97", 4, 16, generator=stream(4, "l")), inputs)
+        assert float(tanh.norms[0]) < 1e-3 < 0.05 < float(lstm97.norms[0])
+
+    def test_training_mode_and_frozen_weights(self):
+        model = make_rnn("lstm", 4, 6).eval()
+        want = gradient_profile(model, x(2, 6)).norms
+        assert not model.training
+        for p in model.parameters():
+            p.requires_grad_(False)
+        assert torch.allclose(gradient_profile(model, x(2, 6)).norms, want)
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="one layer"):
+            gradient_profile(make_rnn("lstm", 4, 6, num_layers=2), x())
+        with pytest.raises(ValueError, match="direction"):
+            gradient_profile(make_rnn("lstm", 4, 6, bidirectional=True), x())
+        with pytest.raises(ValueError, match="two steps"):
+            gradient_profile(make_rnn("lstm", 4, 6), x(time=1))
+
+
+class TestOnlineGradient:
+    @pytest.mark.parametrize("activation", ["tanh", "relu", "linear"])
+    def test_equals_full_backpropagation(self, activation):
+        model = make_rnn("elman", 4, 5, activation=activation, init=0.9, generator=stream(5, activation)).double()
+        inputs = x(3, 8, dtype=torch.float64)
+
+        def loss(h, t):
+            return (t + 1) * (h - 0.3).pow(2).mean()
+
+        y, _ = model(inputs)
+        sum(loss(y[:, t], t) for t in range(8)).backward()
+        online = rtrl(model, inputs, loss)
+        assert set(online) == {name for name, _ in model.named_parameters()}
+        for name, p in model.named_parameters():
+            assert torch.allclose(online[name], p.grad, atol=1e-10), name
+
+    def test_torch_cells_and_a_loss_of_the_state_alone(self):
+        model = nn.RNNCell(4, 5).double()
+        inputs = x(2, 6, dtype=torch.float64)
+        h = torch.zeros(2, 5, dtype=torch.float64)
+        total = 0.0
+        for t in range(6):
+            h = model(inputs[:, t], h)
+            total = total + h.pow(2).sum()
+        total.backward()
+        for name, g in rtrl(model, inputs, lambda h: h.pow(2).sum()).items():
+            assert torch.allclose(g, model.get_parameter(name).grad, atol=1e-10), name
+
+    def test_first_state_and_a_loss_at_the_end_only(self):
+        model = nn.RNN(4, 5, batch_first=True, bias=False).double()
+        inputs, start = x(2, 6, dtype=torch.float64), x(1, 2, 5, seed=3, dtype=torch.float64)
+        model(inputs, start)[0][:, -1].sum().backward()
+        online = rtrl(model, inputs, lambda h, t: h.sum() if t == 5 else torch.zeros(()), state=start)
+        for name, g in online.items():
+            assert torch.allclose(g, model.get_parameter(name).grad, atol=1e-10), name
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="Elman"):
+            rtrl(make_rnn("lstm", 4, 6), x(), lambda h: h.sum())
+        with pytest.raises(ValueError, match="one layer"):
+            rtrl(make_rnn("elman", 4, 6, num_layers=2), x(), lambda h: h.sum())
+        with pytest.raises(ValueError, match="shape"):
+            rtrl(make_rnn("elman", 4, 6), x(width=5), lambda h: h.sum())
