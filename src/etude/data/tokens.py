@@ -236,7 +236,8 @@ def _train_subwords(texts: Iterable[str], kind: Kind, vocab_size: int, lowercase
     if kind == "wordpiece":
         made.pre_tokenizer, made.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
     else:
-        made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        space: Any = {"prepend_scheme": "never"}  # a space put before the text would have no offset
+        made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(**space), decoders.Metaspace(**space)
     if lowercase:
         made.normalizer = normalizers.Lowercase()
     made.train_from_iterator(texts, trainer)
