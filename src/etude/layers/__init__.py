@@ -5,6 +5,13 @@ from etude.layers.attention import MultiHeadAttention as MultiHeadAttention
 from etude.layers.attention import attention as attention
 from etude.layers.attention import attention_weights as attention_weights
 from etude.layers.attention import make_mask as make_mask
+from etude.layers.autoencoders import Autoencoder as Autoencoder
+from etude.layers.autoencoders import Reconstruction as Reconstruction
+from etude.layers.autoencoders import autoencoder as autoencoder
+from etude.layers.autoencoders import conv_decoder as conv_decoder
+from etude.layers.autoencoders import conv_encoder as conv_encoder
+from etude.layers.autoencoders import dry_run as dry_run
+from etude.layers.autoencoders import reconstruction_error as reconstruction_error
 from etude.layers.blocks import Block as Block
 from etude.layers.blocks import FeedForward as FeedForward
 from etude.layers.blocks import TransformerConfig as TransformerConfig
@@ -12,6 +19,10 @@ from etude.layers.blocks import TransformerStack as TransformerStack
 from etude.layers.blocks import make_norm as make_norm
 from etude.layers.cache import KVCache as KVCache
 from etude.layers.cache import LayerCache as LayerCache
+from etude.layers.clustering import Clusters as Clusters
+from etude.layers.clustering import k_center as k_center
+from etude.layers.clustering import kmeans as kmeans
+from etude.layers.clustering import kmeans_plus_plus as kmeans_plus_plus
 from etude.layers.convnets import convnet as convnet
 from etude.layers.convnets import resnet as resnet
 from etude.layers.cross_entropy import focal as focal
@@ -59,6 +70,9 @@ from etude.layers.prototypes import Regularizers as Regularizers
 from etude.layers.prototypes import class_means as class_means
 from etude.layers.prototypes import mean_logits as mean_logits
 from etude.layers.prototypes import prototype_regularizers as prototype_regularizers
+from etude.layers.quantizers import Quantized as Quantized
+from etude.layers.quantizers import VectorQuantizer as VectorQuantizer
+from etude.layers.quantizers import nearest_codes as nearest_codes
 from etude.layers.recurrent import make_rnn as make_rnn
 from etude.layers.recurrent import spectral_radius as spectral_radius
 from etude.layers.recurrent_gradients import Profile as Profile
