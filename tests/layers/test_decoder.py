@@ -188,7 +188,7 @@ def test_bad_calls_are_named():
 
 
 def test_loads_llama_weights_with_equal_logits():
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="optional: transformers")
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     common = {
         "vocab_size": 11,
@@ -208,7 +208,7 @@ def test_loads_llama_weights_with_equal_logits():
 
 
 def test_loads_gpt2_weights_with_equal_logits():
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="optional: transformers")
     config = transformers.GPT2Config(
         vocab_size=11, n_embd=32, n_head=4, n_layer=2, n_positions=32, bos_token_id=0, eos_token_id=1
     )

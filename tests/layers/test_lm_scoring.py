@@ -119,7 +119,7 @@ def test_bad_enumerations(lm):
 
 
 def test_transformers_models_score_alike():
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="optional: transformers")
     config = transformers.GPT2Config(
         vocab_size=12, n_embd=16, n_head=2, n_layer=1, n_positions=16, bos_token_id=0, eos_token_id=1
     )

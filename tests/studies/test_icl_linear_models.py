@@ -1,0 +1,45 @@
+import json
+
+import pytest
+
+from etude.lab.registry import study
+from etude.lab.runner import run_study
+from etude.lab.study import Job, Results
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run_study("icl-linear-models", tier="quick", ledger=tmp_path_factory.mktemp("l") / "l.sqlite", jobs=1)
+
+
+def test_the_construction_holds_and_the_directions_show(result):
+    verdicts = {v.claim: v for v in result.verdicts}
+    assert verdicts["L1"].verdict == "holds" and verdicts["L1b"].verdict == "holds"
+    for claim in ("L2", "L4b", "L4a"):
+        assert verdicts[claim].effect < 0
+    assert verdicts["L3"].effect > 0
+    assert {"L3d", "L5"}.isdisjoint(verdicts)  # of the gpu tier's second protocol
+
+
+def test_the_controls_lose(result):
+    value = {(r["arm"], r["metric"], r["seed"]): r["value"] for r in result.rows if r["step"] is None}
+    for seed in {s for _, _, s in value}:
+        assert value["one_step_short", "max_difference", seed] > 0.01
+        assert value["fixed_w", "spd_ols", seed] > 2 * value["deep", "spd_ols", seed]
+        assert value["deep", "spd_ols", seed] < value["deep", "spd_zero", seed]
+    assert not any("broken" in note for v in result.verdicts for note in v.notes)
+
+
+def test_extended_arms_and_plots():
+    the_study = study("icl-linear-models")
+    config = the_study.configs["quick"].model_copy(
+        update={"steps_deep": 3, "steps_fixed": 3, "num_tasks": 8, "probe_dim": 1, "num_points": 2}
+    )
+    items = [i for arm in ("noise_grid", "probed") for i in the_study.measure(Job("extended", arm, (1,), config, None))]
+    found = {i.metric: i.value for i in items if hasattr(i, "metric") and i.step is None}
+    assert found.keys() >= {"index_gap", "noiseless_gap", "probe_weights", "half_probe_weights", "tokens_moment"}
+    rows = [{"protocol": "extended", **i._asdict()} for i in items if hasattr(i, "metric")]
+    artifacts = [{"protocol": "extended", **i._asdict()} for i in items if not hasattr(i, "metric")]
+    plots = the_study.plots(Results(rows, artifacts))
+    assert [p.name for p in plots] == ["distance", "penalty", "probes"]
+    assert all(json.dumps(p.spec) for p in plots)
