@@ -69,13 +69,11 @@ def digits():
     return (X[:600] / 16).astype(np.float32), y[:600]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("patience", [None, 5])
 def test_classifier_passes_scikit_learns_checks(patience):
     check_estimator(SmallClassifier(patience=patience, max_epochs=6, batch_size=64, lr=0.1))
 
 
-@pytest.mark.slow
 def test_regressor_passes_scikit_learns_checks():
     check_estimator(SmallRegressor(max_epochs=6, batch_size=32, lr=0.1))
 
