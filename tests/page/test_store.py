@@ -1,0 +1,199 @@
+"""Papers, versions and votes: merging, conflicts, heat by a fake clock, two writers at once; migrations."""
+
+import threading
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etude.errors import LedgerError
+from etude.page import heat as h
+from etude.page import store
+from etude.page import tables as t
+from etude.page.database import Database, steps
+from etude.page.identity import arxiv_id, doi, norm_hash, same_abstract, slugify
+from etude.page.records import make_record
+
+ABSTRACT = " ".join(f"word{i}" for i in range(80))
+HOUR = 3600
+
+
+def paper(title="Pointer Networks", **more):
+    return make_record(title=title, abstract=more.pop("abstract", ABSTRACT), **more)
+
+
+def person(db, name, created=0):
+    with db.begin() as c:
+        row = sa.insert(t.account).values(handle=name, role="member", created_at=created, for_you=False)
+        return c.execute(row).inserted_primary_key[0]
+
+
+def test_import_twice_is_all_duplicates(database, now):
+    records = [paper(), paper("Attention Is All You Need", arxiv_id="1706.03762v1"), paper()]
+    assert [m.status for m in store.preview(database, records)] == ["new", "new", "duplicate"]
+    assert [m.status for m in store.add_all(database, records, source="form", now=now)] == ["new", "new", "duplicate"]
+    assert [m.status for m in store.preview(database, records)] == ["duplicate"] * 3
+    assert len(database.rows(sa.select(t.paper))) == 2
+
+
+def test_same_title_alone_is_not_enough(database, now):
+    other = paper(abstract=" ".join(f"other{i}" for i in range(80)))
+    assert [m.status for m in store.add_all(database, [paper(), other], source="form", now=now)] == ["new", "new"]
+    slugs = {r["slug"] for r in database.rows(sa.select(t.paper))}
+    assert slugs == {"pointer-networks", "pointer-networks-2"}
+
+
+def test_a_newer_version_is_merged_and_the_old_one_kept(database, now):
+    store.add_all(database, [paper(arxiv_id="1506.03134v1")], source="arxiv-atom", now=now)
+    newer = paper("Pointer Networks, Revised", arxiv_id="1506.03134v2")
+    (match,) = store.add_all(database, [newer], source="arxiv-atom", now=now + 5)
+    assert match.status == "changed"
+    (row,) = database.rows(sa.select(t.paper))
+    assert (row["title"], row["version"], row["arxiv_version"]) == ("Pointer Networks, Revised", 2, 2)
+    older = paper("Pointer Networks", arxiv_id="1506.03134v1")
+    assert store.preview(database, [older])[0].status == "duplicate"
+    versions = database.rows(sa.select(t.paper_version).order_by(t.paper_version.c.n))
+    assert [v["record"]["title"] for v in versions] == ["Pointer Networks", "Pointer Networks, Revised"]
+
+
+def test_two_edits_of_one_version_conflict(database, now):
+    store.add_all(database, [paper()], source="form", now=now)
+    with database.begin() as c:
+        assert store.edit(c, 1, {"title": "A"}, expected=1, by="ann", now=now) == 2
+    with pytest.raises(store.EditConflict), database.begin() as c:
+        store.edit(c, 1, {"title": "B"}, expected=1, by="bob", now=now)
+    assert database.rows(sa.select(t.paper))[0]["title"] == "A"
+
+
+def test_votes_toggle_count_once_and_warm(database, now):
+    store.add_all(database, [paper()], source="form", now=now)
+    ann, bob = person(database, "ann"), person(database, "bob")
+    before = database.rows(sa.select(t.paper))[0]["heat_72"]
+    assert store.set_vote(database, 1, ann, True, now=now) == 1
+    assert store.set_vote(database, 1, ann, True, now=now) == 1
+    assert store.set_vote(database, 1, bob, True, now=now) == 2
+    warm = database.rows(sa.select(t.paper))[0]["heat_72"]
+    assert h.score(warm, now) == pytest.approx(0.5 + 2.0)
+    assert store.set_vote(database, 1, ann, False, now=now) == 1
+    assert store.set_vote(database, 1, ann, False, now=now) == 1
+    assert store.set_vote(database, 1, bob, False, now=now) == 0
+    assert database.rows(sa.select(t.paper))[0]["heat_72"] == pytest.approx(before)
+
+
+def test_votes_of_young_accounts_crowds_and_oneself_weigh_less(database, now):
+    with database.begin() as c:
+        own = c.execute(
+            sa.insert(t.account).values(handle="me", role="member", created_at=0, for_you=False)
+        ).inserted_primary_key[0]
+        store.add(c, paper(), source="form", now=now, account=own)
+    people = [person(database, f"p{i}") for i in range(5)]
+    young = person(database, "young", created=now - HOUR)
+    store.set_vote(database, 1, own, True, now=now)
+    store.set_vote(database, 1, young, True, now=now)
+    for p in people:
+        store.set_vote(database, 1, p, True, now=now, network="192.0.2")
+    weights = [r["weight"] for r in database.rows(sa.select(t.vote).order_by(t.vote.c.account_id))]
+    assert weights == [0.0, 1.0, 1.0, 1.0, 0.25, 0.25, 0.25]
+
+
+def test_many_threads_voting_lose_and_double_nothing(database, now):
+    store.add_all(database, [paper()], source="form", now=now)
+    people = [person(database, f"p{i}") for i in range(12)]
+    errors = []
+
+    def vote(account):
+        try:
+            for wanted in (True, True, False, True):
+                store.set_vote(database, 1, account, wanted, now=now)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=vote, args=(p,)) for p in people for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert errors == []
+    (row,) = database.rows(sa.select(t.paper))
+    assert row["votes"] == len(database.rows(sa.select(t.vote))) == 12
+    assert h.score(row["heat_72"], now) == pytest.approx(12.5)
+
+
+def test_migrations_up_and_down(database):
+    tables = set(sa.inspect(database.engine).get_table_names())
+    assert {"paper", "vote", "outbox", "fts"} <= tables
+    assert database.version() == steps()[-1][0]
+    for number in range(database.version() - 1, -1, -1):
+        database.migrate(number)
+        assert database.version() == number
+    assert "paper" not in sa.inspect(database.engine).get_table_names()
+    database.migrate()
+    assert {"paper", "vote", "outbox", "fts"} <= set(sa.inspect(database.engine).get_table_names())
+
+
+def test_newer_tables_are_refused(tmp_path):
+    db = Database(tmp_path / "p.sqlite")
+    with db.begin() as c:
+        c.exec_driver_sql("INSERT INTO page_schema VALUES (99)")
+    with pytest.raises(LedgerError, match="update Etude"):
+        Database(tmp_path / "p.sqlite")
+
+
+def test_backup_is_a_whole_copy(tmp_path, now):
+    db = Database(tmp_path / "p.sqlite")
+    store.add_all(db, [paper()], source="form", now=now)
+    db.backup(tmp_path / "copy.sqlite")
+    assert len(Database(tmp_path / "copy.sqlite").rows(sa.select(t.paper))) == 1
+    with pytest.raises(LedgerError, match="exists already"):
+        db.backup(tmp_path / "copy.sqlite")
+
+
+events = st.lists(st.tuples(st.floats(0, 100), st.integers(1_577_836_800, 1_900_000_000)), max_size=12)
+
+
+@given(events, st.randoms(use_true_random=False))
+def test_heat_does_not_depend_on_order_and_is_the_decayed_sum(pairs, random):
+    kept = [h.Event(w, at) for w, at in pairs]
+    now = 1_900_000_000
+    total = sum(e.weight * 2.0 ** (-(now - e.at) / (72 * HOUR)) for e in kept)
+    assert h.score(h.heat(kept, 72.0), now) == pytest.approx(total, rel=1e-9, abs=1e-12)
+    mixed = list(kept)
+    random.shuffle(mixed)
+    step = {column: h.NOTHING for column in h.HALF_LIVES}
+    for e in mixed:
+        step = h.added(step, e)
+    assert step["heat_72"] == pytest.approx(h.heat(kept, 72.0), rel=1e-12, abs=1e-9)
+
+
+def test_order_of_heat_is_the_order_of_scores_at_every_moment():
+    old = h.heat([h.Event(8.0, 1_700_000_000)], 72.0)
+    new = h.heat([h.Event(2.0, 1_700_000_000 + 200 * HOUR)], 72.0)
+    for later in (0, 10**5, 10**7):
+        now = 1_700_000_000 + 200 * HOUR + later
+        assert (h.score(old, now) < h.score(new, now)) == (old < new)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://arxiv.org/abs/1706.03762v7", ("1706.03762", 7)), ("solv-int/9901001v1", ("solv-int/9901001", 1)),
+        ("cs.CL/0001001", ("cs.CL/0001001", None)), ("https://arxiv.org/pdf/1706.03762.pdf", ("1706.03762", None)),
+        ("arXiv:2311.14648", ("2311.14648", None)), ("https://evil.org/abs/1706.03762", None), ("v7", None),
+    ],
+)  # fmt: skip
+def test_arxiv_ids(text, expected):
+    assert arxiv_id(text) == expected
+
+
+def test_other_identifiers():
+    assert doi("https://doi.org/10.1000/ABC.") == "10.1000/abc"
+    assert doi("hello") is None
+    assert norm_hash("Naïve  Bayes!") == norm_hash("naive bayes")
+    assert same_abstract(ABSTRACT, ABSTRACT + " end")
+    assert not same_abstract(ABSTRACT, ABSTRACT.replace("word", "w"))
+    assert slugify("Étude: papers, you can run!") == "etude-papers-you-can-run"
+    assert slugify("论文").startswith("paper-")
+    with pytest.raises(ValueError, match="title"):
+        make_record(title=" \x00 ")
+    assert make_record(title="T", url="javascript:alert(1)").url is None
