@@ -67,7 +67,9 @@ def mlp(
 
 
 class StackedLinear(nn.Module):
-    """`num_seeds` linear layers in one `baddbmm`: (S, B, d_in) to (S, B, d_out).
+    """`num_seeds` linear layers in one `baddbmm`: (S, B, ..., d_in) to (S, B, ..., d_out).
+
+    Rows (B, d_in) go to every seed.
 
     `weight` is (S, d_in, d_out), the transpose of `nn.Linear`'s; `bias` is (S, 1, d_out).
     """
@@ -93,8 +95,9 @@ class StackedLinear(nn.Module):
         first = linears[0]
         if any(m.weight.shape != first.weight.shape or (m.bias is None) != (first.bias is None) for m in linears):
             raise ValueError(f"linear layers differ in shape: {[tuple(m.weight.shape) for m in linears]}")
-        made = cls(len(linears), first.in_features, first.out_features, bias=first.bias is not None)
-        made = made.to(device=first.weight.device, dtype=first.weight.dtype)
+        with torch.device("meta"):  # draw no numbers for weights that are overwritten
+            made = cls(len(linears), first.in_features, first.out_features, bias=first.bias is not None)
+        made = made.to(dtype=first.weight.dtype).to_empty(device=first.weight.device)
         with torch.no_grad():
             made.weight.copy_(torch.stack([m.weight.T for m in linears]))
             if made.bias is not None:
@@ -102,11 +105,12 @@ class StackedLinear(nn.Module):
         return made
 
     def forward(self, x: Tensor) -> Tensor:
+        seeds = len(self.weight)
         if x.ndim == 2:  # the same rows for every seed
-            x = x.expand(self.num_seeds, *x.shape)
-        if self.bias is None:
-            return torch.bmm(x, self.weight)
-        return torch.baddbmm(self.bias, x, self.weight)
+            x = x.expand(seeds, *x.shape)
+        rows = x if x.ndim == 3 else x.reshape(seeds, -1, self.d_in)
+        y = torch.bmm(rows, self.weight) if self.bias is None else torch.baddbmm(self.bias, rows, self.weight)
+        return y if x.ndim == 3 else y.view(*x.shape[:-1], self.d_out)
 
     def extra_repr(self) -> str:
         return f"num_seeds={self.num_seeds}, d_in={self.d_in}, d_out={self.d_out}, bias={self.bias is not None}"

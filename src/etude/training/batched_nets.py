@@ -118,22 +118,37 @@ class Stacked(Net):
     def _first(self, batch: Any) -> Tensor:
         """Find out how the loss calls the model; an attempt that is given up leaves no trace."""
         random = torch.get_rng_state()
+        try:
+            self.apart = len(batch[0]) <= MAX_LANES_APART and self._called_plainly(batch)
+            value = self._attempt(batch) if self.apart else self._together(batch)
+            if not torch.equal(random, torch.get_rng_state()):
+                raise _refusal("loss", RuntimeError("random"))
+        except CannotBatch:
+            torch.set_rng_state(random)
+            raise
+        return value
+
+    def _called_plainly(self, batch: Any) -> bool:
+        """Whether the loss calls the model with batch.x as it is."""
+        one = lane_batches(batch, len(batch[0]))[0]
+        try:
+            self.loss(_Inside(_note_call), one)
+        except _Called as call:
+            return call.x is one[0]
+        return False
+
+    def _attempt(self, batch: Any) -> Tensor:
         buffers = {name: b.clone() for name, b in self.buffers.items()}
         states = [g.get_state() for g in self.generators]
-        self.apart = isinstance(batch, tuple) and len(batch[0]) <= MAX_LANES_APART
         try:
-            value = self._apart(batch) if self.apart else self._together(batch)
-        except _CallsOtherwise:
+            return self._apart(batch)
+        except _CallsOtherwise:  # more than once
             for name, b in self.buffers.items():
                 b.copy_(buffers[name])
             for generator, state in zip(self.generators, states):
                 generator.set_state(state)
             self.apart = False
-            value = self._together(batch)
-        if not torch.equal(random, torch.get_rng_state()):
-            torch.set_rng_state(random)
-            raise CannotBatch("the loss draws random numbers, which have to be each seed's own")
-        return value
+            return self._together(batch)
 
     def _apart(self, batch: Any) -> Tensor:
         """One pass of the stack, then the loss of each seed with its part of the output."""
@@ -146,7 +161,7 @@ class Stacked(Net):
         try:
             return _over_seeds(lambda one: total_loss(self.loss(self.inside, one)), batch)
         except RuntimeError as error:
-            raise CannotBatch(f"vmap cannot run this loss: {str(error).splitlines()[0]}") from error
+            raise _refusal("loss", error) from error
 
 
 class _Inside:
@@ -162,6 +177,19 @@ class _Inside:
 
     def __getattr__(self, name: str) -> Any:
         raise CannotBatch(f"the loss reads model.{name}: only calls of the model can be stacked")
+
+    def __getitem__(self, item: Any) -> Any:
+        raise CannotBatch(f"the loss reads model[{item!r}]: only calls of the model can be stacked")
+
+
+class _Called(Exception):
+    def __init__(self, x: Any) -> None:
+        super().__init__()
+        self.x = x
+
+
+def _note_call(x: Any) -> Any:
+    raise _Called(x)
 
 
 class _CallsOtherwise(Exception):
@@ -222,7 +250,7 @@ class Vmapped(Net):
         try:
             return _over_seeds(lambda one, t: functional_call(self.whole, t, (one,)), batch, tensors)
         except RuntimeError as error:
-            raise CannotBatch(f"vmap cannot run this net: {str(error).splitlines()[0]}") from error
+            raise _refusal("net or its loss", error) from error
 
 
 class _Whole(nn.Module):
@@ -235,6 +263,12 @@ class _Whole(nn.Module):
     def forward(self, batch: Any) -> Tensor:
         loss = total_loss(self.loss(self.net, batch))
         return loss if self.penalty is None else loss + self.penalty(self.net)
+
+
+def _refusal(what: str, error: RuntimeError) -> CannotBatch:
+    if "random" in str(error):
+        return CannotBatch(f"the {what} draws random numbers, which have to be each seed's own")
+    return CannotBatch(f"vmap cannot run this {what}: {str(error).splitlines()[0]}")
 
 
 def _over_seeds(fn: Callable[..., Tensor], batch: Any, *stacked: Any) -> Tensor:

@@ -82,7 +82,7 @@ def train(
     seeds = (seeds,) if isinstance(seeds, int) else tuple(int(s) for s in seeds)
     if len(set(seeds)) != len(seeds) or not seeds or min(seeds) < 0:
         raise ValueError(f"seeds must be different numbers of at least 0, at least one, got {seeds}")
-    if (loss is None) == (step is None) and loss is None:
+    if loss is None and step is None:
         raise ValueError("give a loss, or a step that replaces the update")
     if step is not None and penalty is not None:
         raise ValueError("step replaces the update: add the penalty inside it")
@@ -104,7 +104,8 @@ def train(
         val = move(as_split(val), where)
     alone = len(seeds) == 1
     problem = Problem(build, data, loss, config, step, penalty, val, metric, tuple(callbacks), where, alone)
-    return run_plan(resolve(problem, seeds), seeds, plan)
+    with torch.enable_grad():
+        return run_plan(resolve(problem, seeds), seeds, plan)
 
 
 __all__ = ["State", "TrainConfig", "Trained", "train"]

@@ -206,6 +206,6 @@ def make_feed(data: Any, seed: int, *, batch_size: int, drop_last: bool, device:
     if isinstance(data, tuple):
         rows = as_split(data)
         return RowFeed(rows, batch_size, stream(seed, "order"), drop_last=drop_last, device=device)
-    if hasattr(data, "__iter__"):
+    if hasattr(data, "__iter__") and not isinstance(data, (Tensor, np.ndarray, dict, str)):
         return BatchesFeed(data, device)
     raise ValueError(f"cannot train on {type(data).__name__}: give a Split, (x, y), Batches or sampled(draw)")
