@@ -1,0 +1,284 @@
+"""A scikit-learn classifier that is an infinitely wide net of finite or infinite depth.
+
+Source: Radhakrishnan, Belkin & Uhler 2022, arXiv 2204.14126. At infinite depth there is no linear system: the diagonal
+of the kernel outgrows everything else, so the prediction is the kernel-weighted vote of the training points.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from etude.kernels.deep import COINCIDENT, Kind, LimitKernel, deep_kernel, solve_kernel
+from etude.kernels.dual import DualActivation, PowerDual, dual_activation
+from etude.layers.distances import squared_distances
+
+_PAIRS = 2**16  # pairs of points handled at once: stays in the cache
+_TUNING_ROWS = 1000  # rows that `dim="auto"` looks at
+
+
+def _is_integer(X: Any) -> bool:
+    return np.issubdtype(getattr(X, "dtype", None) or object, np.integer)
+
+
+class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
+    """The classifier that an infinitely wide, deep net of a given activation becomes. Nothing is trained.
+
+    Parameters
+    ----------
+    activation : str, sequence, module or function, default="optimal"
+        "optimal": the activation whose infinite net is consistent on the sphere of dimension `dim`; "sine": the sine of
+        the same order; otherwise what `etude.kernels.dual_activation` takes.
+    dim : "auto", "ambient" or number, default="auto"
+        Dimension of the sphere that the data fill. "ambient": columns less one (after `lift`). "auto": of the powers of
+        two up to that, the one with the best leave-one-out accuracy on at most 1000 training rows (at finite depth:
+        "ambient").
+    depth : int or None, default=None
+        Hidden layers. None: infinitely many.
+    kind : {"ntk", "nngp"}, default="ntk"
+        A fully trained net, or one of which only the last layer is trained. At infinite depth they agree.
+    ridge : float, default=0.0
+        Added to the kernel's diagonal at finite depth.
+    normalize : bool, default=True
+        Divide every row by its length. If False, rows must have length 1 already.
+    lift : bool, default=False
+        Append a constant coordinate as large as the longest training row before normalising, so that inner products are
+        not negative and the length of a row still counts.
+    device : str, default="cpu"
+        Where the kernels are computed (in float64).
+
+    Attributes
+    ----------
+    classes_ : array of shape (n_classes,)
+    dim_ : float
+        The dimension used (of "optimal" and "sine").
+    limit_ : str
+        "singular", "1-nn", "majority" or "linear": what infinite depth makes of the activation.
+    n_features_in_ : int
+
+    Notes
+    -----
+    The theory speaks of inner products in [0, 1). Negative ones are computed and warned of; `lift=True` avoids them.
+    Points that coincide with training points get the mean of these points' labels. A zero row is an error; only in a
+    matrix of integer type, where it is an empty count, it is taken as equal counts, with a warning.
+    """
+
+    def __init__(
+        self,
+        activation: Any = "optimal",
+        *,
+        dim: Literal["auto", "ambient"] | float = "auto",
+        depth: int | None = None,
+        kind: Kind = "ntk",
+        ridge: float = 0.0,
+        normalize: bool = True,
+        lift: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        self.activation = activation
+        self.dim = dim
+        self.depth = depth
+        self.kind = kind
+        self.ridge = ridge
+        self.normalize = normalize
+        self.lift = lift
+        self.device = device
+
+    def fit(self, X: Any, y: Any) -> "DeepKernelClassifier":
+        """Keep the normalised rows; at finite depth also solve for their weights.
+
+        Raises
+        ------
+        ValueError
+            For NaN, rows of length 0 or (with ``normalize=False``) not 1, `dim` below 1, a negative ridge.
+        """
+        counts = _is_integer(X)
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(y)
+        if self.ridge < 0:
+            raise ValueError(f"ridge must be at least 0, got {self.ridge}")
+        if self.depth is not None and self.depth < 0:
+            raise ValueError(f"depth must be at least 0 or None for infinite, got {self.depth}")
+        if isinstance(self.dim, str) and self.dim not in ("auto", "ambient"):
+            raise ValueError(f'dim must be "auto", "ambient" or a number, got {self.dim!r}')
+        if not isinstance(self.dim, str) and not self.dim >= 1:
+            raise ValueError(f"dim must be at least 1 (the sphere's own dimension), got {self.dim}")
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        lengths = np.linalg.norm(X, axis=1)
+        self.constant_ = (float(lengths.max()) if self.normalize else 1.0) if self.lift else 0.0
+        self.X_ = self._on_sphere(X, counts)
+        self.Y_ = torch.eye(len(self.classes_), dtype=torch.float64)[torch.from_numpy(codes)].to(self.device)
+        if len(self.classes_) == 1:
+            warnings.warn(f"y has one class only: every prediction is {self.classes_[0]!r}", stacklevel=2)
+        self._prepare(self._find_dim())
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores of the classes: (n,) for two classes, positive for the second; else (n, n_classes).
+
+        At infinite depth they are the classes' shares of the vote (for two classes the difference of the shares); at
+        finite depth the kernel regression of the one-hot labels (for two classes of -1 and 1).
+        """
+        scores = self._scores(X)
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The class with the highest score; the first of equals."""
+        scores = self._scores(X)
+        return self.classes_[scores.argmax(1)]
+
+    def save(self, path: str | Path) -> None:
+        """Write normalised rows, labels and coefficients as safetensors; `load` reads them back.
+
+        Raises
+        ------
+        ValueError
+            If the classes are neither numbers nor strings.
+        """
+        check_is_fitted(self)
+        if self.classes_.dtype.kind not in "biufU":
+            raise ValueError(
+                f"classes of type {self.classes_.dtype} cannot be written; encode them as numbers or strings"
+            )
+        params = self.get_params()
+        if not isinstance(params["activation"], str):
+            dual = self.dual_
+            if not isinstance(dual, PowerDual):
+                raise ValueError(f"give the activation by name to save it, not as {params['activation']!r}")
+            params["activation"] = [w**0.5 for w in dual.weights]
+        meta = {"params": params, "classes": self.classes_.tolist(), "kind": self.classes_.dtype.str, "dim": self.dim_}
+        tensors = {"X": self.X_, "Y": self.Y_, "constant": torch.tensor(self.constant_, dtype=torch.float64)}
+        tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
+        save_file(tensors, str(path), {"deep_kernel_classifier": json.dumps(meta)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "DeepKernelClassifier":
+        """The classifier that `save` wrote."""
+        with safe_open(str(path), framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get("deep_kernel_classifier", "null"))
+            if meta is None:
+                raise ValueError(f"{path} does not hold a DeepKernelClassifier")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        made = cls(**meta["params"])
+        made.X_, made.Y_ = tensors["X"].to(made.device), tensors["Y"].to(made.device)
+        made.constant_ = float(tensors["constant"])
+        made.classes_ = np.array(meta["classes"], dtype=meta["kind"])
+        made.n_features_in_ = made.X_.shape[1] - bool(made.lift)
+        made._prepare(meta["dim"])
+        return made
+
+    def _prepare(self, dim: float) -> None:
+        self.dim_ = dim
+        self.dual_ = self._dual(dim)
+        self.limit_ = self.dual_.limit
+        self.kernel_: LimitKernel | None = None
+        self.weights_: Tensor | None = None
+        if self.depth is not None:
+            train = deep_kernel(self._complement(self.X_), self.dual_, self.depth, self.kind)
+            self.weights_ = solve_kernel(train, self.Y_, self.ridge)
+        elif self.limit_ == "singular":
+            self.kernel_ = LimitKernel(self.dual_, device=self.device)
+        elif self.limit_ == "linear":
+            raise ValueError(
+                "a linear activation has no limit of its own: every depth is the linear kernel; give depth=0"
+            )
+        elif self.limit_ == "majority":
+            warnings.warn(
+                f"with E phi^2 = 1 this activation has E phi = {self.dual_.at_zero**0.5:.3g}, not 0, so infinite depth "
+                "is a majority vote: every prediction is the commonest class. activation_report(...).centered() is the "
+                "same activation of the singular class",
+                stacklevel=3,
+            )
+
+    def _dual(self, dim: float) -> DualActivation:
+        return dual_activation(self.activation, dim)
+
+    def _on_sphere(self, X: np.ndarray, counts: bool = False) -> Tensor:
+        lengths = np.linalg.norm(X, axis=1)
+        if not self.normalize and (off := np.abs(lengths - 1) > 1e-6).any():
+            i = int(off.argmax())
+            raise ValueError(f"row {i} has length {lengths[i]:.6g}, not 1: normalise the rows or use normalize=True")
+        if self.constant_:
+            X = np.column_stack([X, np.full(len(X), self.constant_)])
+            lengths = np.linalg.norm(X, axis=1)
+        if (zero := lengths == 0).any():
+            message = f"row {int(zero.argmax())} is zero and has no direction; drop it or use lift=True"
+            if not counts:
+                raise ValueError(message)
+            warnings.warn(f"{message}. As the data are integers it is taken as equal counts", stacklevel=4)
+            X = np.where(zero[:, None], 1.0, X)
+            lengths = np.linalg.norm(X, axis=1)
+        return torch.from_numpy(X / lengths[:, None]).to(self.device)
+
+    def _complement(self, rows: Tensor) -> Tensor:
+        """1 - z of the given rows to the training rows."""
+        u = squared_distances(rows, self.X_, exact=True).div_(2)
+        if bool((u > 1 + 1e-12).any()):
+            warnings.warn(
+                "some inner products are negative, which the theory excludes: odd powers then vote against the class "
+                "of a far point. lift=True makes all of them positive",
+                stacklevel=4,
+            )
+        return u
+
+    def _chunks(self, rows: Tensor) -> Iterator[Tensor]:
+        yield from rows.split(max(1, _PAIRS // len(self.X_)))
+
+    def _scores(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        counts = _is_integer(X)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        parts = [self._vote(self._complement(rows)) for rows in self._chunks(self._on_sphere(X, counts))]
+        return torch.cat(parts).cpu().numpy()
+
+    def _vote(self, u: Tensor) -> Tensor:
+        """Scores (rows, classes) from 1 - z (rows, training points)."""
+        if self.weights_ is not None:
+            assert self.depth is not None
+            kernel = deep_kernel(u, self.dual_, self.depth, self.kind)
+            if self.dual_.at_zero == 0 and not bool(kernel.any(1).all()):
+                warnings.warn("the kernel underflows at this depth; depth=None is the limit itself", stacklevel=4)
+            return kernel @ self.weights_
+        if self.limit_ == "majority":
+            return self.Y_.mean(0).expand(len(u), -1)
+        if self.kernel_ is not None:
+            votes = self.kernel_.weights(u)
+        else:  # the nearest neighbour; those that coincide count alike
+            votes = (u <= u.amin(1, keepdim=True).clamp(min=COINCIDENT)).double()
+        return (votes @ self.Y_) / votes.abs().sum(1, keepdim=True)
+
+    def _find_dim(self) -> float:
+        ambient = float(max(1, self.X_.shape[1] - 1))
+        if not isinstance(self.dim, str):
+            return float(self.dim)
+        if self.dim == "ambient" or self.depth is not None or self.activation not in ("optimal", "sine"):
+            return ambient
+        candidates = [2.0**k for k in range(12) if 2.0**k < ambient] + [ambient]
+        if self.activation == "sine":
+            candidates = [c for c in candidates if c > 1] or [2.0]
+        stride = -(-len(self.X_) // _TUNING_ROWS)
+        rows, labels = self.X_[::stride], self.Y_[::stride]
+        u = squared_distances(rows, rows, exact=True).div_(2)
+        scored = []
+        for dim in candidates:
+            kernel = LimitKernel(self._dual(dim), device=self.device)
+            right = 0.0
+            for start in range(0, len(rows), 256):
+                part = u[start : start + 256].clone()
+                own = torch.arange(start, start + len(part), device=part.device)
+                here = torch.arange(len(part), device=part.device)
+                part[here, own] = 1.0  # z = 0: a point has no vote on itself
+                score = kernel.weights(part) @ labels
+                right += float(labels[own].gather(1, score.argmax(1, keepdim=True)).sum())
+            scored.append(right)
+        return candidates[int(np.argmax(scored))]

@@ -1,0 +1,262 @@
+"""The classifier: scikit-learn's rules, equality with the classifiers that the theory names, and bad input."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_iris
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+from etude.data import dirichlet_on_sphere
+from etude.kernels import DeepKernelClassifier, HermiteActivation, dual_activation, log_limit_ratio, optimal_activation
+
+PAIR = ([3, 1, 2, 1, 1], [1, 2, 2, 2, 3])  # on the 4-sphere
+
+
+def _data(n=200, test=300, seed=0):
+    drawn = dirichlet_on_sphere(n + test, PAIR, 0.4, seed)
+    x, y = drawn.x.numpy(), drawn.y.numpy()
+    return x[:n], y[:n], x[n:], y[n:]
+
+
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks([DeepKernelClassifier(), DeepKernelClassifier("erf", depth=3, ridge=1e-6, lift=True)])
+def test_scikit_learns_rules(estimator, check):
+    check(estimator)
+
+
+def test_infinite_depth_is_the_sign_of_the_kernel_vote():
+    X, y, Z, _ = _data()
+    clf = DeepKernelClassifier("optimal", dim=4).fit(X, y)
+    u = torch.from_numpy(1 - np.clip(Z @ X.T, -1, 1 - 1e-15))
+    kernel = (log_limit_ratio(u, dual_activation("optimal", 4))[0].exp() * (1 - u)).numpy()
+    votes = kernel @ (2.0 * y - 1)
+    np.testing.assert_array_equal(clf.predict(Z), (votes > 0).astype(int))
+    np.testing.assert_allclose(clf.decision_function(Z), votes / kernel.sum(1), rtol=1e-4, atol=1e-5)
+
+
+def test_infinite_depth_is_what_a_deep_net_tends_to():
+    X, y, Z, _ = _data()
+    limit = DeepKernelClassifier(dim=4).fit(X, y).predict(Z)
+    deep = DeepKernelClassifier(dim=4, depth=60, kind="nngp").fit(X, y).predict(Z)
+    assert (limit == deep).mean() >= 0.999
+
+
+def test_optimal_activation_agrees_with_the_hilbert_estimate_and_erf_does_not():
+    X, y, Z, _ = _data(1000, 500)
+    hilbert = KNeighborsClassifier(len(X), weights=lambda r: r**-4.0).fit(X, y).predict(Z)
+    assert (DeepKernelClassifier(dim=4).fit(X, y).predict(Z) == hilbert).mean() > 0.98
+    assert (DeepKernelClassifier("erf").fit(X, y).predict(Z) == hilbert).mean() < 0.97
+
+
+def test_no_constant_and_no_slope_is_the_nearest_neighbour():
+    X, y, Z, _ = _data()
+    clf = DeepKernelClassifier([0.0, 0.0, 1.0]).fit(X, y)
+    assert clf.limit_ == "1-nn"
+    np.testing.assert_array_equal(clf.predict(Z), KNeighborsClassifier(1).fit(X, y).predict(Z))
+
+
+def test_relu_at_infinite_depth_is_a_majority_vote_and_says_so():
+    X, y, Z, _ = _data()
+    with pytest.warns(UserWarning, match=r"majority vote.*centered"):
+        clf = DeepKernelClassifier("relu").fit(X, y)
+    assert clf.limit_ == "majority"
+    assert set(clf.predict(Z)) == {np.bincount(y).argmax()}
+
+
+def test_a_deep_relu_net_tends_to_that_majority():
+    X, y, Z, _ = _data(50, 50)
+    y = np.r_[np.zeros(35, int), np.ones(15, int)]
+    shallow, deep = (DeepKernelClassifier("relu", depth=n).fit(X, y).predict(Z) for n in (1, 1000))
+    assert (deep == 0).mean() > 0.98 > (shallow == 0).mean()
+
+
+def test_centred_relu_is_no_majority():
+    from etude.kernels import activation_report
+
+    X, y, Z, t = _data()
+    clf = DeepKernelClassifier(activation_report(nn.ReLU()).centered()).fit(X, y)
+    assert clf.limit_ == "singular"
+    assert clf.score(Z, t) > 0.7
+
+
+@pytest.mark.parametrize("depth", [None, 2])
+def test_it_interpolates(depth):
+    X, y, _, _ = _data(100)
+    assert DeepKernelClassifier(depth=depth).fit(X, y).score(X, y) == 1.0
+
+
+def test_finite_depth_is_kernel_regression():
+    X, y, Z, _ = _data(60, 40)
+    clf = DeepKernelClassifier("erf", depth=1, kind="nngp", ridge=0.1).fit(X, y)
+    dual = dual_activation("erf")
+    kernel = dual.value(torch.from_numpy(X @ X.T)) + 0.1 * torch.eye(60, dtype=torch.float64)
+    expected = dual.value(torch.from_numpy(Z @ X.T)) @ torch.linalg.solve(kernel, torch.from_numpy(2.0 * y - 1))
+    np.testing.assert_allclose(clf.decision_function(Z), expected.numpy(), rtol=1e-8)
+
+
+def test_more_classes_and_names_of_classes():
+    X, y = load_iris(return_X_y=True)
+    X, names = StandardScaler().fit_transform(X), np.array(["setosa", "versicolor", "virginica"])[y]
+    clf = DeepKernelClassifier(lift=True).fit(X[::2], names[::2])
+    assert clf.score(X[1::2], names[1::2]) > 0.88
+    scores = clf.decision_function(X[::2])
+    assert scores.shape == (75, 3)
+    np.testing.assert_allclose(scores.sum(1), 1.0)
+
+
+def test_dim_auto_ambient_and_given():
+    X, y, _, _ = _data()
+    assert DeepKernelClassifier(dim="ambient").fit(X, y).dim_ == 4
+    assert DeepKernelClassifier(dim=3).fit(X, y).dim_ == 3
+    assert DeepKernelClassifier().fit(X, y).dim_ in (1, 2, 4)
+    assert DeepKernelClassifier("sine").fit(X, y).dim_ in (2, 4)
+    assert DeepKernelClassifier("erf", depth=2).fit(X, y).dim_ == 4
+
+
+def test_rows_of_any_length_are_normalised():
+    X, y, Z, _ = _data()
+    clf = DeepKernelClassifier(dim=4)
+    expected = clf.fit(X, y).decision_function(Z)
+    got = clf.fit(X * np.linspace(0.1, 9, len(X))[:, None], y).decision_function(5 * Z)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_score_does_not_depend_on_the_rest_of_the_batch(monkeypatch):
+    X, y, Z, _ = _data()
+    clf = DeepKernelClassifier(dim=4).fit(X, y)
+    whole = clf.decision_function(Z)
+    monkeypatch.setattr("etude.kernels.classifier._PAIRS", 1)
+    np.testing.assert_allclose(clf.decision_function(Z), whole, rtol=1e-12)
+
+
+def test_state_is_read_back(tmp_path):
+    X, y, Z, _ = _data(60, 20)
+    labels = np.array(["no", "yes"])[y]
+    for clf in (DeepKernelClassifier(), DeepKernelClassifier("erf", depth=2, lift=True),
+                DeepKernelClassifier(HermiteActivation(optimal_activation(2)))):  # fmt: skip
+        path = tmp_path / "deep.safetensors"
+        clf.fit(X, labels).save(path)
+        again = DeepKernelClassifier.load(path)
+        np.testing.assert_allclose(again.decision_function(Z), clf.decision_function(Z), rtol=1e-9, atol=1e-12)
+        np.testing.assert_array_equal(again.predict(Z), clf.predict(Z))
+
+
+def test_saving_refuses_what_it_cannot_write(tmp_path):
+    from safetensors.torch import save_file
+
+    X, y, _, _ = _data(20, 5)
+    with pytest.raises(ValueError, match="by name"):
+        DeepKernelClassifier(torch.erf).fit(X, y).save(tmp_path / "a")
+    with pytest.raises(ValueError, match="cannot be written"):
+        DeepKernelClassifier().fit(X, np.array(["a", "b"], dtype=object)[y]).save(tmp_path / "a")
+    save_file({"x": torch.zeros(1)}, str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="does not hold"):
+        DeepKernelClassifier.load(tmp_path / "other")
+
+
+# bad input and pitfalls
+
+
+def test_rows_that_are_not_normalised_are_refused_by_number():
+    X, y, _, _ = _data(20, 5)
+    DeepKernelClassifier(normalize=False).fit(X, y)
+    X[7] *= 1 + 1e-5
+    with pytest.raises(ValueError, match=r"row 7 has length 1\.00001"):
+        DeepKernelClassifier(normalize=False).fit(X, y)
+
+
+def test_a_zero_row_is_refused_by_number_at_fit_and_at_predict():
+    X, y, Z, _ = _data(20, 5)
+    broken = X.copy()
+    broken[3] = 0
+    with pytest.raises(ValueError, match="row 3 is zero"):
+        DeepKernelClassifier().fit(broken, y)
+    with pytest.raises(ValueError, match="row 0 is zero"):
+        DeepKernelClassifier().fit(X, y).predict(np.zeros_like(Z))
+    assert DeepKernelClassifier(lift=True).fit(broken, y).score(broken, y) == 1.0
+
+
+def test_an_empty_row_of_counts_is_taken_with_a_warning():
+    X = np.array([[3, 0], [0, 2], [0, 0], [5, 1]])
+    with pytest.warns(UserWarning, match="row 2 is zero.*equal counts"):
+        DeepKernelClassifier().fit(X, [0, 1, 0, 1])
+
+
+def test_negative_inner_products_warn_and_lift_mends_it():
+    X = np.array([[1.0, 0.0], [-1.0, 0.1], [0.5, 1.0], [-0.3, -1.0]])
+    y = [0, 1, 0, 1]
+    with pytest.warns(UserWarning, match=r"inner products are negative.*lift=True"):
+        DeepKernelClassifier(dim=2).fit(X, y).predict(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf = DeepKernelClassifier(dim=2, lift=True).fit(X, y)
+        np.testing.assert_array_equal(clf.predict(X), y)
+
+
+def test_lift_keeps_the_length_of_a_row():
+    X = np.array([[1.0, 1.0], [3.0, 3.0], [1.1, 1.1], [2.9, 2.9]])
+    clf = DeepKernelClassifier(dim=2, lift=True).fit(X[:2], [0, 1])
+    assert clf.predict(X[2:]).tolist() == [0, 1]
+
+
+def test_one_class_is_predicted_with_a_warning():
+    X, _, Z, _ = _data(10, 5)
+    with pytest.warns(UserWarning, match="one class only"):
+        clf = DeepKernelClassifier().fit(X, np.full(10, 7))
+    assert clf.predict(Z).tolist() == [7] * 5
+
+
+@pytest.mark.parametrize("where", ["fit", "predict"])
+def test_nan_is_refused(where):
+    X, y, _, _ = _data(20, 5)
+    broken = X.copy()
+    broken[0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        (DeepKernelClassifier().fit(broken, y) if where == "fit" else DeepKernelClassifier().fit(X, y).predict(broken))
+
+
+@pytest.mark.parametrize("depth", [None, 3])
+def test_duplicates_with_opposing_labels_are_averaged(depth):
+    X, y, _, _ = _data(30, 5)
+    X[[1, 2]] = X[0]
+    y[:3] = [0, 1, 1]
+    scores = DeepKernelClassifier(dim=4, depth=depth).fit(X, y).decision_function(X[:1])
+    assert float(scores[0]) == pytest.approx(1 / 3, abs=1e-5)
+
+
+def test_points_nearer_than_rounding_of_inner_products_are_told_apart():
+    a = np.array([1.0, 0.0])
+    near, nearer = np.array([1.0, 3e-9]), np.array([1.0, -2e-9])
+    assert near @ a == nearer @ a == 1.0
+    X = np.stack([near, nearer])
+    assert DeepKernelClassifier(dim=2, normalize=False).fit(X, [0, 1]).predict(a[None]).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({"dim": 0}, "dim must be at least 1 .*, got 0"),
+        ({"dim": "best"}, 'dim must be "auto", "ambient" or a number, got \'best\''),
+        ({"depth": -1}, "depth must be at least 0"),
+        ({"ridge": -1.0}, "ridge must be at least 0"),
+        ({"activation": "swish"}, "unknown activation 'swish'"),
+        ({"activation": "linear"}, "give depth=0"),
+        ({"depth": 2, "kind": "cntk"}, "kind must be"),
+        ({"activation": [0.0, 0.2, 1.0, 1.0], "depth": 3000}, "leaves the range of float64"),
+    ],
+)
+def test_bad_parameters_are_named_at_fit(params, text):
+    X, y, _, _ = _data(20, 5)
+    with pytest.raises(ValueError, match=text):
+        DeepKernelClassifier(**params).fit(X, y)
+
+
+def test_a_kernel_that_underflows_says_so():
+    X, y, Z, _ = _data(20, 5)
+    with pytest.warns(UserWarning, match="underflows"):
+        DeepKernelClassifier("optimal", dim=8, depth=400, kind="nngp").fit(X, y).predict(Z)
