@@ -65,8 +65,8 @@ def read_images(folder: Path, *, size: int | tuple[int, int] | None = None, on_b
 def read_image(path: Path) -> Tensor:
     """One image file of any mode as float32 (C, H, W) in [0, 1], C = 1 or 3.
 
-    Transparent parts become white, a palette its colours, 16 bits keep their depth, numbers in floating point
-    are divided by 1, 255 or 65535, whichever holds them; of an animation the first frame is taken; the
+    Transparent parts become white, a palette its colours, 16 bits keep their depth, whole numbers of 32 bits and
+    floating point are divided by 1, 255 or 65535, whichever holds them; of an animation the first frame is taken; the
     orientation that a camera noted is applied.
     """
     try:
@@ -76,7 +76,7 @@ def read_image(path: Path) -> Tensor:
     with Image.open(path) as opened:
         picture: Any = ImageOps.exif_transpose(opened)
         if picture.mode.startswith("I") or picture.mode == "F":
-            return _deep(np.array(picture, dtype=np.float32))
+            return _deep(np.array(picture, dtype=np.float32), bits16=picture.mode.startswith("I;16"))
         if picture.mode in ("1", "L"):
             picture = picture.convert("L")
         elif picture.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in picture.info:
@@ -90,12 +90,12 @@ def read_image(path: Path) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
-def _deep(values: np.ndarray) -> Tensor:
+def _deep(values: np.ndarray, *, bits16: bool) -> Tensor:
     if not np.isfinite(values).all():
         raise ValueError("it holds NaN or infinite values")
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"its values run from {values.min():g} to {values.max():g}, outside 0 to 65535")
-    top = values.max()
+    top = 65535 if bits16 else values.max()
     return torch.from_numpy(values / (1.0 if top <= 1 else 255.0 if top <= 255 else 65535.0))[None]
 
 

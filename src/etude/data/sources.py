@@ -284,8 +284,8 @@ def _store(source: Source, file: SourceFile, opened: Opened, notes: list[str], w
     except (Unreachable, ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         notes.append(f"{where}: {error}")
     except OSError as error:
-        hint = "; set ETUDE_CACHE to a folder that can be written" if isinstance(error, PermissionError) else ""
-        notes.append(f"{where}: {error}{hint}")
+        ours = str(error.filename or "").startswith(str(cache_root()))
+        notes.append(f"{where}: {error}{'; set ETUDE_CACHE to a folder that can be written' if ours else ''}")
     return None
 
 
