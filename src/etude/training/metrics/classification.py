@@ -1,12 +1,13 @@
 """Metrics of classifiers: one definition each; shares lie in [0, 1].
 
 Labels are class numbers 0, 1, ... and probabilities (n, C) rows that sum to 1. Arrays and tensors on any
-device are taken; a float or an array comes back.
+device are taken; a float or an array comes back. Scores that hold a NaN (a diverged net) score NaN.
 
 Source: Guo et al. 2017, arXiv 1706.04599, eq. 3 (expected calibration error, bins of equal width);
 Nguyen & O'Connor 2015, arXiv 1508.05154 (bins of equal count); Brier 1950.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,13 @@ def accuracy(predictions: Any, y: Any) -> float:
         If there is no row, or the shapes do not fit.
     """
     predicted, y = _labels(predictions, y)
-    return float((predicted == y).mean())
+    return math.nan if _nan(predictions) else float((predicted == y).mean())
 
 
 def class_accuracy(predictions: Any, y: Any, num_classes: int | None = None) -> FloatArray:
     """(C,) share of right answers among the rows of each class (its recall); NaN for a class without rows."""
     matrix = confusion(predictions, y, num_classes)
-    rows = matrix.sum(1)
+    rows = np.zeros(len(matrix)) if _nan(predictions) else matrix.sum(1)
     return np.where(rows > 0, np.diag(matrix) / np.maximum(rows, 1), np.nan)
 
 
@@ -74,6 +75,8 @@ def expected_calibration_error(probs: Any, y: Any, bins: int = 15, *, adaptive: 
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
+    if _nan(probs):
+        return math.nan
     probs, y = _probabilities(probs, y)
     confidence, right = probs.max(1), (probs.argmax(1) == y).astype(float)
     if adaptive:
@@ -88,6 +91,8 @@ def expected_calibration_error(probs: Any, y: Any, bins: int = 15, *, adaptive: 
 
 def nll(probs: Any, y: Any) -> float:
     """Mean negative log-likelihood of the true class, in nats; probabilities of 0 count as the smallest float."""
+    if _nan(probs):
+        return math.nan
     probs, y = _probabilities(probs, y)
     chosen = probs[np.arange(len(y)), y]
     return float(-np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).mean())
@@ -95,10 +100,17 @@ def nll(probs: Any, y: Any) -> float:
 
 def brier(probs: Any, y: Any) -> float:
     """Mean over rows of ``sum_c (p_c - 1[c = y])^2``, in [0, 2] (twice the one-column form of two classes)."""
+    if _nan(probs):
+        return math.nan
     probs, y = _probabilities(probs, y)
     wanted = np.zeros_like(probs)
     wanted[np.arange(len(y)), y] = 1.0
     return float(((probs - wanted) ** 2).sum(1).mean())
+
+
+def _nan(scores: Any) -> bool:
+    scores = _array(scores)
+    return scores.dtype.kind == "f" and bool(np.isnan(scores).any())
 
 
 def _array(value: Any) -> NDArray[Any]:
@@ -111,8 +123,6 @@ def _array(value: Any) -> NDArray[Any]:
 def _labels(predictions: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     predicted, y = _array(predictions), _array(y)
     if predicted.ndim == y.ndim + 1:
-        if np.isnan(predicted).any():
-            raise ValueError("scores hold NaN: the model diverged")
         predicted = predicted.argmax(-1)
     if predicted.shape != y.shape:
         raise ValueError(f"predictions {predicted.shape} do not fit labels {y.shape}")
