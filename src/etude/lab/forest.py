@@ -4,13 +4,12 @@ Claims have units of their own, so every row has a scale of its own; the shaded 
 the claim holds. The drawing carries classes, no colours: the page's style sheet gives them for light and dark.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 from etude.lab.judge import Verdict
 
-WIDTH, ROW, PAD = 560.0, 34.0, 14.0
+ROW, PAD = 34.0, 12.0
 
 
 @dataclass(frozen=True)
@@ -19,15 +18,16 @@ class Scale:
 
     low: float
     high: float
+    width: float
 
     def __call__(self, value: float) -> float:
-        return PAD + (value - self.low) / (self.high - self.low) * (WIDTH - 2 * PAD)
+        return PAD + (value - self.low) / (self.high - self.low) * (self.width - 2 * PAD)
 
     def clip(self, value: float) -> float:
-        return min(WIDTH - PAD, max(PAD, self(value)))
+        return min(self.width - PAD, max(PAD, self(value)))
 
 
-def scale_of(v: Verdict, paper: float | None) -> Scale:
+def scale_of(v: Verdict, paper: float | None, width: float) -> Scale:
     """A scale that shows interval, margin and zero; the paper's figure too unless it lies far outside."""
     assert v.effect is not None
     assert v.low is not None
@@ -40,19 +40,19 @@ def scale_of(v: Verdict, paper: float | None) -> Scale:
     if paper is not None and low - 1.5 * span <= paper <= high + 1.5 * span:
         low, high = min(low, paper), max(high, paper)
         span = high - low or span
-    return Scale(low - 0.12 * span, high + 0.12 * span)
+    return Scale(low - 0.12 * span, high + 0.12 * span, width)
 
 
 def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _row(v: Verdict, paper: float | None, y: float) -> str:
+def _row(v: Verdict, paper: float | None, y: float, width: float) -> str:
     assert v.effect is not None
     assert v.low is not None
     assert v.high is not None
     assert v.margin is not None
-    s = scale_of(v, paper)
+    s = scale_of(v, paper, width)
     mid = y + ROW / 2
     edges = {
         "greater": (v.margin, s.high), "less": (s.low, v.margin), "within": (-v.margin, v.margin),
@@ -86,20 +86,10 @@ def _row(v: Verdict, paper: float | None, y: float) -> str:
     return f"<g><title>{escape(title)}</title>{''.join(parts)}</g>"
 
 
-def forest_row(v: Verdict, paper: float | None) -> str:
+def forest_row(v: Verdict, paper: float | None, width: float = 420.0) -> str:
     """One claim's strip as a standalone SVG; empty when there is no effect to draw."""
     if v.effect is None or v.low is None or v.high is None or v.margin is None:
         return ""
     label = escape(f"{v.claim} {v.verdict or 'no verdict'}: effect {_number(v.effect)}")
-    return (
-        f'<svg class="forest" viewBox="0 0 {WIDTH:g} {ROW:g}" role="img" aria-label="{label}" '
-        f'preserveAspectRatio="none">{_row(v, paper, 0.0)}</svg>'
-    )
-
-
-def forest(verdicts: Sequence[tuple[Verdict, float | None]]) -> str:
-    """Several claims one below the other as one SVG (for pages without the table)."""
-    rows = [(v, p) for v, p in verdicts if v.effect is not None and v.low is not None and v.margin is not None]
-    height = ROW * max(1, len(rows))
-    body = "".join(_row(v, p, i * ROW) for i, (v, p) in enumerate(rows))
-    return f'<svg class="forest" viewBox="0 0 {WIDTH:g} {height:g}" role="img">{body}</svg>'
+    body = _row(v, paper, 0.0, width)
+    return f'<svg class="forest" viewBox="0 0 {width:g} {ROW:g}" role="img" aria-label="{label}">{body}</svg>'

@@ -51,7 +51,7 @@ def _claim_row(v: Verdict, claim: catalogue.Claim) -> dict[str, Any]:
     return {
         "v": v, "claim": claim, "glyph": GLYPH[v.verdict], "word": v.verdict or "no verdict",
         "interval": interval(v), "rule": rule(v), "says": says, "source": claim.paper.source if claim.paper else "",
-        "strip": forest_row(v, paper),
+        "strip": forest_row(v, paper), "small": forest_row(v, paper, 230.0),
         "surprise": {v.verdict, claim.expects} == {"holds", "fails"},
     }  # fmt: skip
 
