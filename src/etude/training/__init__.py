@@ -11,6 +11,12 @@ from etude.training.estimators import TorchRegressor as TorchRegressor
 from etude.training.gradients import GradientNoise as GradientNoise
 from etude.training.gradients import gradient_statistics as gradient_statistics
 from etude.training.gradients import per_sample_gradients as per_sample_gradients
+from etude.training.language_modelling import LMBatch as LMBatch
+from etude.training.language_modelling import bits_per_character as bits_per_character
+from etude.training.language_modelling import corrupt as corrupt
+from etude.training.language_modelling import lm_loss as lm_loss
+from etude.training.language_modelling import token_rows as token_rows
+from etude.training.language_modelling import train_language_model as train_language_model
 from etude.training.metrics.classification import accuracy as accuracy
 from etude.training.metrics.classification import brier as brier
 from etude.training.metrics.classification import class_accuracy as class_accuracy
