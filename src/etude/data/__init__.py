@@ -4,6 +4,8 @@ from etude.data.batching import Batches as Batches
 from etude.data.batching import Sampled as Sampled
 from etude.data.batching import sampled as sampled
 from etude.data.cache import cached as cached
+from etude.data.duplicates import duplicate_groups as duplicate_groups
+from etude.data.duplicates import normalize_text as normalize_text
 from etude.data.images import ImageSet as ImageSet
 from etude.data.images import load_images as load_images
 from etude.data.images import load_photos as load_photos
