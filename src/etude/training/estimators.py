@@ -30,6 +30,7 @@ from etude.training.engine import train
 from etude.training.updater import Updater
 
 ROWS = 1024  # rows a pass when nothing is learned
+BLOCK = 32  # passes are filled up to whole blocks: matrix kernels then treat a row the same wherever it stands
 FORMAT = 1
 
 
@@ -205,7 +206,10 @@ class TorchEstimator(BaseEstimator, ABC):
     # using
 
     def _outputs(self, X: Any, call: Callable[[Tensor], Tensor] | None = None) -> NDArray[Any]:
-        """`call` (default: the module) on checked rows, some at a time: a row's result hangs on no other row."""
+        """`call` (default: the module) on checked rows, some at a time.
+
+        Batches are filled up to whole blocks, so that what a row gets does not hang on the rows beside it.
+        """
         check_is_fitted(self)
         X = validate_data(self, as_array(X), reset=False, dtype=np.float32, allow_nd=True)
         self._check_shape(X)
@@ -213,7 +217,7 @@ class TorchEstimator(BaseEstimator, ABC):
         device = next((t.device for t in (*self.module_.parameters(), *self.module_.buffers())), torch.device("cpu"))
         with torch.no_grad():
             parts = [
-                (call or self.module_)(part.to(device)).cpu()
+                (call or self.module_)(_filled(part).to(device))[: len(part)].cpu()
                 for part in torch.from_numpy(np.array(X, dtype=np.float32)).split(ROWS)
             ]
         return torch.cat(parts).numpy()
@@ -232,7 +236,7 @@ class TorchEstimator(BaseEstimator, ABC):
             if not name.endswith("_") or name.startswith("_") or name == "module_":
                 continue
             if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-                tensors[f"array.{name}"] = torch.from_numpy(np.ascontiguousarray(value))
+                tensors[f"array.{name}"] = torch.from_numpy(np.array(value, order="C"))
             elif isinstance(value, np.ndarray):
                 learned[name] = {"array": value.tolist(), "dtype": "object" if value.dtype == object else "str"}
             else:
@@ -282,6 +286,12 @@ class TorchEstimator(BaseEstimator, ABC):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         return {**state, "_updater": None} if "_updater" in state else state
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """Rows with copies of the first behind them, up to whole blocks."""
+    missing = -len(rows) % BLOCK
+    return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing else rows
 
 
 def _plain(value: Any) -> bool:
