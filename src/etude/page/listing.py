@@ -1,0 +1,195 @@
+"""Lists of papers: trending, new, top of a window; filters; cursors that stay put while papers arrive."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from etude.errors import UsageError
+from etude.page import heat as h
+from etude.page import tables as t
+from etude.page.database import Database
+from etude.page.search.query import Query
+
+Sort = Literal["trending", "hot", "slow", "new", "top"]
+Window = Literal["day", "week", "month", "all"]
+SECONDS = {"day": 86_400, "week": 7 * 86_400, "month": 30 * 86_400}
+COLUMN = {"trending": "heat_72", "hot": "heat_12", "slow": "heat_720"}
+HALF_LIFE = {"trending": 72.0, "hot": 12.0, "slow": 720.0}
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a list is narrowed to. `slugs` is the set of papers that run, or hold a verdict."""
+
+    room: str | None = None
+    tag: str | None = None
+    year: tuple[int | None, int | None] = (None, None)
+    author: str | None = None
+    venue: str | None = None
+    slugs: frozenset[str] | None = None
+    since: int | None = None
+    until: int | None = None
+
+    @classmethod
+    def of(cls, query: Query, base: "Filters | None" = None) -> "Filters":
+        """The filters inside a query, on top of `base`."""
+
+        def first(name: str) -> str | None:
+            return (query.filters.get(name) or (None,))[0]
+
+        filters = base or cls()
+        found = {k: first(k) for k in ("room", "tag", "author", "venue")}
+        year = query.years if any(query.years) else filters.year
+        return replace(filters, year=year, **{k: v for k, v in found.items() if v})
+
+
+def condition(f: Filters) -> sa.ColumnElement[bool]:
+    """The filters as SQL; hidden papers never show."""
+    p = t.paper.c
+    parts: list[Any] = [p.hidden.is_(False)]
+    if f.room:
+        parts.append(p.room == f.room)
+    if f.tag:
+        parts.append(p.id.in_(sa.select(t.paper_tag.c.paper_id).where(t.paper_tag.c.tag == f.tag)))
+    if f.author:
+        parts.append(sa.cast(p.authors, sa.Text).ilike(_like(json.dumps(f.author)[1:-1]), escape="\\"))
+    if f.venue:
+        parts.append(p.venue.ilike(_like(f.venue), escape="\\"))
+    for year, after in ((f.year[0], True), (f.year[1], False)):
+        if year is not None:
+            at = _year_start(year if after else year + 1)
+            parts.append(p.published_at >= at if after else p.published_at < at)
+    if f.slugs is not None:
+        parts.append(p.slug.in_(sorted(f.slugs)))
+    if f.since is not None:
+        parts.append(p.submitted_at >= f.since)
+    if f.until is not None:
+        parts.append(p.submitted_at < f.until)
+    return sa.and_(*parts)
+
+
+def _like(text: str) -> str:
+    for mark in ("\\", "%", "_"):
+        text = text.replace(mark, "\\" + mark)
+    return f"%{text}%"
+
+
+def _year_start(year: int) -> int:
+    from datetime import UTC, datetime
+
+    return int(datetime(min(9998, max(1, year)), 1, 1, tzinfo=UTC).timestamp())
+
+
+@dataclass(frozen=True)
+class Page:
+    """A part of a list and the cursor to the next one."""
+
+    rows: list[dict[str, Any]]
+    cursor: str | None
+
+
+def encode_cursor(values: Sequence[Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(list(values)).encode()).decode().rstrip("=")
+
+
+def decode_cursor(text: str) -> list[Any]:
+    """The values of a cursor.
+
+    Raises
+    ------
+    UsageError
+        If it is not one of ours.
+    """
+    try:
+        value = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value):
+            return value
+    except (ValueError, UnicodeDecodeError):
+        pass
+    raise UsageError("the cursor is not valid: start again from the first page")
+
+
+def listing(
+    db: Database, *, sort: Sort = "trending", window: Window = "all", filters: Filters | None = None, limit: int = 25,
+    cursor: str | None = None, now: int,
+) -> Page:  # fmt: skip
+    """Papers in order, pinned ones first on the first page.
+
+    Raises
+    ------
+    UsageError
+        For an unknown sort or window, or a broken cursor.
+    """
+    p = t.paper.c
+    if sort not in (*COLUMN, "new", "top"):
+        raise UsageError(f"unknown order {sort!r}: choose trending, hot, slow, new or top")
+    if window not in (*SECONDS, "all"):
+        raise UsageError(f"unknown window {window!r}: choose day, week, month or all")
+    key: Any = p[COLUMN[sort]] if sort in COLUMN else p.submitted_at
+    query = sa.select(t.paper)
+    if sort == "top":
+        v = t.vote.c
+        recent = sa.select(v.paper_id, sa.func.count().label("n")).group_by(v.paper_id)
+        if window != "all":
+            recent = recent.where(v.at > now - SECONDS[window])
+        counted = recent.subquery()
+        query = query.join(counted, counted.c.paper_id == p.id)
+        key = counted.c.n
+        query = query.add_columns(key.label("window_votes"))
+    elif window != "all":
+        filters = replace(filters or Filters(), since=now - SECONDS[window])
+    query = query.where(condition(filters or Filters()))
+    if cursor:
+        value, last = decode_cursor(cursor)
+        query = query.where(sa.or_(key < value, sa.and_(key == value, p.id < int(last))))
+    rows = db.rows(query.order_by(key.desc(), p.id.desc()).limit(limit + 1))
+    following = None
+    if len(rows) > limit:
+        rows = rows[:limit]
+        name = COLUMN.get(sort, "window_votes" if sort == "top" else "submitted_at")
+        following = encode_cursor((rows[-1][name], rows[-1]["id"]))
+    if not cursor:
+        rows.sort(key=lambda r: not r["pinned"])
+    return Page(rows, following)
+
+
+def by_ids(db: Database, ids: Sequence[int], filters: Filters | None = None) -> list[dict[str, Any]]:
+    """Papers by id, in the order asked for, those that the filters let through."""
+    if not ids:
+        return []
+    query = sa.select(t.paper).where(t.paper.c.id.in_(list(ids)), condition(filters or Filters()))
+    found = {r["id"]: r for r in db.rows(query)}
+    return [found[i] for i in ids if i in found]
+
+
+def spread(rows: list[dict[str, Any]], *, per_group: int = 3, within: int = 10) -> list[dict[str, Any]]:
+    """Display order only: at most 3 neighbours of one room or submitter among any 10; nothing is dropped."""
+    out: list[dict[str, Any]] = []
+    waiting = list(rows)
+    while waiting:
+        recent = out[-(within - 1) :]
+
+        def crowded(row: dict[str, Any], recent: list[dict[str, Any]] = recent) -> bool:
+            return any(
+                row[k] is not None and sum(r[k] == row[k] for r in recent) >= per_group
+                for k in ("room", "submitted_by")
+            )
+
+        chosen = next((i for i, row in enumerate(waiting) if not crowded(row)), 0)
+        out.append(waiting.pop(chosen))
+    return out
+
+
+def why(db: Database, paper_id: int, now: int) -> list[dict[str, Any]]:
+    """The parts of a paper's trending score: kind, how many, what they are worth now."""
+    rows = db.rows(sa.select(t.event.c.kind, t.event.c.weight, t.event.c.at).where(t.event.c.paper_id == paper_id))
+    parts: dict[str, list[float]] = {}
+    for r in rows:
+        worth = h.score(h.term(r["weight"], min(r["at"], now), 72.0), now) if r["weight"] else 0.0
+        parts.setdefault(r["kind"], []).append(worth)
+    table = [{"kind": kind, "count": len(v), "worth": sum(v)} for kind, v in parts.items()]
+    return sorted(table, key=lambda row: -row["worth"])

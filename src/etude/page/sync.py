@@ -1,0 +1,78 @@
+"""The catalogue's papers as papers of the page, and the ledger's verdicts as its history."""
+
+import json
+from typing import Any
+
+import sqlalchemy as sa
+
+from etude import catalogue
+from etude.catalogue import Paper
+from etude.lab.ledger import Ledger
+from etude.lab.verdicts import verdicts
+from etude.page import heat as h
+from etude.page import store
+from etude.page import tables as t
+from etude.page.database import Database
+from etude.page.records import PaperRecord, make_record
+from etude.page.search.lexical import reindex
+
+SOURCE = "catalogue"
+
+
+def record_of(paper: Paper) -> PaperRecord:
+    """A card as a record of the page."""
+    return make_record(
+        title=paper.title, abstract=paper.summary, authors=[a.strip() for a in paper.authors.split(",")],
+        venue=paper.venue, arxiv_id=paper.arxiv, doi=paper.doi,
+        url=paper.url or (f"https://arxiv.org/abs/{paper.arxiv}" if paper.arxiv else None),
+        code_url=f"https://github.com/{paper.official_code}" if paper.official_code else None, room=paper.room,
+        tags=[*paper.tags, paper.kind], extra={"year": paper.year, "slug": paper.slug}, slug=paper.slug,
+    )  # fmt: skip
+
+
+def sync_catalogue(db: Database, now: int) -> int:
+    """Add the cards that are not here yet; a paper imported before becomes the card's. Returns how many are new."""
+    new: list[int] = []
+    with db.begin() as c:
+        known = set(c.execute(sa.select(t.alias.c.value).where(t.alias.c.kind == "slug")).scalars())
+        for card in catalogue.papers():
+            if card.slug in known:
+                continue
+            record = record_of(card)
+            match = store.add(c, record, source=SOURCE, now=now, by=SOURCE, weight=h.NEW_BULK)
+            assert match.paper_id is not None
+            if match.status != "new":  # it was imported before its card existed
+                adopt = {"room": card.room, "source": SOURCE, "slug": card.slug}
+                c.execute(sa.update(t.paper).where(t.paper.c.id == match.paper_id).values(**adopt))
+            c.execute(sa.insert(t.alias).values(kind="slug", value=card.slug, paper_id=match.paper_id))
+            new.append(match.paper_id)
+        reindex(c, new)
+    return len(new)
+
+
+def sync_verdicts(db: Database, ledger: Ledger, now: int) -> int:
+    """Log every verdict that is new or has changed, and warm its paper. Returns how many."""
+    log = t.verdict_log.c
+    changed = 0
+    current = verdicts(ledger)
+    with db.begin() as c:
+        ids = dict(
+            c.execute(sa.select(t.alias.c.value, t.alias.c.paper_id).where(t.alias.c.kind == "slug")).tuples().all()
+        )
+        latest: dict[tuple[str, ...], tuple[str | None, str]] = {}
+        for row in c.execute(sa.select(t.verdict_log).order_by(log.id)).mappings():
+            latest[(row["slug"], row["claim"], row["protocol"], row["tier"])] = (row["verdict"], row["run"])
+        for v in current:
+            key = (v.slug, v.claim, v.protocol, v.tier)
+            if key in latest and (latest[key][0] == v.verdict or latest[key][1] == v.run):
+                continue
+            values: dict[str, Any] = dict(zip(("slug", "claim", "protocol", "tier"), key, strict=True))
+            record = json.loads(json.dumps(v.record(), default=str))
+            c.execute(
+                sa.insert(t.verdict_log).values(**values, verdict=v.verdict, record=record, run=v.run or "", at=now)
+            )
+            changed += 1
+            if v.slug in ids and v.tier != "quick":
+                mark = f"verdict:{v.run}:{v.slug}"  # one event a run, however many claims it settles
+                store.happened(c, ids[v.slug], "verdict", h.WEIGHTS["verdict"], now=now, key=mark)
+    return changed
