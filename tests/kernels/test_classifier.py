@@ -130,7 +130,7 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(monkeypatch):
     X, y, Z, _ = _data()
     clf = DeepKernelClassifier(dim=4).fit(X, y)
     whole = clf.decision_function(Z)
-    monkeypatch.setattr("etude.kernels.classifier._PAIRS", 1)
+    monkeypatch.setattr("etude.kernels.classifier.CHUNK_PAIRS", 1)
     np.testing.assert_allclose(clf.decision_function(Z), whole, rtol=1e-12)
 
 

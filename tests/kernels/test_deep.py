@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etude.kernels import LimitKernel, PowerDual, deep_kernel, dual_activation, log_limit_ratio, solve_kernel
+from etude.kernels import (
+    LimitKernel,
+    PowerDual,
+    deep_kernel,
+    deep_predictions,
+    dual_activation,
+    log_limit_ratio,
+    solve_kernel,
+)
 
 Z = torch.linspace(-0.9, 0.99, 25, dtype=torch.float64)
 
@@ -155,3 +163,17 @@ def test_bad_input_is_named():
         LimitKernel(PowerDual([0, 0, 1.0]))
     with pytest.raises(ValueError, match="leaves the range of float64"):
         solve_kernel(torch.full((1, 1), float("inf"), dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+
+
+def test_regression_interpolates_and_forgets_with_depth():
+    angle = torch.linspace(0.1, 1.4, 25, dtype=torch.float64)
+    x = torch.stack([angle.cos(), angle.sin()], 1)
+    y = torch.sin(3 * angle)[:, None]
+    u = 1 - x @ x.T
+    dual = dual_activation("optimal", 1)
+    shallow = deep_predictions(u[1::2, ::2], u[::2, ::2], y[::2], dual, 1)
+    deep = deep_predictions(u[1::2, ::2], u[::2, ::2], y[::2], dual, 60)
+    torch.testing.assert_close(shallow, y[1::2], atol=0.02, rtol=0)
+    assert deep.abs().max() < 1e-6
+    itself = deep_predictions(u[::2, ::2], u[::2, ::2], y[::2], dual, 3)
+    torch.testing.assert_close(itself, y[::2], atol=1e-6, rtol=0)

@@ -1,7 +1,7 @@
 """Planar problems as batches with labels (fresh ones without end, or from a labelled pool), and their scores."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -117,3 +117,26 @@ def planar_scores(problem: Problem, split: Split, sequences: Tensor) -> dict[str
         return {"exact": float(exact.double().mean()), "triangle_coverage": float(share.double().mean())}
     length, label = (float(tour_length(split.x, s).double().mean()) for s in (sequences, split.y))
     return {"tour_length": length, "tour_ratio": length / label}
+
+
+def outline_rows(split: Split, sequences: Tensor, cases: int = 4) -> list[Any]:
+    """The first answers beside their labels as records (case, what, step, x, y) for a plot; polygons are closed."""
+    rows: list[Any] = []
+    for case in range(min(cases, split.n)):
+        for what, sequence in (("answer", sequences[case]), ("truth", split.y[case])):
+            corners = sequence[sequence >= 0].tolist()
+            for step, index in enumerate(corners + corners[:1]):
+                x, y = (round(float(v), 4) for v in split.x[case, index])
+                rows.append({"case": case + 1, "what": what, "step": step, "x": x, "y": y})
+        for x, y in split.x[case].tolist():
+            rows.append({"case": case + 1, "what": "points", "step": 0, "x": round(x, 4), "y": round(y, 4)})
+    return rows
+
+
+def cell_rows(matrix: Tensor) -> list[Any]:
+    """A matrix (steps, slots) as records (step, slot, value) for a heat map; steps count from 1, slots from 0."""
+    return [
+        {"step": i, "slot": j, "value": round(v, 4)}
+        for i, row in enumerate(matrix.tolist(), start=1)
+        for j, v in enumerate(row)
+    ]

@@ -19,11 +19,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from etude.kernels.deep import COINCIDENT, Kind, LimitKernel, deep_kernel, solve_kernel
+from etude.kernels.deep import Kind, LimitKernel, deep_kernel, solve_kernel
 from etude.kernels.dual import DualActivation, PowerDual, dual_activation
+from etude.kernels.votes import CHUNK_PAIRS, nearest_weights
 from etude.layers.distances import squared_distances
 
-_PAIRS = 2**16  # pairs of points handled at once: stays in the cache
 _TUNING_ROWS = 1000  # rows that `dim="auto"` looks at
 
 
@@ -232,7 +232,7 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         return u
 
     def _chunks(self, rows: Tensor) -> Iterator[Tensor]:
-        yield from rows.split(max(1, _PAIRS // len(self.X_)))
+        yield from rows.split(max(1, CHUNK_PAIRS // len(self.X_)))
 
     def _scores(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -251,11 +251,8 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
             return kernel @ self.weights_
         if self.limit_ == "majority":
             return self.Y_.mean(0).expand(len(u), -1)
-        if self.kernel_ is not None:
-            votes = self.kernel_.weights(u)
-        else:  # the nearest neighbour; those that coincide count alike
-            votes = (u <= u.amin(1, keepdim=True).clamp(min=COINCIDENT)).double()
-        return (votes @ self.Y_) / votes.abs().sum(1, keepdim=True)
+        weights = nearest_weights(u) if self.kernel_ is None else self.kernel_.weights(u)
+        return (weights @ self.Y_) / weights.abs().sum(1, keepdim=True)
 
     def _find_dim(self) -> float:
         ambient = float(max(1, self.X_.shape[1] - 1))

@@ -190,3 +190,26 @@ def solve_kernel(kernel: Tensor, targets: Tensor, ridge: float = 0.0) -> Tensor:
     kept = values > values[-1] * len(k) * torch.finfo(k.dtype).eps
     inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
     return vectors @ (inverse[:, None] * (vectors.mT @ targets)) / scale
+
+
+def deep_predictions(
+    u_test: Tensor,
+    u_train: Tensor,
+    targets: Tensor,
+    dual: DualActivation,
+    depth: int,
+    *,
+    kind: Kind = "ntk",
+    ridge: float = 0.0,
+) -> Tensor:
+    """Kernel regression with the kernel of a net of finite depth, (m, k).
+
+    Parameters
+    ----------
+    u_test, u_train
+        1 - z of the test points to the training points, (m, n), and among the training points, (n, n).
+    targets
+        (n, k): values, or one-hot classes.
+    """
+    weights = solve_kernel(deep_kernel(u_train, dual, depth, kind), targets, ridge)
+    return deep_kernel(u_test, dual, depth, kind) @ weights

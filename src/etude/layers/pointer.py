@@ -3,16 +3,16 @@
 Source: Vinyals, Fortunato & Jaitly 2015, arXiv 1506.03134, section 2.3:
 u^i_j = v^T tanh(W1 e_j + W2 d_i), p(C_i | C_1..C_{i-1}, X) = softmax_j(u^i), next decoder input x[C_i].
 Differs from the paper: slot 0 of the memory is a learned vector, and pointing at it ends the sequence (the paper only
-says that special tokens begin and end it); the LSTM's recurrent blocks start orthogonal unless ``init="uniform"``.
+says that special tokens begin and end it); initial weights are larger unless ``init="uniform"``, which ends the long
+plateau that training otherwise starts with.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from etude.layers.pointer_attention import PointerAttention
-from etude.layers.seq2seq import EncoderDecoder, Memory
+from etude.layers.seq2seq import EncoderDecoder, Init, Memory, make_attention
 
 
 class PointerNetwork(EncoderDecoder):
@@ -27,7 +27,9 @@ class PointerNetwork(EncoderDecoder):
     num_layers
         LSTM layers in encoder and decoder.
     init
-        "orthogonal" recurrent blocks, "uniform" within 0.08 (the paper's), or None (torch's).
+        "scaled": orthogonal recurrent blocks, input weights and attention large enough that scores depend on query
+        and item together from the first step (see `make_attention`); "orthogonal": recurrent blocks only; "uniform":
+        everything within 0.08 (the paper's); None: torch's.
 
     Examples
     --------
@@ -41,14 +43,14 @@ class PointerNetwork(EncoderDecoder):
 
     def __init__(
         self, input_size: int, hidden_size: int, *, num_layers: int = 1,
-        init: Literal["orthogonal", "uniform"] | None = "orthogonal",
+        init: Init = "scaled",
     ) -> None:  # fmt: skip
         super().__init__(input_size, hidden_size, num_layers=num_layers, init=init)
-        self.attention = PointerAttention(hidden_size, hidden_size)
+        self.attention = make_attention(hidden_size, init)
         self.end = nn.Parameter(torch.empty(hidden_size).uniform_(-0.1, 0.1))
         if init == "uniform":
-            for p in (*self.attention.parameters(), self.end, self.start):
-                nn.init.uniform_(p, -0.08, 0.08)
+            nn.init.uniform_(self.end, -0.08, 0.08)
+            nn.init.uniform_(self.start, -0.08, 0.08)
 
     def _prepare(self, memory: Memory) -> Tensor:
         end = self.end.expand(memory.encoded.shape[0], 1, -1)

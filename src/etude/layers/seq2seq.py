@@ -25,6 +25,7 @@ from etude.layers.recurrent_cells import check_lengths
 Mask = str | Callable[[Tensor], Tensor]
 MASKS = ("none", "no_repeat", "permutation")
 PADS = (-1, -100)
+Init = Literal["scaled", "orthogonal", "uniform"] | None
 
 
 class Seq2SeqOutput(NamedTuple):
@@ -65,13 +66,20 @@ class EncoderDecoder(nn.Module, ABC):
 
     def __init__(
         self, input_size: int, hidden_size: int, *, num_layers: int = 1,
-        init: Literal["orthogonal", "uniform"] | None = "orthogonal",
+        init: Init = "scaled",
     ) -> None:  # fmt: skip
         super().__init__()
+        if init not in ("scaled", "orthogonal", "uniform", None):
+            raise ValueError(f"init must be scaled, orthogonal, uniform or None, got {init!r}")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.encoder = make_rnn("lstm", input_size, hidden_size, num_layers=num_layers, init=init)
-        self.decoder = make_rnn("lstm", input_size, hidden_size, num_layers=num_layers, init=init)
+        recurrent = "orthogonal" if init == "scaled" else init
+        self.encoder = make_rnn("lstm", input_size, hidden_size, num_layers=num_layers, init=recurrent)
+        self.decoder = make_rnn("lstm", input_size, hidden_size, num_layers=num_layers, init=recurrent)
         self.start = nn.Parameter(torch.empty(input_size).uniform_(-0.1, 0.1))
+        if init == "scaled":
+            bound = 2 * input_size**-0.5  # torch's bound shrinks with hidden_size, whatever the input's width
+            for rnn in (self.encoder, self.decoder):
+                nn.init.uniform_(rnn.get_parameter("weight_ih_l0"), -bound, bound)
 
     @abstractmethod
     def _prepare(self, memory: Memory) -> Any:
@@ -289,6 +297,19 @@ class EncoderDecoder(nn.Module, ABC):
         return allowed
 
 
+def make_attention(hidden_size: int, init: Init) -> PointerAttention:
+    """Pointer attention over LSTM states. "scaled" makes both projections 8 times and v twice torch's size: LSTM states
+    are small, and while tanh is almost linear the score is a sum of a query's and an item's part, which no query can
+    tell apart; training then starts with a long plateau."""
+    attention = PointerAttention(hidden_size, hidden_size)
+    for name, p in attention.named_parameters():
+        if init == "uniform":
+            nn.init.uniform_(p, -0.08, 0.08)
+        elif init == "scaled":
+            p.data.mul_(2.0 if name == "v" else 8.0)
+    return attention
+
+
 class RecurrentSeq2Seq(EncoderDecoder):
     """Encoder-decoder with a softmax of fixed size, with or without attention over the inputs.
 
@@ -312,7 +333,7 @@ class RecurrentSeq2Seq(EncoderDecoder):
 
     def __init__(
         self, input_size: int, hidden_size: int, *, max_length: int | None = None, symbols: int | None = None,
-        attention: bool = False, num_layers: int = 1, init: Literal["orthogonal", "uniform"] | None = "orthogonal",
+        attention: bool = False, num_layers: int = 1, init: Init = "scaled",
     ) -> None:  # fmt: skip
         if (max_length is None) == (symbols is None):
             raise ValueError(f"give one of max_length and symbols, got {max_length} and {symbols}")
@@ -321,7 +342,7 @@ class RecurrentSeq2Seq(EncoderDecoder):
         assert size is not None
         self.size, self.feeds_back_inputs = size, symbols is None
         self.embed = None if symbols is None else nn.Embedding(symbols, input_size)
-        self.attention = PointerAttention(hidden_size, hidden_size) if attention else None
+        self.attention = make_attention(hidden_size, init) if attention else None
         self.head = nn.Linear(hidden_size * (2 if attention else 1), size + 1)
 
     def _slots(self, n: int) -> int:

@@ -42,7 +42,7 @@ class Filters:
             return (query.filters.get(name) or (None,))[0]
 
         filters = base or cls()
-        found = {k: first(k) for k in ("room", "tag", "author", "venue")}
+        found: dict[str, Any] = {k: first(k) for k in ("room", "tag", "author", "venue")}
         year = query.years if any(query.years) else filters.year
         return replace(filters, year=year, **{k: v for k, v in found.items() if v})
 

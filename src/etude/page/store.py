@@ -48,7 +48,8 @@ def find_existing(c: sa.Connection, record: PaperRecord) -> dict[str, Any] | Non
     same_title = sa.select(t.paper).where(t.paper.c.norm_hash == record.norm_hash).order_by(t.paper.c.id)
     for row in c.execute(same_title).mappings():
         conflict = any(row[k] and v and row[k] != v for k, v in (("arxiv_id", record.arxiv_id), ("doi", record.doi)))
-        if not conflict and same_abstract(row["abstract"], record.abstract):
+        own_words = "catalogue" in (row["source"], record.extra.get("source"))  # a card's summary is no abstract
+        if not conflict and (own_words or same_abstract(row["abstract"], record.abstract)):
             return dict(row)
     return None
 

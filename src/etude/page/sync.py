@@ -26,7 +26,7 @@ def record_of(paper: Paper) -> PaperRecord:
         venue=paper.venue, arxiv_id=paper.arxiv, doi=paper.doi,
         url=paper.url or (f"https://arxiv.org/abs/{paper.arxiv}" if paper.arxiv else None),
         code_url=f"https://github.com/{paper.official_code}" if paper.official_code else None, room=paper.room,
-        tags=[*paper.tags, paper.kind], extra={"year": paper.year, "slug": paper.slug}, slug=paper.slug,
+        tags=[*paper.tags, paper.kind], extra={"year": paper.year, "source": SOURCE}, slug=paper.slug,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,25 +15,18 @@ from etude.data.tasks import Split
 from etude.layers.distances import squared_distances
 from etude.training.config import TrainConfig
 from etude.training.estimators import TorchClassifier
-from etude.trust.prototype_network import INITS, Lambdas, PrototypeNetwork, prototype_loss, prototype_network
+from etude.trust.prototype_network import (
+    INITS,
+    Explanation,
+    Lambdas,
+    PrototypeNetwork,
+    explanations,
+    prototype_loss,
+    prototype_network,
+)
 
 SCALES = ("auto", "minmax")
 DEFORM_FROM = 16  # pixels of the shorter side from which "auto" deforms
-
-
-class Explanation(NamedTuple):
-    """Why one input got its logits: one entry a prototype, the nearest first."""
-
-    prototype: NDArray[np.int64]  # (m,) its number
-    distance: NDArray[np.float64]  # (m,) squared distance to the input's code
-    weight: NDArray[np.float64]  # (m, K) row of the head
-    contribution: NDArray[np.float64]  # (m, K) distance * weight
-    nearest: NDArray[np.int64]  # (m,) training row nearest to the prototype
-
-    @property
-    def logits(self) -> NDArray[np.float64]:
-        """(K,) the network's logits: the sum of the contributions, nothing else."""
-        return self.contribution.sum(0)
 
 
 class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchClassifier):
@@ -224,11 +217,5 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
 
         The contributions of a row sum to its logits: the explanation is the computation.
         """
-        distances = self.transform(x).astype(np.float64)
         weight = self._network().head.weight.detach().cpu().double().numpy().T  # (m, K)
-        found = []
-        for row in distances:
-            order = np.argsort(row, kind="stable")
-            contribution = row[order, None] * weight[order]
-            found.append(Explanation(order, row[order], weight[order], contribution, self.prototype_cases_[order]))
-        return found
+        return explanations(self.transform(x), weight, self.prototype_cases_)

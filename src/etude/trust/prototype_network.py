@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -251,3 +253,39 @@ def _spacing(rows: Tensor) -> Tensor:
         d[torch.arange(len(d)), torch.arange(start, start + len(d))] = torch.inf
         smallest.append(d.min(1).values)
     return torch.cat(smallest).sqrt().median()
+
+
+class Explanation(NamedTuple):
+    """Why one input got its logits: one entry a prototype, the nearest first."""
+
+    prototype: NDArray[np.int64]  # (m,) its number
+    distance: NDArray[np.float64]  # (m,) squared distance to the input's code
+    weight: NDArray[np.float64]  # (m, K) row of the head
+    contribution: NDArray[np.float64]  # (m, K) distance * weight
+    nearest: NDArray[np.int64]  # (m,) training row nearest to the prototype
+
+    @property
+    def logits(self) -> NDArray[np.float64]:
+        """(K,) the network's logits: the sum of the contributions, nothing else."""
+        return self.contribution.sum(0)
+
+
+def explanations(distances: ArrayLike, weight: ArrayLike, cases: ArrayLike) -> list[Explanation]:
+    """What each prototype adds to each logit, row by row.
+
+    Parameters
+    ----------
+    distances
+        (n, m) squared distances.
+    weight
+        (m, K), the paper's W.
+    cases
+        (m,) training row nearest to each prototype.
+    """
+    weight, cases = np.asarray(weight, np.float64), np.asarray(cases)
+    found = []
+    for row in np.asarray(distances, np.float64):
+        order = np.argsort(row, kind="stable")
+        contribution = row[order, None] * weight[order]
+        found.append(Explanation(order, row[order], weight[order], contribution, cases[order]))
+    return found

@@ -37,10 +37,10 @@ class RetrievalScore:
 class _Groups(NamedTuple):
     """Tie groups in order of distance; empty groups are harmless."""
 
-    size: Floats  # (q, G) items of the group
-    gain: Floats  # (q, G) their summed gain
+    size: NDArray[Any]  # (q, G) items of the group
+    gain: NDArray[Any]  # (q, G) their summed gain
     before: NDArray[Any]  # (q, G) items of earlier groups
-    earlier: Floats  # (q, G) gain of earlier groups
+    earlier: NDArray[Any]  # (q, G) gain of earlier groups
 
 
 def _rankings(gains: Any, distances: Any, binary: bool) -> tuple[Floats, NDArray[Any]]:
