@@ -1,0 +1,149 @@
+"""Pointer Networks: do nets that point at their input beat nets with an output layer of fixed size?
+
+Uniform points in the unit square; labels are exact hulls, triangulations and tours, new ones in every batch.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import altair as alt
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from etude.data import planar
+from etude.data.randomness import seeded_build, stream
+from etude.data.tasks import Split
+from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
+from etude.layers import PointerNetwork, RecurrentSeq2Seq
+from etude.training import TrainConfig, train
+
+TOURS = ("tsp", "tsp_range", "tsp_teacher")  # few cities; 5 to 20, tested at 25; 50, labelled by a weak rule
+
+
+class PointerConfig(StudyConfig):
+    """Sizes of the nets, the problems and the runs. The paper's own recipe: optimizer sgd, lr 1.0, init uniform."""
+
+    protocols: tuple[str, ...] = ("hull", "tsp")
+    hidden_size: PositiveInt = 64
+    batch_size: PositiveInt = 128
+    n: PositiveInt = 10
+    """Points of a hull; `ptr_range` trains on n_low to n."""
+    n_low: PositiveInt = 5
+    n_small: PositiveInt = 5
+    """Points of a triangulation and cities of a tour (protocols "delaunay" and "tsp")."""
+    steps: PositiveInt = 2500
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = 1e-2
+    """Best of 2e-3, 5e-3 and 1e-2 on a pilot seed for every trained arm: the same one."""
+    init: Literal["scaled", "orthogonal", "uniform"] = "scaled"
+    test_rows: PositiveInt = 1000
+    pool_rows: PositiveInt = 4096
+    """Labelled instances of a size where labels cost more than a step ("tsp_range", "tsp_teacher")."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+
+
+class PointerStudy(Study):
+    """Arms share the batches of a seed: the stream of data does not know the arm."""
+
+    configs: ClassVar = {
+        "quick": PointerConfig(
+            n_seeds=3, n=5, n_low=4, n_small=4, hidden_size=32, batch_size=64, steps=300, test_rows=300
+        ),
+        "laptop": PointerConfig(),
+        "gpu": PointerConfig(
+            n_seeds=3, protocols=("hull", "delaunay", *TOURS), hidden_size=256, n=50, batch_size=256, steps=5000,
+            lr=2e-3, precision="bf16",
+        ),
+    }  # fmt: skip
+    arms: ClassVar = {
+        "ptr": Arm("pointer network"),
+        "ptr_range": Arm("pointer network trained on mixed sizes", protocols=("hull",)),
+        "attention": Arm("sequence-to-sequence with attention", role="baseline", protocols=("hull", "delaunay")),
+        "lstm": Arm("sequence-to-sequence without attention", role="baseline", protocols=("hull",)),
+        "weak": Arm("cheapest insertion, a weak teacher", role="reference", protocols=("tsp_range", "tsp_teacher")),
+        "untrained": Arm("pointer network, not trained", role="control", protocols=("hull", "delaunay")),
+        "random": Arm("random tours", role="control", protocols=TOURS),
+    }
+
+    def task(self, protocol: str, config: PointerConfig) -> dict[int, Split] | None:
+        """A labelled pool where labels are dear, else nothing: instances are drawn as they are needed."""
+        if protocol == "tsp_range":
+            return planar.labelled_pool("tsp", config.pool_rows, (5, 20), seed=0, restarts=5)
+        if protocol == "tsp_teacher":
+            return planar.labelled_pool("tsp", 8 * config.pool_rows, (50, 50), seed=0, method="insertion")
+        return None
+
+    def measure(self, job: Job) -> Iterator[Measurement | Artifact]:
+        """Train the arm and score what it writes for new instances of the seed."""
+        c: PointerConfig = job.config
+        problem: Any = job.protocol.split("_")[0]
+        top = {"hull": c.n, "tsp_range": 25, "tsp_teacher": 50}.get(job.protocol, c.n_small)
+        labels: Any = "auto" if job.protocol == "tsp" else "insertion"  # long tours are compared with weak ones
+        several = {c.n_low, (c.n_low + c.n) // 2, c.n, 3 * c.n // 2, 2 * c.n}
+        sizes = sorted(several) if job.protocol == "hull" and job.arm in ("ptr_range", "untrained") else [top]
+        nets = [None] * len(job.seeds) if job.arm in ("weak", "random") else _nets(job, problem)
+        for seed, net in zip(job.seeds, nets, strict=True):
+            for n in sizes:
+                test = planar.planar_problem(problem, c.test_rows, n, stream(seed, "test", n), method=labels)
+                found = test.y if job.arm == "weak" else _answer(job, test, net, seed)
+                for name, value in planar.planar_scores(problem, test, found).items():
+                    unit = "1" if name in ("area", "tour_ratio", "tour_length") else "points"
+                    value = value if unit == "1" else 100 * value
+                    if len(sizes) > 1:
+                        yield Measurement(job.arm, seed, f"{name}_by_n", value, unit, step=n)
+                    if n in (top, 2 * top):
+                        yield Measurement(job.arm, seed, name if n == top else f"{name}_far", value, unit)
+                if job.arm == "ptr" and seed == c.seeds[0]:
+                    yield Artifact(job.arm, seed, "answers", planar.outline_rows(test, found))
+                    weights = net(test.x[:1].to(job.device), found[:1].to(job.device)).logits[0].softmax(-1)
+                    yield Artifact(job.arm, seed, "weights", planar.cell_rows(weights))
+
+    def plots(self, results: Results) -> list[Plot]:
+        """Scores against the number of points, answers beside the truth, and where the first answer points."""
+        out = []
+        rows = [r for name in ("exact_by_n", "area_by_n") for r in results.select(name, arms=["ptr_range"])]
+        if rows:
+            rows = [r | {"value": r["value"] * (100 if r["unit"] == "1" else 1)} for r in rows]
+            sizes = sorted({r["step"] for r in rows})
+            line = alt.Chart(alt.Data(values=rows)).mark_line(point=True)
+            line = line.encode(alt.X("step:Q", title="points"), alt.Y("mean(value):Q", title="%"), color="metric:N")
+            shade = alt.Chart(alt.Data(values=[{"low": sizes[0], "high": sizes[2]}])).mark_rect(opacity=0.12)
+            spec = (shade.encode(x="low:Q", x2="high:Q") + line).to_dict()
+            out.append(Plot("by-size", spec, "Exact hulls and area covered; trained sizes are shaded."))
+        for found in results.artifacts("answers"):
+            line = alt.Chart(alt.Data(values=found["value"])).mark_line(point=True).properties(width=130, height=130)
+            chart = line.encode(alt.X("x:Q"), alt.Y("y:Q"), order="step:O", row="what:N", column="case:O")
+            out.append(Plot(f"answers-{found['protocol']}", chart.to_dict(), "Answers of the net beside the truth."))
+        for found in results.artifacts("weights", protocol="hull"):
+            heat = alt.Chart(alt.Data(values=found["value"])).mark_rect()
+            heat = heat.encode(x="slot:O", y="step:O", color="value:Q")
+            out.append(Plot("weights", heat.to_dict(), "Probability of each point at each step (0 = END), first case."))
+        return out
+
+
+def _nets(job: Job, problem: Any) -> list[Any]:
+    c: PointerConfig = job.config
+    size = c.n if problem == "hull" else c.n_small
+
+    def build(seed: int) -> PointerNetwork | RecurrentSeq2Seq:
+        if job.arm in ("attention", "lstm"):
+            return RecurrentSeq2Seq(2, c.hidden_size, max_length=size, attention=job.arm == "attention", init=c.init)
+        return PointerNetwork(2, c.hidden_size, init=c.init)
+
+    if job.arm == "untrained":
+        return [seeded_build(partial(build, s), stream(s, "init")).to(job.device).eval() for s in job.seeds]
+    data = planar.fresh_batches(problem, c.batch_size, (c.n_low if job.arm == "ptr_range" else size, size))
+    data = data if job.task is None else planar.pool_batches(job.task, c.batch_size)
+    settings: dict[str, Any] = {"schedule": "cosine", "warmup_steps": 50, "clip_norm": 2.0, "precision": c.precision}
+    config = TrainConfig(steps=c.steps, optimizer=c.optimizer, lr=c.lr, **settings)
+    done = train(build, data, loss=lambda m, b: m(b.x, b.y).loss, config=config, seeds=job.seeds, device=job.device)
+    return [t.module for t in done]
+
+
+def _answer(job: Job, test: Split, net: Any, seed: int) -> Tensor:
+    if job.arm == "random":
+        return torch.rand(test.x.shape[:2], generator=stream(seed, "random")).argsort(1)
+    mask = "permutation" if job.protocol in TOURS else "none"
+    return net.generate(test.x.to(job.device), mask=mask).sequences.cpu()
