@@ -22,6 +22,13 @@ from etude.data.sources import verify as verify
 from etude.data.sphere import Labelled as Labelled
 from etude.data.sphere import dirichlet_on_sphere as dirichlet_on_sphere
 from etude.data.sphere import uniform_on_sphere as uniform_on_sphere
+from etude.data.streams import Segment as Segment
+from etude.data.streams import class_stream as class_stream
+from etude.data.streams import drift as drift
+from etude.data.streams import joint as joint
+from etude.data.streams import online as online
+from etude.data.streams import permuted_stream as permuted_stream
+from etude.data.streams import rotated_stream as rotated_stream
 from etude.data.tables import TableSet as TableSet
 from etude.data.tables import load_table as load_table
 from etude.data.tasks import Split as Split

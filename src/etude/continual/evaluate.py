@@ -1,0 +1,148 @@
+"""The accuracy matrix of a stream, and what is read off it.
+
+R[t, j] is the accuracy on segment j after learning segments 0..t.
+Sources: Lopez-Paz & Ranzato 2017, arXiv 1706.08840 (matrix, backward transfer); Chaudhry et al. 2018,
+arXiv 1801.10112 (forgetting: from the best accuracy that a segment ever had to its last).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from etude.data.randomness import fork_global, stream
+from etude.data.streams import Segment
+from etude.training.metrics.classification import accuracy, class_accuracy
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """What `evaluate_stream` found; accuracies are shares in [0, 1].
+
+    R
+        (T, T), or (1, T) where only the end was evaluated.
+    by_class
+        The same rows, (.., C): accuracy on each class over all segments; NaN for a class without rows.
+    """
+
+    R: FloatArray
+    by_class: FloatArray
+
+    @property
+    def average(self) -> float:
+        """Mean over segments of the accuracy at the end."""
+        return float(self.R[-1].mean())
+
+    @property
+    def class_average(self) -> float:
+        """Mean over classes of the accuracy at the end."""
+        return float(np.nanmean(self.by_class[-1]))
+
+    @property
+    def learned(self) -> float:
+        """Mean accuracy on each segment right after it was learned."""
+        return float(np.diag(self._whole()).mean())
+
+    @property
+    def forgetting(self) -> float:
+        """Mean over all segments but the last of best accuracy so far minus accuracy at the end; 0 for one segment."""
+        R = self._whole()
+        return float((R.max(0) - R[-1])[:-1].mean()) if len(R) > 1 else 0.0
+
+    @property
+    def bwt(self) -> float:
+        """Backward transfer: mean over all segments but the last of accuracy at the end minus right after learning."""
+        R = self._whole()
+        return float((R[-1] - np.diag(R))[:-1].mean()) if len(R) > 1 else 0.0
+
+    def _whole(self) -> FloatArray:
+        if self.R.shape[0] != self.R.shape[1]:
+            raise ValueError("only the end of the stream was evaluated: give evaluate_stream a learn function")
+        return self.R
+
+
+def evaluate_stream(
+    predict: Any,
+    segments: Sequence[Segment],
+    *,
+    learn: Callable[[Segment], Any] | None = None,
+    part: str = "test",
+) -> StreamResult:
+    """Accuracy on every segment, after every segment that `learn` is called with.
+
+    Parameters
+    ----------
+    predict
+        A function from inputs to labels (n,) or scores (n, C), a module (evaluated in eval mode without
+        gradient, its mode is restored), or an estimator with `predict`. Or a sequence of T of these: the learner as it
+        was after each segment.
+    learn
+        Called with each segment in turn, before all segments are evaluated. None with a single `predict`: only
+        the end is evaluated.
+
+    Returns
+    -------
+    StreamResult
+        Evaluating draws no random number of the caller's and changes no module.
+
+    Raises
+    ------
+    ValueError
+        If there are no segments, or a sequence of predictors has another length.
+    """
+    if not segments:
+        raise ValueError("there are no segments to evaluate")
+    data = [s.split(part) for s in segments]
+    states = list(predict) if isinstance(predict, list | tuple) else None
+    if states is not None and (learn is not None or len(states) != len(segments)):
+        raise ValueError(f"give one predictor a segment ({len(segments)}) and no learn, or a single predictor")
+    rounds = 1 if states is None and learn is None else len(segments)
+    classes = max(s.task.num_classes for s in segments)
+    y = np.concatenate([_array(d.y) for d in data])
+    R = np.empty((rounds, len(segments)))
+    by_class = np.empty((rounds, classes))
+    for t in range(rounds):
+        if learn is not None:
+            learn(segments[t])
+        one = predict if states is None else states[t]
+        with _untouched(one) as call, fork_global(stream(0, "evaluate", t)):
+            said = [_labels(call(d.x)) for d in data]
+        R[t] = [accuracy(p, d.y) for p, d in zip(said, data, strict=True)]
+        by_class[t] = class_accuracy(np.concatenate(said), y, max(classes, *(int(p.max()) + 1 for p in said)))[:classes]
+    return StreamResult(R, by_class)
+
+
+@contextmanager
+def _untouched(predict: Any) -> Iterator[Callable[[Any], Any]]:
+    """The predictor as a function, in eval mode and without gradient; modes are put back."""
+    modules = list(predict.modules()) if isinstance(predict, nn.Module) else []
+    modes = [m.training for m in modules]
+    call = predict.predict if hasattr(predict, "predict") and not isinstance(predict, nn.Module) else predict
+    try:
+        if isinstance(predict, nn.Module):
+            predict.eval()
+        with torch.no_grad():
+            yield call
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def _array(value: Any) -> NDArray[Any]:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _labels(said: Any) -> NDArray[Any]:
+    labels = _array(said)
+    if labels.ndim == 2:
+        if np.isnan(labels).any():
+            raise ValueError("scores hold NaN: the model diverged")
+        labels = labels.argmax(1)
+    return labels
