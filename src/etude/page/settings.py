@@ -1,0 +1,88 @@
+"""How a page is set up: from arguments, environment variables and a file with mode 0600; no default secret."""
+
+import os
+import secrets
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from etude.errors import UsageError
+
+MIN_SECRET = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the page needs to know."""
+
+    database: str | None = None
+    """Path or URL; None: the ledger's."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    base_url: str = ""
+    """The address that readers use (in mails and feeds); empty: http://host:port."""
+    mode: Literal["single", "accounts"] = "single"
+    """single: one user, bound to this machine. accounts: sign-up by e-mail link."""
+    secret: str = field(default="", repr=False)
+    mail_folder: str = "etude-mail"
+    smtp_url: str = field(default="", repr=False)
+    """smtp://user:password@host:587 with STARTTLS, or smtps://...; empty: mails go into `mail_folder`."""
+    mail_from: str = "Etude <etude@localhost>"
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses whose X-Forwarded-For is believed."""
+    embed: bool = True
+    """Search by meaning, when the extra `hf` is installed."""
+
+    @property
+    def address(self) -> str:
+        return (self.base_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    @property
+    def allowed_hosts(self) -> frozenset[str]:
+        """Values of the Host header that are answered (a guard against DNS rebinding)."""
+        named = urlsplit(self.address).netloc
+        local = {f"{h}:{self.port}" for h in ("127.0.0.1", "localhost", "[::1]")} if self._is_local else set()
+        return frozenset({named, *local})
+
+    @property
+    def _is_local(self) -> bool:
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+    def check(self) -> "Settings":
+        """Refuse a set-up that is not safe.
+
+        Raises
+        ------
+        UsageError
+            For a short or default secret, or a single-user page that others could reach.
+        """
+        if len(self.secret) < MIN_SECRET or self.secret in ("changeme" * 4, "secret" * 6):
+            raise UsageError(
+                f"the page's secret needs at least {MIN_SECRET} characters: set ETUDE_SECRET or let it be made"
+            )
+        if self.mode == "single" and not self._is_local:
+            raise UsageError(f"--host {self.host}: the single-user page answers on 127.0.0.1 only; use --mode accounts")
+        return self
+
+
+def load_secret(folder: str | Path) -> str:
+    """`ETUDE_SECRET`, else the file `etude.secret` in a folder, made on first use and readable by its owner only.
+
+    Raises
+    ------
+    UsageError
+        If others may read the file.
+    """
+    given = os.environ.get("ETUDE_SECRET")
+    if given:
+        return given
+    path = Path(folder) / "etude.secret"
+    if not path.exists():
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as f:
+            f.write(secrets.token_urlsafe(48))
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise UsageError(f"{path} may be read by others: chmod 600 {path}")
+    return path.read_text(encoding="ascii").strip()
