@@ -138,6 +138,15 @@ class TestSameCycle:
     def test_empty(self):
         empty = torch.full((1, 3), -1)
         assert bool(G.same_cycle(empty, empty)) and not bool(G.same_cycle(empty, torch.tensor([[0, 1, 2]])))
+        for none, some in ((empty[:, :0], torch.tensor([[0, 1, 2]])), (torch.tensor([[0, 1, 2]]), empty[:, :0])):
+            assert not bool(G.same_cycle(none, some))
+        assert bool(G.same_cycle(empty[:, :0], empty))
+
+    def test_outputs_of_no_width_score_nothing(self):
+        none = torch.empty(1, 0, dtype=torch.int64)
+        assert math.isnan(float(G.hull_area_coverage(SQUARE[None], none)))
+        assert float(G.tour_length(SQUARE[None], none)) == 0
+        assert G.triangle_coverage(none, G.delaunay_targets(SQUARE[None])).tolist() == [0.0]
 
     def test_coinciding_points_count_as_one(self):
         x = torch.cat([SQUARE, SQUARE])

@@ -137,7 +137,7 @@ def same_cycle(a: Tensor, b: Tensor, *, points: Tensor | None = None, directed: 
     if points is not None:
         alias = torch.from_numpy(_first_equal(as_batch(points)[0])).to(a.device)
         a, b = (torch.where(s >= 0, alias.gather(1, s.clamp_min(0)), s) for s in (a, b))
-    limit = int(max(a.max(), b.max())) + 1 if a.numel() and b.numel() else 0
+    limit = 1 + max([int(s.max()) for s in (a, b) if s.numel()], default=-1)
     size, size_b = check_sequences(a, limit, a.shape[0]), check_sequences(b, limit, a.shape[0])
     width = int(size.max()) if size.numel() else 0
     steps = torch.arange(width, device=a.device)

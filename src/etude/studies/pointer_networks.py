@@ -136,8 +136,8 @@ def _nets(job: Job, problem: Any) -> list[Any]:
         return [seeded_build(partial(build, s), stream(s, "init")).to(job.device).eval() for s in job.seeds]
     data = planar.fresh_batches(problem, c.batch_size, (c.n_low if job.arm == "ptr_range" else size, size))
     data = data if job.task is None else planar.pool_batches(job.task, c.batch_size)
-    settings: dict[str, Any] = {"schedule": "cosine", "warmup_steps": 50, "clip_norm": 2.0, "precision": c.precision}
-    config = TrainConfig(steps=c.steps, optimizer=c.optimizer, lr=c.lr, **settings)
+    settings: dict[str, Any] = {"clip_norm": 2.0, "schedule": "cosine", "warmup_steps": min(50, c.steps // 10)}
+    config = TrainConfig(steps=c.steps, optimizer=c.optimizer, lr=c.lr, precision=c.precision, **settings)
     done = train(build, data, loss=lambda m, b: m(b.x, b.y).loss, config=config, seeds=job.seeds, device=job.device)
     return [t.module for t in done]
 
