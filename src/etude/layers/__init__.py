@@ -65,6 +65,7 @@ from etude.layers.positions import alibi_slopes as alibi_slopes
 from etude.layers.positions import apply_rotary as apply_rotary
 from etude.layers.positions import rotary_tables as rotary_tables
 from etude.layers.positions import sinusoidal_positions as sinusoidal_positions
+from etude.layers.pretrained import pretrained_folder as pretrained_folder
 from etude.layers.prototypes import PrototypeLayer as PrototypeLayer
 from etude.layers.prototypes import Regularizers as Regularizers
 from etude.layers.prototypes import class_means as class_means
@@ -93,4 +94,7 @@ from etude.layers.surgery import SurgeryReport as SurgeryReport
 from etude.layers.surgery import TargetError as TargetError
 from etude.layers.surgery import match as match
 from etude.layers.surgery import replace as replace
+from etude.layers.text_encoders import TextEncoder as TextEncoder
+from etude.layers.text_encoders import TokenStates as TokenStates
+from etude.layers.text_encoders import UpperEncoder as UpperEncoder
 from etude.layers.time_window import TimeWindow as TimeWindow
