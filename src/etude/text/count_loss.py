@@ -109,8 +109,8 @@ def sampled_cross_entropy(
 ) -> Tensor:
     """`count_cross_entropy` with a softmax over the word itself and k sampled words, shared by the batch.
 
-    Every logit is lowered by the logarithm of how often the word is expected among the samples, which makes the
-    loss a consistent estimate of the exact one; a sample that is the word itself is left out of its own sum.
+    The sampled words stand for all others: a sample counts 1 / (how often its word is expected among the samples),
+    so that the loss tends to the exact one as k grows. A sample that is the word itself is left out of its own sum.
 
     Parameters
     ----------
@@ -121,12 +121,11 @@ def sampled_cross_entropy(
     log_expected
         (V',): log of the expected number of times a word is among the k samples.
 
-    Source: Jean et al. 2015 (arXiv 1412.2007), the correction as in Bengio & Senécal 2008.
+    Source: Bengio & Senécal 2008, importance sampling of the normaliser; Jean et al. 2015 (arXiv 1412.2007).
     """
     rows, columns, values = counts
-    corrected = bias - log_expected
-    positive = (hidden[rows] * weight[columns]).sum(dim=1) + corrected[columns]
-    negative = torch.addmm(corrected[negatives], hidden, weight[negatives].T)[rows]
+    positive = (hidden[rows] * weight[columns]).sum(dim=1) + bias[columns]
+    negative = torch.addmm((bias - log_expected)[negatives], hidden, weight[negatives].T)[rows]
     negative = negative.masked_fill(negatives == columns[:, None], -float("inf"))
     normalizer = torch.logaddexp(negative.logsumexp(dim=1), positive)
     return torch.dot(values, normalizer - positive)
