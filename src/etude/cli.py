@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from etude import __version__, catalogue
 from etude.errors import EtudeError, UsageError
+from etude.page.commands import register as register_page
 
 Json = Annotated[bool, Parameter(name="--json", negative=())]
 Flag = Parameter(negative=())
@@ -21,6 +22,7 @@ Tier = Literal["quick", "laptop", "gpu"]
 app = App(name="etude", version=__version__, help="Papers you can run: does this paper's method work?")
 data_app = App(name="data", help="Data sets: which there are, fetching and checking them.")
 app.command(data_app)
+register_page(app)
 # Without a terminal (a pipe, a log) a table is as wide as it needs to be readable.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False)

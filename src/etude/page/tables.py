@@ -161,3 +161,8 @@ vector = sa.Table(  # embeddings wait here for the index; `state` None: not embe
     "vector", meta, _to("paper", primary_key=True), sa.Column("model", sa.String(60), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False), sa.Column("f16", sa.LargeBinary),
 )  # fmt: skip
+pending_import = sa.Table(  # a preview that waits for its confirmation, purged after a day
+    "pending_import", meta, sa.Column("token_hash", sa.String(64), primary_key=True),
+    sa.Column("format", sa.String(20), nullable=False), sa.Column("text", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)  # fmt: skip

@@ -1,0 +1,179 @@
+"""The page's part of the command line: serve, worker, import, snapshot, db."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from etude.errors import MissingExtra, UsageError
+
+Flag = Parameter(negative=())
+LedgerOption = Annotated[str | None, Parameter(name="--ledger")]
+out = Console(highlight=False, soft_wrap=True)
+
+
+def _need(module: str, purpose: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtra(module, "web", purpose)
+
+
+def serve(
+    *, host: str = "127.0.0.1", port: int = 8000, mode: Literal["single", "accounts"] = "single", base_url: str = "",
+    ledger: LedgerOption = None, workers: int = 1,
+) -> None:  # fmt: skip
+    """Serve the page of papers, with a worker that runs the studies asked for on it.
+
+    Parameters
+    ----------
+    host
+        Address to bind.
+    port
+        Port to bind.
+    mode
+        single: one user on this machine. accounts: several people.
+    base_url
+        The address that readers use, behind a proxy.
+    ledger
+        Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
+    workers
+        Worker processes for studies; 0 starts none (use etude worker elsewhere).
+    """
+    _need("fastapi", "the page (etude serve)")
+    _need("uvicorn", "the page (etude serve)")
+    import subprocess
+    import sys
+
+    import uvicorn
+
+    from etude.page.settings import Settings, load_secret
+    from etude.page.web.app import create_app
+
+    settings = Settings(
+        database=ledger, host=host, port=port, mode=mode, base_url=base_url, secret=load_secret(Path.cwd())
+    )
+    app = create_app(settings)
+    command = [sys.executable, "-m", "etude.cli", "worker"] + (["--ledger", ledger] if ledger else [])
+    children = [subprocess.Popen(command) for _ in range(workers)]
+    out.print(f"Etude on {settings.address} (Ctrl-C stops it)")
+    try:
+        uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+    finally:
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait()
+
+
+def worker(*, ledger: LedgerOption = None, jobs: int | None = None, once: Annotated[bool, Flag] = False) -> None:
+    """Run the studies that were asked for on the page, one after another.
+
+    Parameters
+    ----------
+    ledger
+        Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
+    jobs
+        Worker processes of each study (default: one a core).
+    once
+        Stop when nothing waits.
+    """
+    import signal
+    import threading
+
+    from etude.lab.ledger import Ledger
+    from etude.lab.queue import Queue, work, work_one, worker_name
+
+    queue = Queue(Ledger(ledger))
+    if once:
+        name = worker_name()
+        while work_one(queue, name, jobs=jobs):
+            pass
+        return
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    work(queue, jobs=jobs, stop=stop)
+
+
+def import_papers(file: Path, *, ledger: LedgerOption = None, dry_run: Annotated[bool, Flag] = False) -> None:
+    """Import papers from a saved papers page, an Atom feed, daily-papers JSON or BibTeX.
+
+    Parameters
+    ----------
+    file
+        The file.
+    ledger
+        Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
+    dry_run
+        Only say what it would do.
+    """
+    import time
+
+    from etude.page import store
+    from etude.page.database import Database
+    from etude.page.importers import read
+    from etude.page.search.lexical import reindex
+    from etude.page.sync import sync_catalogue
+
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+    now = int(time.time())
+    reading = read(raw, now=now)
+    db = Database(ledger)
+    sync_catalogue(db, now)
+    if dry_run:
+        matches: list[Any] = store.preview(db, reading.records)
+    else:
+        matches = store.add_all(db, reading.records, source=reading.format, now=now)
+        with db.begin() as c:
+            reindex(c, [m.paper_id for m in matches if m.status != "duplicate"])
+    words = [f"{sum(m.status == w for m in matches)} {w}" for w in ("new", "changed", "duplicate")]
+    out.print(f"{reading.format}: {', '.join(words)}, {len(reading.unreadable)} unreadable")
+    for bad in reading.unreadable:
+        out.print(f"line {bad.line}: {bad.reason}: {bad.text[:80]}", markup=False)
+
+
+def snapshot(folder: Path, *, ledger: LedgerOption = None) -> None:
+    """Write the page as a static site that any web server can show.
+
+    Parameters
+    ----------
+    folder
+        Where it goes.
+    ledger
+        Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
+    """
+    _need("fastapi", "the page (etude snapshot)")
+    from etude.page.snapshot import write_site
+
+    out.print(f"{write_site(folder, ledger)} pages in {folder}")
+
+
+def backup(target: Path, *, ledger: LedgerOption = None) -> None:
+    """Copy the SQLite database while it is in use.
+
+    Parameters
+    ----------
+    target
+        A new file.
+    ledger
+        Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
+    """
+    from etude.page.database import Database
+
+    Database(ledger).backup(target)
+    out.print(f"copied to {target}")
+
+
+def register(app: App) -> None:
+    """Add the page's commands to the command line."""
+    app.command(serve)
+    app.command(worker)
+    app.command(import_papers, name="import")
+    app.command(snapshot)
+    db = App(name="db", help="The database of page and ledger.")
+    db.command(backup)
+    app.command(db)

@@ -1,0 +1,82 @@
+"""Search as a reader means it: words and meaning fused by rank, exact titles first, with the reasons."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+
+from etude.page import tables as t
+from etude.page.database import Database
+from etude.page.identity import title_key
+from etude.page.listing import Filters, by_ids
+from etude.page.search import lexical
+from etude.page.search.query import Query
+
+RRF = 60
+DEPTH = 200
+
+
+class Meaning(Protocol):
+    """Something that ranks papers by the meaning of a text, best first."""
+
+    def rank(self, text: str, depth: int) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A paper and why it was found."""
+
+    row: dict[str, Any]
+    words: tuple[str, ...]
+    similar: bool
+
+    @property
+    def reason(self) -> str:
+        parts = [f"matches {', '.join(self.words)}"] if self.words else []
+        return "; ".join(parts + (["similar meaning"] if self.similar else []))
+
+
+def fuse(lists: Sequence[Sequence[int]], k: int = RRF) -> list[int]:
+    """Reciprocal rank fusion: sum of 1 / (k + rank); ties by the earlier list's order."""
+    score: dict[int, float] = {}
+    for ranking in lists:
+        for place, item in enumerate(ranking, 1):
+            score[item] = score.get(item, 0.0) + 1.0 / (k + place)
+    return sorted(score, key=lambda i: -score[i])
+
+
+def search(
+    db: Database, query: Query, *, filters: Filters | None = None, meaning: Meaning | None = None, limit: int = 50
+) -> list[Hit]:
+    """Papers for a query; an identifier gives its paper alone."""
+    if query.jump:
+        kind, value = query.jump
+        alias = sa.select(t.alias.c.paper_id).where(t.alias.c.kind == kind, t.alias.c.value == value)
+        ids = [r["paper_id"] for r in db.rows(alias)]
+        return [Hit(row, (value,), False) for row in by_ids(db, ids, filters)]
+    narrowed = Filters.of(query, filters)
+    with db.engine.connect() as c:
+        words = lexical.rank(c, query, depth=DEPTH)
+    similar = meaning.rank(query.text, DEPTH) if meaning is not None and query.text else []
+    if query.excluded and similar:
+        similar = [i for i in similar if not _holds_any(db, i, query.excluded)]
+    rows = by_ids(db, fuse([words, similar]), narrowed)
+    wanted = title_key(query.text)
+    rows.sort(key=lambda r: title_key(r["title"]) != wanted)
+    close = set(similar[:50])
+    return [Hit(r, matching(r, query), r["id"] in close) for r in rows[:limit]]
+
+
+def matching(row: dict[str, Any], query: Query) -> tuple[str, ...]:
+    """The query's words and phrases that stand in a paper's title, abstract or authors."""
+    text = f"{row['title']} {row['abstract']} {' '.join(a['name'] for a in row['authors'])}".lower()
+    found = [w for w in (*query.words, *query.phrases) if re.search(rf"\b{re.escape(w.lower()[:12])}", text)]
+    return tuple(dict.fromkeys(found))
+
+
+def _holds_any(db: Database, paper_id: int, words: Sequence[str]) -> bool:
+    rows = db.rows(sa.select(t.paper.c.title, t.paper.c.abstract).where(t.paper.c.id == paper_id))
+    text = " ".join(f"{r['title']} {r['abstract']}" for r in rows).lower()
+    return any(re.search(rf"\b{re.escape(w.lower())}\b", text) for w in words)

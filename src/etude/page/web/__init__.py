@@ -1,0 +1,1 @@
+"""The page itself: FastAPI, Jinja2, htmx; it works without JavaScript."""

@@ -1,0 +1,163 @@
+"""What readers do: vote, save, run, import, submit. Always a POST with the form's token; then back to a page."""
+
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Form, Request, UploadFile
+from fastapi.responses import RedirectResponse, Response
+
+from etude import ROOMS
+from etude.errors import DataError, UsageError
+from etude.lab.registry import runnable
+from etude.page import heat as h
+from etude.page import store
+from etude.page import tables as t
+from etude.page.importers import read
+from etude.page.importers.reading import decode, guess
+from etude.page.records import make_record
+from etude.page.search.lexical import reindex
+from etude.page.security import limit, new_token, safe_next, token_hash
+from etude.page.web.context import check_form, reader, require_account, site
+from etude.page.web.pages import decorate, find_paper
+from etude.page.web.render import render
+
+router = APIRouter(include_in_schema=False)
+Token = Annotated[str, Form()]
+
+
+def _count(request: Request, what: str) -> None:
+    s, who = site(request), reader(request)
+    with s.db.begin() as c:
+        limit(c, what, str(who.id) if who.id is not None else who.network, s.now)
+
+
+def _back(path: str | None, default: str = "/") -> RedirectResponse:
+    return RedirectResponse(safe_next(path, default), status_code=303)
+
+
+@router.post("/vote/{slug}")
+def vote(request: Request, slug: str, csrf: Token, wanted: Annotated[bool, Form()], next: Token = "/") -> Response:
+    check_form(request, csrf)
+    account = require_account(request)
+    s = site(request)
+    paper = find_paper(s, slug)
+    _count(request, "vote")
+    store.set_vote(s.db, paper["id"], account["id"], wanted, now=s.now, network=reader(request).network)
+    if request.headers.get("hx-request") == "true":
+        (row,) = decorate(s, [find_paper(s, slug)], account["id"])
+        return render(request, "_vote.html.j2", row=row)
+    return _back(next)
+
+
+@router.post("/save/{slug}")
+def save(
+    request: Request, slug: str, csrf: Token, wanted: Annotated[bool, Form()], tags: Token = "", note: Token = "",
+    read: Annotated[bool, Form()] = False, next: Token = "/library",
+) -> Response:  # fmt: skip
+    """Put a paper into the reader's library, with tags and a private note, or take it out."""
+    check_form(request, csrf)
+    account = require_account(request)
+    s = site(request)
+    paper, lib = find_paper(s, slug), t.library.c
+    mine = sa.and_(lib.paper_id == paper["id"], lib.account_id == account["id"])
+    values: dict[str, Any] = {
+        "tags": sorted({w.strip().lower()[:40] for w in tags.split(",") if w.strip()})[:20], "note": note[:5000],
+        "read": read,
+    }  # fmt: skip
+    with s.db.begin() as c:
+        there = c.execute(sa.select(lib.at).where(mine)).first() is not None
+        if not wanted:
+            c.execute(sa.delete(t.library).where(mine))
+        elif there:
+            c.execute(sa.update(t.library).where(mine).values(**values))
+        else:
+            c.execute(sa.insert(t.library).values(paper_id=paper["id"], account_id=account["id"], at=s.now, **values))
+            key = f"save:{paper['id']}:{account['id']}"
+            store.happened(c, paper["id"], "save", h.WEIGHTS["save"], now=s.now, account=account["id"], key=key)
+    return _back(next, "/library")
+
+
+@router.post("/run/{slug}")
+def run_here(request: Request, slug: str, csrf: Token, tier: Token = "quick") -> Response:
+    """Queue a study; the answer is the page that shows its progress."""
+    check_form(request, csrf)
+    account = require_account(request)
+    s = site(request)
+    if slug not in runnable():
+        raise UsageError(f"{slug} has no study yet")
+    if tier not in ("quick", "laptop"):
+        raise UsageError(f"tier {tier!r} cannot be asked for here: quick or laptop")
+    _count(request, "run")
+    request_id = s.queue.ask(slug, tier, asked_by=account["handle"])
+    return RedirectResponse(f"/runs/{request_id}", status_code=303)
+
+
+@router.post("/import")
+async def import_preview(request: Request, csrf: Token, text: Token = "", file: UploadFile | None = None) -> Response:
+    """Read an import and show what it would do; nothing is stored but the text itself, for the confirmation."""
+    check_form(request, csrf)
+    require_account(request)
+    s = site(request)
+    _count(request, "import")
+    raw: bytes | str = await file.read() if file is not None and file.filename else text
+    try:
+        plain = decode(raw)
+        reading = read(plain, now=s.now)
+    except DataError as error:
+        page = render(request, "import.html.j2", problem=str(error), text=text[:20_000])
+        page.status_code = 422
+        return page
+    token = new_token()
+    with s.db.begin() as c:
+        c.execute(sa.delete(t.pending_import).where(t.pending_import.c.at < s.now - 86_400))
+        c.execute(
+            sa.insert(t.pending_import).values(token_hash=token_hash(token), format=guess(plain), text=plain, at=s.now)
+        )
+    matches = store.preview(s.db, reading.records)
+    counts = {w: sum(m.status == w for m in matches) for w in ("new", "duplicate", "changed")}
+    return render(request, "preview.html.j2", reading=reading, matches=matches, counts=counts, token=token)
+
+
+@router.post("/import/confirm")
+def import_confirm(request: Request, csrf: Token, token: Token) -> Response:
+    check_form(request, csrf)
+    account = require_account(request)
+    s, p = site(request), t.pending_import.c
+    rows = s.db.rows(sa.select(t.pending_import).where(p.token_hash == token_hash(token)))
+    if not rows:
+        raise UsageError("this preview was used or is older than a day: paste the text again")
+    reading = read(rows[0]["text"], format=rows[0]["format"], now=s.now)
+    matches = store.add_all(s.db, reading.records, source=reading.format, now=s.now, by=account["handle"])
+    with s.db.begin() as c:
+        reindex(c, [m.paper_id for m in matches if m.paper_id is not None and m.status != "duplicate"])
+        c.execute(sa.delete(t.pending_import).where(p.token_hash == token_hash(token)))
+    return RedirectResponse("/?sort=new", status_code=303)
+
+
+@router.post("/submit")
+def submit(
+    request: Request, csrf: Token, title: Token = "", abstract: Token = "", authors: Token = "", arxiv_id: Token = "",
+    doi: Token = "", url: Token = "", code_url: Token = "", tags: Token = "", room: Token = "",
+) -> Response:  # fmt: skip
+    """Add one paper by hand: any paper, any age, with or without an identifier."""
+    check_form(request, csrf)
+    account = require_account(request)
+    s = site(request)
+    values = {"title": title, "abstract": abstract, "authors": authors, "arxiv_id": arxiv_id, "doi": doi, "url": url,
+              "code_url": code_url, "tags": tags, "room": room}  # fmt: skip
+    try:
+        if room and room not in ROOMS:
+            raise ValueError(f"there is no room {room!r}")
+        lists = {"authors": authors.replace("\n", ",").split(","), "tags": tags.split(",")}
+        record = make_record(**(values | lists | {"room": room or None}))
+    except ValueError as error:
+        page = render(request, "submit.html.j2", rooms=ROOMS, values=values, problem=str(error))
+        page.status_code = 422
+        return page
+    _count(request, "submit")
+    with s.db.begin() as c:
+        match = store.add(c, record, source="form", now=s.now, by=account["handle"], account=account["id"])
+        assert match.paper_id is not None
+        reindex(c, [match.paper_id])
+        slug = c.execute(sa.select(t.paper.c.slug).where(t.paper.c.id == match.paper_id)).scalar_one()
+    return RedirectResponse(f"/paper/{slug}", status_code=303)

@@ -1,0 +1,141 @@
+"""The JSON API: papers, claims, related; and the daily papers in the shape that existing clients read."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+
+from etude.lab.registry import runnable
+from etude.page import tables as t
+from etude.page.citations import bibtex
+from etude.page.listing import Filters, listing
+from etude.page.search.hybrid import search
+from etude.page.search.query import parse
+from etude.page.web.context import Site, site
+from etude.page.web.pages import filters_of, find_paper
+from etude.page.web.render import iso
+
+router = APIRouter(prefix="/api", tags=["papers"])
+Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+def public(row: dict[str, Any]) -> dict[str, Any]:
+    """A paper as the API shows it."""
+    keys = ("id", "slug", "title", "abstract", "venue", "room", "arxiv_id", "arxiv_version", "doi", "url", "code_url",
+            "votes", "source")  # fmt: skip
+    return {k: row[k] for k in keys} | {
+        "authors": [a["name"] for a in row["authors"]], "runs": row["slug"] in runnable(),
+        "published_at": iso(row["published_at"]) or None, "submitted_at": iso(row["submitted_at"]),
+    }  # fmt: skip
+
+
+@router.get("/papers")
+def papers(
+    request: Request, sort: Literal["trending", "hot", "slow", "new", "top"] = "trending",
+    window: Literal["day", "week", "month", "all"] = "all", q: Annotated[str, Query(max_length=500)] = "",
+    room: str | None = None, since: int | None = None, limit: Limit = 25, cursor: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """A page of papers; `next` is the cursor of the following one."""
+    s = site(request)
+    filters = filters_of(s, request)
+    if q:
+        hits = search(s.db, parse(q), filters=filters, limit=limit)
+        return {"papers": [public(h.row) | {"reason": h.reason} for h in hits], "next": None}
+    filters = Filters(filters.room, filters.tag, filters.year, slugs=filters.slugs, since=since)
+    page = listing(s.db, sort=sort, window=window, filters=filters, limit=limit, cursor=cursor, now=s.now)
+    return {"papers": [public(r) for r in page.rows], "next": page.cursor}
+
+
+@router.get("/papers/{slug}.md", response_class=PlainTextResponse, responses={404: {}})
+def paper_markdown(request: Request, slug: str) -> Response:
+    """A paper as Markdown."""
+    row = find_paper(site(request), slug)
+    names = ", ".join(a["name"] for a in row["authors"])
+    text = f"# {row['title']}\n\n{names}\n\n{row['abstract']}\n"
+    return PlainTextResponse(text, media_type="text/markdown")
+
+
+@router.get("/papers/{slug}.bib", response_class=PlainTextResponse, responses={404: {}})
+def paper_bibtex(request: Request, slug: str) -> Response:
+    """A paper as BibTeX."""
+    return PlainTextResponse(bibtex(find_paper(site(request), slug)), media_type="application/x-bibtex")
+
+
+@router.get("/papers/{slug}", responses={404: {}})
+def paper(request: Request, slug: str) -> dict[str, Any]:
+    """One paper."""
+    return public(find_paper(site(request), slug))
+
+
+@router.get("/papers/{slug}/claims", responses={404: {}})
+def claims(request: Request, slug: str) -> list[dict[str, Any]]:
+    """The newest verdicts of a paper's claims."""
+    s = site(request)
+    find_paper(s, slug)
+    return [{k: v for k, v in row.items() if k != "strip"} for row in s.verdicts([slug]).get(slug, [])]
+
+
+def _period(date: str | None, week: str | None, month: str | None, now: int) -> tuple[int, int] | None:
+    try:
+        if date:
+            start = datetime.strptime(date, "%Y-%m-%d").replace(tzinfo=UTC)
+            end = start + timedelta(days=1)
+        elif week:
+            start = datetime.strptime(week + "-1", "%G-W%V-%u").replace(tzinfo=UTC)
+            end = start + timedelta(days=7)
+        elif month:
+            start = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
+            end = (start + timedelta(days=32)).replace(day=1)
+        else:
+            return None
+    except (ValueError, OverflowError) as error:
+        raise HTTPException(400, f"not a date: {date or week or month}") from error
+    if start.timestamp() > now:
+        raise HTTPException(400, "the date lies in the future")
+    return int(start.timestamp()), int(end.timestamp())
+
+
+def daily(s: Site, row: dict[str, Any]) -> dict[str, Any]:
+    """A paper in the daily-papers shape; ids are arXiv's where there is one."""
+    return {
+        "paper": {
+            "id": row["arxiv_id"] or row["slug"], "title": row["title"], "summary": row["abstract"],
+            "authors": [{"name": a["name"], "hidden": False} for a in row["authors"]],
+            "publishedAt": iso(row["published_at"]) or iso(row["submitted_at"]),
+            "submittedOnDailyAt": iso(row["submitted_at"]), "upvotes": row["votes"], "githubRepo": row["code_url"],
+            "projectPage": f"{s.settings.address}/paper/{row['slug']}",
+        },
+        "title": row["title"], "publishedAt": iso(row["published_at"]) or iso(row["submitted_at"]), "numComments": 0,
+    }  # fmt: skip
+
+
+@router.get("/daily_papers", responses={400: {}})
+def daily_papers(
+    request: Request, date: str | None = None, week: str | None = None, month: str | None = None,
+    sort: Literal["publishedAt", "trending"] = "publishedAt", limit: Limit = 50,
+    p: Annotated[int, Query(ge=0, le=10_000)] = 0,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Papers of a day, week or month, or the newest, in the shape of the Hugging Face daily papers."""
+    s, c = site(request), t.paper.c
+    query = sa.select(t.paper).where(c.hidden.is_(False))
+    span = _period(date, week, month, s.now)
+    if span:
+        query = query.where(c.submitted_at >= span[0], c.submitted_at < span[1])
+    order = c.heat_72 if sort == "trending" else c.submitted_at
+    rows = s.db.rows(query.order_by(order.desc(), c.id.desc()).limit(limit).offset(p * limit))
+    return [daily(s, r) for r in rows]
+
+
+@router.get("/verdicts")
+def verdicts(request: Request) -> list[dict[str, Any]]:
+    """The newest verdict of every claim that was measured."""
+    return [row for rows in site(request).verdicts().values() for row in rows]
+
+
+@router.get("/{path:path}", include_in_schema=False)
+def nothing(path: str) -> Response:
+    """Every other address below /api."""
+    return JSONResponse({"error": f"there is nothing at /api/{path}"}, status_code=404)

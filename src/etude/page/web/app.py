@@ -1,0 +1,107 @@
+"""The application: routes, headers, hosts, cookies, errors."""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.gzip import GZipMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from etude import __version__
+from etude.errors import EtudeError
+from etude.page.security import TooMany
+from etude.page.settings import Settings
+from etude.page.store import EditConflict
+from etude.page.web import actions, api, feeds, pages
+from etude.page.web.context import COOKIE, Forbidden, Site
+from etude.page.web.render import render
+
+CSP = (
+    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'; object-src 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": CSP, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin", "Permissions-Policy": "interest-cohort=()",
+}  # fmt: skip
+SAFE = ("GET", "HEAD", "OPTIONS")
+MAX_BODY = 65 * 2**20
+
+
+def create_app(settings: Settings, **site_options: Any) -> FastAPI:
+    """The application for one page.
+
+    Raises
+    ------
+    UsageError
+        For settings that are not safe.
+    """
+    app = FastAPI(title="Etude", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app.state.site = Site(settings.check(), **site_options)
+    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
+    for module in (pages, actions, feeds, api):
+        app.include_router(module.router)
+    app.add_middleware(GZipMiddleware, minimum_size=1024)
+    app.middleware("http")(_guard)
+    app.add_exception_handler(EtudeError, _etude_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    return app
+
+
+async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Host, size, cookie and origin before a view; headers after it."""
+    s: Site = request.app.state.site
+    if request.headers.get("host", "") not in s.settings.allowed_hosts:
+        return PlainTextResponse("unknown host", status_code=421)
+    if int(request.headers.get("content-length") or 0) > MAX_BODY:
+        return PlainTextResponse("larger than 64 MiB", status_code=413)
+    cookie = request.cookies.get(COOKIE, "")
+    fresh = not 20 <= len(cookie) <= 80
+    request.state.cookie = cookie = secrets.token_urlsafe(32) if fresh else cookie
+    if request.method not in SAFE and not _exempt(request):
+        origin = request.headers.get("origin")
+        if origin not in (None, "null") and urlsplit(origin).netloc not in s.settings.allowed_hosts:
+            return await _etude_error(request, Forbidden("this form was sent from another site"))
+    response = await call_next(request)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    if fresh and not request.url.path.startswith(("/api/", "/static/", "/feed")):
+        secure = s.settings.address.startswith("https")
+        response.set_cookie(COOKIE, cookie, httponly=True, samesite="lax", secure=secure, max_age=365 * 86_400)
+    return response
+
+
+def _exempt(request: Request) -> bool:
+    """One-click unsubscription and the API carry secrets of their own and no cookie."""
+    return request.url.path.startswith(("/u/", "/api/"))
+
+
+async def _etude_error(request: Request, error: Exception) -> Response:
+    status, headers = 400, {}
+    if isinstance(error, TooMany):
+        status, headers = 429, {"Retry-After": str(error.retry_after)}
+    elif isinstance(error, Forbidden):
+        status = 403
+    elif isinstance(error, EditConflict):
+        status = 409
+    return _problem(request, status, str(error), headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    words = {404: "there is no such page", 405: "this address takes no such request"}
+    return _problem(request, error.status_code, words.get(error.status_code, str(error.detail)), {})
+
+
+def _problem(request: Request, status: int, message: str, headers: dict[str, str]) -> Response:
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": message}, status_code=status, headers=headers)
+    page = render(request, "error.html.j2", status=status, message=message)
+    page.status_code = status
+    page.headers.update(headers)
+    return page

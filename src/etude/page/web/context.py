@@ -1,0 +1,156 @@
+"""What every view needs: the database, the ledger, the queue, the clock, and who is asking."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import Request
+
+from etude.errors import EtudeError
+from etude.lab.digest import code_digest
+from etude.lab.ledger import Ledger
+from etude.lab.queue import Queue
+from etude.lab.registry import runnable
+from etude.page import tables as t
+from etude.page.database import Database
+from etude.page.security import client_address, keyed_hash, network_prefix, same
+from etude.page.settings import Settings
+from etude.page.sync import sync_catalogue, sync_verdicts
+
+COOKIE = "etude"
+TIER_ORDER = {"gpu": 0, "laptop": 1, "quick": 2}
+
+
+@dataclass
+class Site:
+    """One running page."""
+
+    settings: Settings
+    clock: Callable[[], float] = time.time
+    db: Database = field(init=False)
+    ledger: Ledger = field(init=False)
+    queue: Queue = field(init=False)
+    _digests: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.settings.database)
+        self.db = Database(self.settings.database)
+        self.queue = Queue(self.ledger, self.clock)
+        sync_catalogue(self.db, self.now)
+        self.refresh_verdicts()
+        if self.settings.mode == "single":
+            self.me()
+
+    @property
+    def now(self) -> int:
+        return int(self.clock())
+
+    def refresh_verdicts(self) -> int:
+        """Log what the ledger says anew."""
+        return sync_verdicts(self.db, self.ledger, self.now)
+
+    def me(self) -> dict[str, Any]:
+        """The one user of a single-user page."""
+        a = t.account.c
+        found = self.db.rows(sa.select(t.account).where(a.handle == "me"))
+        if found:
+            return found[0]
+        with self.db.begin() as c:
+            c.execute(sa.insert(t.account).values(handle="me", role="admin", created_at=0, for_you=False))
+        return self.db.rows(sa.select(t.account).where(a.handle == "me"))[0]
+
+    def digest(self, slug: str) -> str | None:
+        """Today's code digest of a study, None where there is none; computed once a process."""
+        if slug not in runnable():
+            return None
+        if slug not in self._digests:
+            self._digests[slug] = code_digest(slug)
+        return self._digests[slug]
+
+    def verdicts(self, slugs: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+        """The newest logged verdict of every claim, protocol and tier, by slug, largest tier first."""
+        log = t.verdict_log
+        newest = sa.select(sa.func.max(log.c.id)).group_by(log.c.slug, log.c.claim, log.c.protocol, log.c.tier)
+        if slugs is not None:
+            newest = newest.where(log.c.slug.in_(slugs))
+        rows = self.db.rows(sa.select(log).where(log.c.id.in_(newest)).order_by(log.c.id))
+        rows.sort(key=lambda r: TIER_ORDER[r["tier"]])
+        out: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["protocol"] != "user":  # a reader's own data are nobody else's business
+                out.setdefault(row["slug"], []).append(row["record"] | {"at": row["at"], "run": row["run"]})
+        return out
+
+    def badges(self, slugs: list[str]) -> dict[str, dict[str, Any]]:
+        """For a list: how many claims hold, fail, stay open at the largest tier measured."""
+        out = {}
+        for slug, rows in self.verdicts(slugs).items():
+            tier = rows[0]["tier"]
+            words = [r["verdict"] for r in rows if r["tier"] == tier]
+            out[slug] = {
+                "tier": tier,
+                "counts": {w: words.count(w) for w in ("holds", "fails", "inconclusive") if w in words},
+            }
+        return out
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Who is asking: an account or nobody, the form token, the network prefix."""
+
+    account: dict[str, Any] | None
+    csrf: str
+    network: str
+    address: str
+
+    @property
+    def id(self) -> int | None:
+        return self.account["id"] if self.account else None
+
+
+class Forbidden(EtudeError):
+    """The request does not come from one of our own pages, or its sender may not do this."""
+
+
+def site(request: Request) -> Site:
+    found: Site = request.app.state.site
+    return found
+
+
+def reader(request: Request) -> Reader:
+    """The reader of this request; the cookie was set by the middleware."""
+    s = site(request)
+    cookie = request.state.cookie
+    peer = request.client.host if request.client else ""
+    address = client_address(peer, request.headers.get("x-forwarded-for"), s.settings.trusted_proxies)
+    account = s.me() if s.settings.mode == "single" else None
+    csrf = keyed_hash(s.settings.secret, "csrf", cookie)
+    return Reader(account, csrf, network_prefix(address), address)
+
+
+def check_form(request: Request, token: str) -> None:
+    """The form's token must be the one of this reader's cookie.
+
+    Raises
+    ------
+    Forbidden
+        Otherwise; nothing was changed.
+    """
+    if not same(token, keyed_hash(site(request).settings.secret, "csrf", request.state.cookie)):
+        raise Forbidden("the form is too old or not ours: reload the page and send it again")
+
+
+def require_account(request: Request) -> dict[str, Any]:
+    """The reader's account.
+
+    Raises
+    ------
+    Forbidden
+        For somebody who has none here.
+    """
+    account = reader(request).account
+    if account is None:
+        raise Forbidden("sign in first")
+    return account

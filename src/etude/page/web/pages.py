@@ -1,0 +1,253 @@
+"""What readers see: lists, search, papers, runs, imports. No view changes anything."""
+
+import json
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.exceptions import HTTPException
+
+from etude import ROOMS, catalogue
+from etude.errors import UsageError
+from etude.lab.export import export_run
+from etude.lab.forest import forest_row
+from etude.lab.judge import Verdict
+from etude.lab.registry import runnable
+from etude.page import citations
+from etude.page import tables as t
+from etude.page.heat import FORMULA, HALF_LIVES, score
+from etude.page.listing import HALF_LIFE, Filters, listing, spread, why
+from etude.page.search.hybrid import search
+from etude.page.search.query import parse
+from etude.page.web.context import Site, reader, site
+from etude.page.web.render import render
+
+router = APIRouter(include_in_schema=False)
+SORTS = {"trending": "Trending", "hot": "Hot now", "slow": "Slow burn", "new": "New", "top": "Top"}
+WINDOWS = {"day": "Day", "week": "Week", "month": "Month", "all": "All time"}
+VERDICTS = ("holds", "fails", "inconclusive")
+
+
+def filters_of(s: Site, request: Request) -> Filters:
+    """The filters in an address.
+
+    Raises
+    ------
+    UsageError
+        For a room, year or verdict that does not exist.
+    """
+    q = request.query_params
+    room, year, verdict = q.get("room") or None, q.get("year") or None, q.get("verdict") or None
+    if room and room not in ROOMS:
+        raise UsageError(f"there is no room {room!r}")
+    if year and not (year.isdigit() and len(year) == 4):
+        raise UsageError(f"{year!r} is no year")
+    if verdict and verdict not in VERDICTS:
+        raise UsageError(f"{verdict!r} is no verdict: holds, fails or inconclusive")
+    slugs = None
+    if q.get("runs"):
+        slugs = frozenset(runnable())
+    if verdict:
+        having = {slug for slug, rows in s.verdicts().items() if any(r["verdict"] == verdict for r in rows)}
+        slugs = frozenset(having) if slugs is None else slugs & having
+    years = (int(year), int(year)) if year else (None, None)
+    return Filters(room=room, tag=q.get("tag") or None, year=years, slugs=slugs)
+
+
+def decorate(s: Site, rows: list[dict[str, Any]], account: int | None, sort: str = "trending") -> list[dict[str, Any]]:
+    """Rows with what a list shows: badges, tags, the reader's vote, the score."""
+    ids, slugs = [r["id"] for r in rows], [r["slug"] for r in rows]
+    badges = s.badges(slugs)
+    tags: dict[int, list[str]] = {}
+    for r in s.db.rows(sa.select(t.paper_tag).where(t.paper_tag.c.paper_id.in_(ids)).order_by(t.paper_tag.c.tag)):
+        tags.setdefault(r["paper_id"], []).append(r["tag"])
+    mine = set()
+    if account is not None:
+        v = t.vote.c
+        mine = {
+            r["paper_id"] for r in s.db.rows(sa.select(v.paper_id).where(v.account_id == account, v.paper_id.in_(ids)))
+        }
+    column = {"hot": "heat_12", "slow": "heat_720"}.get(sort, "heat_72")
+    can = set(runnable())
+    return [
+        r | {
+            "badge": badges.get(r["slug"]), "tags": tags.get(r["id"], []), "liked": r["id"] in mine,
+            "runs": r["slug"] in can, "score": score(r[column], s.now, HALF_LIVES[column]),
+        }
+        for r in rows
+    ]  # fmt: skip
+
+
+@router.get("/", response_class=HTMLResponse)
+def home(request: Request) -> Response:
+    s, q = site(request), request.query_params
+    sort, window = q.get("sort") or "trending", q.get("window") or "all"
+    filters = filters_of(s, request)
+    page = listing(s.db, sort=sort, window=window, filters=filters, cursor=q.get("cursor") or None, now=s.now)  # type: ignore[arg-type]
+    rows = spread(page.rows) if sort in HALF_LIFE else page.rows
+    return render(
+        request, "home.html.j2", rows=decorate(s, rows, reader(request).id, sort), cursor=page.cursor, sort=sort,
+        window=window, sorts=SORTS, windows=WINDOWS, rooms=ROOMS, verdict_words=VERDICTS, formula=FORMULA,
+        filtered=any(q.get(k) for k in ("room", "tag", "year", "verdict", "runs")),
+    )  # fmt: skip
+
+
+@router.get("/search", response_class=HTMLResponse)
+def search_page(request: Request, q: str = "") -> Response:
+    s = site(request)
+    query = parse(q)
+    filters = filters_of(s, request)
+    wanted = query.filters.get("verdict", ()) + tuple("study" for x in query.filters.get("has", ()) if x == "study")
+    slugs = filters.slugs
+    for word in wanted:
+        having = (
+            set(runnable()) if word == "study"
+            else {slug for slug, rows in s.verdicts().items() if any(r["verdict"] == word for r in rows)}
+        )  # fmt: skip
+        slugs = frozenset(having) if slugs is None else slugs & having
+    filters = Filters(filters.room, filters.tag, filters.year, slugs=slugs)
+    hits: list[dict[str, Any]] = []
+    if query.empty:
+        pass
+    elif not (query.words or query.phrases or query.jump):  # filters alone: a list
+        rows = listing(s.db, filters=Filters.of(query, filters), limit=50, now=s.now).rows
+        hits = [{"row": r, "reason": ""} for r in rows]
+    else:
+        hits = [{"row": h.row, "reason": h.reason} for h in search(s.db, query, filters=filters)]
+    if query.jump and len(hits) == 1:
+        return RedirectResponse(f"/paper/{hits[0]['row']['slug']}", status_code=303)
+    rows = decorate(s, [h["row"] for h in hits], reader(request).id)
+    for row, hit in zip(rows, hits, strict=True):
+        row["reason"] = hit["reason"]
+    return render(request, "search.html.j2", q=q[:500], rows=rows, query=query)
+
+
+def find_paper(s: Site, slug: str) -> dict[str, Any]:
+    """A paper by its name in addresses; 404 for others and for hidden ones."""
+    rows = s.db.rows(sa.select(t.paper).where(t.paper.c.slug == slug, t.paper.c.hidden.is_(False)))
+    if not rows:
+        raise HTTPException(404)
+    return rows[0]
+
+
+def claim_rows(s: Site, slug: str) -> list[dict[str, Any]]:
+    """The claims table of a card: every claim with its newest verdicts, or why there is none."""
+    card = catalogue.load(slug)
+    said = s.verdicts([slug]).get(slug, [])
+    out = []
+    for claim in card.claims:
+        mine = [v for v in said if v["claim"] == claim.id]
+        difference = claim.paper.difference if claim.paper else None
+        names = set(Verdict.__dataclass_fields__)
+        shown = [
+            v | {"strip": forest_row(Verdict(**{k: x for k, x in v.items() if k in names}), difference, 300.0)}
+            for v in mine
+        ]  # fmt: skip
+        why_not = claim.reason if claim.status == "not_testable" else f"not re-tested yet (asks for tier {claim.tier})"
+        out.append({"claim": claim, "verdicts": shown, "why_not": None if shown else why_not})
+    return out
+
+
+@router.get("/paper/{slug}", response_class=HTMLResponse)
+def paper_page(request: Request, slug: str) -> Response:
+    s = site(request)
+    (row,) = decorate(s, [find_paper(s, slug)], reader(request).id)
+    card = catalogue.load(slug) if slug in {p.slug for p in catalogue.papers()} else None
+    runs = [r for r in s.ledger.latest(slug) if not r["record"].get("user_data")] if card else []
+    plots = []
+    if runs:
+        from etude.lab.vega import to_svg
+
+        plots = [{"svg": to_svg(p["spec"]), "caption": p["caption"]} for p in runs[0]["record"].get("plots", [])]
+    stale = bool(runs) and runs[0]["record"].get("code_digest") != s.digest(slug)
+    log = t.verdict_log.c
+    history = s.db.rows(
+        sa.select(t.verdict_log).where(log.slug == slug, log.protocol != "user").order_by(log.id.desc())
+    )
+    versions = s.db.rows(
+        sa.select(t.paper_version).where(t.paper_version.c.paper_id == row["id"]).order_by(t.paper_version.c.n.desc())
+    )
+    return render(
+        request, "paper.html.j2", paper=row, card=card, claims=claim_rows(s, slug) if card else [], runs=runs,
+        plots=plots, stale=stale, history=history[:60], versions=versions, requests=s.queue.recent(slug=slug, limit=5),
+        parts=why(s.db, row["id"], s.now), bibtex=citations.bibtex(row),
+    )  # fmt: skip
+
+
+@router.get("/paper/{slug}.bib")
+def paper_bib(request: Request, slug: str) -> Response:
+    return PlainTextResponse(citations.bibtex(find_paper(site(request), slug)), media_type="application/x-bibtex")
+
+
+@router.get("/paper/{slug}.ris")
+def paper_ris(request: Request, slug: str) -> Response:
+    text = citations.ris(find_paper(site(request), slug))
+    return PlainTextResponse(text, media_type="application/x-research-info-systems")
+
+
+@router.get("/paper/{slug}.csl.json")
+def paper_csl(request: Request, slug: str) -> Response:
+    return JSONResponse([citations.csl(find_paper(site(request), slug))])
+
+
+@router.get("/run/{run_id}.json")
+def run_file(request: Request, run_id: str) -> Response:
+    """The whole record of a run, as `etude export` writes it; never one on somebody's own data."""
+    s = site(request)
+    if run_id not in {r["id"] for r in s.ledger.runs() if not r["record"].get("user_data")}:
+        raise HTTPException(404)
+    text = json.dumps(export_run(s.ledger, run_id), indent=1)
+    return Response(text, media_type="application/json", headers={"Content-Disposition": "attachment"})
+
+
+@router.get("/runs", response_class=HTMLResponse)
+def runs_page(request: Request) -> Response:
+    return render(request, "runs.html.j2", requests=site(request).queue.recent(limit=100))
+
+
+@router.get("/runs/{request_id}", response_class=HTMLResponse)
+def run_page(request: Request, request_id: str) -> Response:
+    """Progress of one request; htmx asks for the fragment, without JavaScript the page refreshes itself."""
+    s = site(request)
+    try:
+        it = s.queue.get(request_id)
+    except UsageError as error:
+        raise HTTPException(404) from error
+    open_ = it["state"] in ("queued", "running")
+    if not open_:
+        s.refresh_verdicts()
+    part = request.headers.get("hx-request") == "true"
+    response = render(request, "_progress.html.j2" if part else "run.html.j2", it=it, open=open_)
+    if open_ and not part:
+        response.headers["Refresh"] = "5"
+    return response
+
+
+@router.get("/import", response_class=HTMLResponse)
+def import_page(request: Request) -> Response:
+    return render(request, "import.html.j2")
+
+
+@router.get("/submit", response_class=HTMLResponse)
+def submit_page(request: Request) -> Response:
+    return render(request, "submit.html.j2", rooms=ROOMS, values={}, problem=None)
+
+
+@router.get("/library", response_class=HTMLResponse)
+def library_page(request: Request) -> Response:
+    s, who = site(request), reader(request)
+    rows: list[dict[str, Any]] = []
+    if who.id is not None:
+        lib = t.library.c
+        saved = s.db.rows(sa.select(t.library).where(lib.account_id == who.id).order_by(lib.at.desc()))
+        by_id = {r["paper_id"]: r for r in saved}
+        papers = s.db.rows(sa.select(t.paper).where(t.paper.c.id.in_(list(by_id))))
+        papers.sort(key=lambda r: -by_id[r["id"]]["at"])
+        rows = [r | {"saved": by_id[r["id"]]} for r in decorate(s, papers, who.id)]
+    return render(request, "library.html.j2", rows=rows)
+
+
+@router.get("/about", response_class=HTMLResponse)
+def about_page(request: Request) -> Response:
+    return render(request, "about.html.j2", formula=FORMULA)

@@ -1,0 +1,64 @@
+"""Templates: everything is text and escaped; filters for times, numbers and plain addresses."""
+
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+import jinja2
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+
+from etude import __version__
+from etude.lab.console import number
+from etude.page.web.context import reader, site
+
+_env = jinja2.Environment(
+    loader=jinja2.PackageLoader("etude.page.web", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def ago(at: int | float | None, now: int) -> str:
+    """A time in words."""
+    if at is None:
+        return ""
+    seconds = max(0, now - int(at))
+    for size, word in ((86_400 * 365, "year"), (86_400 * 30, "month"), (86_400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            n = seconds // size
+            return f"{n} {word}{'s' if n > 1 else ''} ago"
+    return "just now"
+
+
+def day(at: int | None) -> str:
+    """A date, empty for none."""
+    return "" if at is None else datetime.fromtimestamp(at, UTC).strftime("%d %B %Y").lstrip("0")
+
+
+def iso(at: int | float | None) -> str:
+    return "" if at is None else datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def with_query(request: Request, **changes: Any) -> str:
+    """This page's address with some parameters changed (None takes one away)."""
+    kept = {k: v for k, v in request.query_params.items() if k not in changes and k != "cursor"}
+    kept |= {k: v for k, v in changes.items() if v is not None}
+    return f"{request.url.path}?{urlencode(kept)}" if kept else request.url.path
+
+
+def authors(row: dict[str, Any], most: int = 8) -> str:
+    """Names, cut with a count where there are very many."""
+    names = [a["name"] for a in row["authors"]]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+_env.filters |= {"ago": ago, "day": day, "iso": iso, "number": number, "authors": authors}
+
+
+def render(request: Request, name: str, **values: Any) -> HTMLResponse:
+    """A page from a template, with what every page needs."""
+    s = site(request)
+    values |= {
+        "request": request, "reader": reader(request), "settings": s.settings, "now": s.now, "version": __version__,
+        "link": lambda **changes: with_query(request, **changes),
+    }  # fmt: skip
+    return HTMLResponse(_env.get_template(name).render(**values))
