@@ -124,8 +124,9 @@ def import_papers(file: Path, *, ledger: LedgerOption = None, dry_run: Annotated
     reading = read(raw, now=now)
     db = Database(ledger)
     sync_catalogue(db, now)
+    matches: list[Any]
     if dry_run:
-        matches: list[Any] = store.preview(db, reading.records)
+        matches = store.preview(db, reading.records)
     else:
         matches = store.add_all(db, reading.records, source=reading.format, now=now)
         with db.begin() as c:
