@@ -1,6 +1,9 @@
 """Kernel machines of infinitely wide and deep networks."""
 
 from etude.kernels.classifier import DeepKernelClassifier as DeepKernelClassifier
+from etude.kernels.comparison import SphereRules as SphereRules
+from etude.kernels.comparison import compare_on_rows as compare_on_rows
+from etude.kernels.comparison import kernel_profile as kernel_profile
 from etude.kernels.deep import LimitKernel as LimitKernel
 from etude.kernels.deep import deep_kernel as deep_kernel
 from etude.kernels.deep import deep_predictions as deep_predictions

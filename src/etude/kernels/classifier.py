@@ -116,7 +116,7 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, codes = np.unique(y, return_inverse=True)
         lengths = np.linalg.norm(X, axis=1)
         self.constant_ = (float(lengths.max()) if self.normalize else 1.0) if self.lift else 0.0
-        self.X_ = self._on_sphere(X, counts)
+        self.X_ = self.on_sphere(X, counts)
         self.Y_ = torch.eye(len(self.classes_), dtype=torch.float64)[torch.from_numpy(codes)].to(self.device)
         if len(self.classes_) == 1:
             warnings.warn(f"y has one class only: every prediction is {self.classes_[0]!r}", stacklevel=2)
@@ -203,7 +203,8 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
     def _dual(self, dim: float) -> DualActivation:
         return dual_activation(self.activation, dim)
 
-    def _on_sphere(self, X: np.ndarray, counts: bool = False) -> Tensor:
+    def on_sphere(self, X: np.ndarray, counts: bool = False) -> Tensor:
+        """Rows as the fitted classifier sees them: lifted if asked for, length 1, float64. `counts`: see Notes."""
         lengths = np.linalg.norm(X, axis=1)
         if not self.normalize and (off := np.abs(lengths - 1) > 1e-6).any():
             i = int(off.argmax())
@@ -238,7 +239,7 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         counts = _is_integer(X)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        parts = [self._vote(self._complement(rows)) for rows in self._chunks(self._on_sphere(X, counts))]
+        parts = [self._vote(self._complement(rows)) for rows in self._chunks(self.on_sphere(X, counts))]
         return torch.cat(parts).cpu().numpy()
 
     def _vote(self, u: Tensor) -> Tensor:

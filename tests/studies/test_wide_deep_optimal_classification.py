@@ -1,0 +1,38 @@
+"""The quick study shows what must show at its size, and its controls lose."""
+
+import pytest
+
+from etude.lab.runner import run_study
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    ledger = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
+    return run_study("wide-deep-optimal-classification", tier="quick", ledger=ledger, jobs=1)
+
+
+def test_it_runs_whole(run):
+    assert run.state == "done"
+    assert not run.errors
+
+
+def test_no_control_wins(run):
+    assert [v for v in run.verdicts if v.verdict is None] == []
+
+
+def test_the_taxonomy_holds(run):
+    words = {(v.claim, v.protocol): v.verdict for v in run.verdicts}
+    for claim in ("W2b", "W3"):
+        assert words[claim, "d2"] == words[claim, "d4"] == "holds"
+    effect = {(v.claim, v.protocol): v.effect for v in run.verdicts}
+    assert effect["W2c", "d4"] > 0.1
+    assert words["W5", "d4"] == "holds"
+
+
+def test_the_optimal_net_follows_the_hilbert_estimate_and_learns(run):
+    effect = {(v.claim, v.protocol): v.effect for v in run.verdicts}
+    for protocol in ("d2", "d4"):
+        assert effect["W2a", protocol] < 0.02
+        assert abs(effect["W1c", protocol]) < 0.01
+        assert effect["W1a", protocol] < 0
+        assert effect["W1b", protocol] > 0
