@@ -17,7 +17,7 @@ from etude.data.randomness import numpy_stream
 
 IntArray = NDArray[np.int64]
 Method = Literal["exact", "minhash", "simhash"]
-_CHUNK = 1 << 21  # hashes of shingles x permutations held at once
+_CHUNK = 1 << 18  # hashes of shingles x permutations held at once
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -135,8 +135,9 @@ def _minhash(
     """Signatures (n, num_permutations); a text without words has the largest value everywhere."""
     hashes, counts = _shingles(words, lengths, k)
     rng = numpy_stream(seed, "minhash")
-    a = rng.integers(0, 2**64, num_permutations, dtype=np.uint64) | np.uint64(1)
-    b = rng.integers(0, 2**64, num_permutations, dtype=np.uint64)
+    a = rng.integers(0, 2**32, num_permutations, dtype=np.uint32) | np.uint32(1)  # odd: h -> a h + b is a permutation
+    b = rng.integers(0, 2**32, num_permutations, dtype=np.uint32)
+    hashes = (hashes >> np.uint64(32)).astype(np.uint32)
     signatures = np.full((len(lengths), num_permutations), np.iinfo(np.uint32).max, dtype=np.uint32)
     ends = np.cumsum(counts)
     first = 0
@@ -148,7 +149,8 @@ def _minhash(
             block = hashes[start : int(ends[last - 1])]
             filled = np.flatnonzero(counts[first:last])
             if len(filled):
-                values = ((block[:, None] * a + b) >> np.uint64(32)).astype(np.uint32)
+                values = block[:, None] * a
+                values += b
                 offsets = (ends[first:last] - counts[first:last] - start)[filled]
                 signatures[first + filled] = np.minimum.reduceat(values, offsets, axis=0)
             first = last
