@@ -169,12 +169,76 @@ def backup(target: Path, *, ledger: LedgerOption = None) -> None:
     out.print(f"copied to {target}")
 
 
+def digest(
+    *, due: Annotated[bool, Flag] = False, dry_run: Annotated[bool, Flag] = False, for_: Annotated[str | None, Parameter(name="--for")] = None,
+    at: str | None = None, base_url: str = "", ledger: LedgerOption = None,
+) -> None:  # fmt: skip
+    """Send the digests that are due (for cron; doing it twice sends nothing twice).
+
+    Parameters
+    ----------
+    due
+        Compose and send what is due now.
+    dry_run
+        Print a mail instead of sending it; needs --for.
+    for_
+        The address whose mail is shown.
+    at
+        The moment to compose for, as 2026-11-23T07:00 (UTC; default: now).
+    base_url
+        The address of the page in the mails (default: ETUDE_BASE_URL or http://127.0.0.1:8000).
+    ledger
+        Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
+    """
+    _need("email_validator", "the digest (etude digest)")
+    import os
+    import time
+    from datetime import UTC, datetime
+
+    import sqlalchemy as sa
+
+    from etude.page import tables as t
+    from etude.page.database import Database
+    from etude.page.digest.compose import due as compose_due
+    from etude.page.digest.compose import preview
+    from etude.page.digest.send import send_due, transport
+    from etude.page.settings import Settings, load_secret
+
+    if due == dry_run:
+        raise UsageError("give --due to send what is due, or --dry-run --for ADDRESS to look at one mail")
+    db = Database(ledger)
+    settings = Settings(
+        database=ledger, base_url=base_url or os.environ.get("ETUDE_BASE_URL", ""), secret=load_secret(Path.cwd()),
+        smtp_url=os.environ.get("ETUDE_SMTP_URL", ""), mail_from=os.environ.get("ETUDE_MAIL_FROM", Settings.mail_from),
+    )  # fmt: skip
+    try:
+        moment = datetime.fromisoformat(at) if at else None
+    except ValueError as error:
+        raise UsageError(f"--at {at}: write it as 2026-11-23T07:00") from error
+    now = (
+        int(time.time())
+        if moment is None
+        else int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    )
+    if due:
+        queued = compose_due(db, settings, now)
+        counts = send_due(db, transport(settings))
+        out.print(f"{queued} composed, " + ", ".join(f"{n} {word}" for word, n in counts.items()))
+        return
+    rows = db.rows(sa.select(t.subscriber).where(t.subscriber.c.email == (for_ or "").lower()))
+    if not rows:
+        raise UsageError(f"nobody subscribed with {for_!r}")
+    made = preview(db, settings, rows[0], now)
+    out.print("nothing to say, so no mail" if made is None else made.raw, markup=False)
+
+
 def register(app: App) -> None:
     """Add the page's commands to the command line."""
     app.command(serve)
     app.command(worker)
     app.command(import_papers, name="import")
     app.command(snapshot)
+    app.command(digest)
     db = App(name="db", help="The database of page and ledger.")
     db.command(backup)
     app.command(db)

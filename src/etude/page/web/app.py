@@ -17,7 +17,7 @@ from etude.errors import EtudeError
 from etude.page.security import TooMany
 from etude.page.settings import Settings
 from etude.page.store import EditConflict
-from etude.page.web import actions, api, feeds, pages
+from etude.page.web import actions, api, feeds, pages, subscriptions
 from etude.page.web.context import COOKIE, Forbidden, Site
 from etude.page.web.render import render
 
@@ -44,7 +44,7 @@ def create_app(settings: Settings, **site_options: Any) -> FastAPI:
     app = FastAPI(title="Etude", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.site = Site(settings.check(), **site_options)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
-    for module in (pages, actions, feeds, api):
+    for module in (pages, actions, subscriptions, feeds, api):
         app.include_router(module.router)
     app.add_middleware(GZipMiddleware, minimum_size=1024)
     app.middleware("http")(_guard)

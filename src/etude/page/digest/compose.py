@@ -1,0 +1,122 @@
+"""What goes into a mail: papers by heat inside the window and the filters, and the verdicts that changed."""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from etude import ROOMS
+from etude.page import tables as t
+from etude.page.database import Database
+from etude.page.digest import mail
+from etude.page.digest.schedule import next_run, period, window
+from etude.page.digest.subscribe import unsubscribe_token
+from etude.page.listing import Filters, listing
+from etude.page.search.hybrid import search
+from etude.page.search.query import parse
+from etude.page.settings import Settings
+
+MOST = 10
+
+
+def clean_filters(raw: dict[str, Any]) -> dict[str, Any]:
+    """Only filters that exist: rooms, tags, a search."""
+    out: dict[str, Any] = {}
+    rooms = [r for r in raw.get("rooms", []) if r in ROOMS]
+    tags = [str(x).strip().lower()[:80] for x in raw.get("tags", []) if str(x).strip()]
+    if rooms:
+        out["rooms"] = rooms
+    if tags:
+        out["tags"] = tags[:20]
+    if raw.get("q"):
+        out["q"] = str(raw["q"])[:300]
+    return out
+
+
+def _candidates(db: Database, filters: dict[str, Any], since: int, now: int) -> list[dict[str, Any]]:
+    if filters.get("q"):
+        hits = search(db, parse(filters["q"]), filters=Filters(since=since), limit=200)
+        rows = sorted((h.row for h in hits), key=lambda r: -r["heat_72"])
+    else:
+        rows = listing(db, filters=Filters(since=since), limit=500, now=now).rows
+    if filters.get("rooms"):
+        rows = [r for r in rows if r["room"] in filters["rooms"]]
+    if filters.get("tags"):
+        tagged = sa.select(t.paper_tag.c.paper_id).where(t.paper_tag.c.tag.in_(filters["tags"]))
+        having = {r["paper_id"] for r in db.rows(tagged)}
+        rows = [r for r in rows if r["id"] in having]
+    return rows
+
+
+def contents(db: Database, row: dict[str, Any], at: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Papers and verdict changes of a subscriber's mail due at a moment; papers sent before never come again."""
+    item, log, sent = t.sent_item.c, t.verdict_log.c, t.sent.c
+    before = {r["paper_id"] for r in db.rows(sa.select(item.paper_id).where(item.subscriber_id == row["id"]))}
+    since = window(at, row["frequency"])
+    rows = [r for r in _candidates(db, row["filters"] or {}, since, at) if r["id"] not in before][:MOST]
+    papers = [
+        {"id": r["id"], "slug": r["slug"], "title": r["title"], "short": _short(r["abstract"]),
+         "names": ", ".join(a["name"] for a in r["authors"][:4])}
+        for r in rows
+    ]  # fmt: skip
+    last = db.rows(sa.select(sa.func.max(sent.at).label("at")).where(sent.subscriber_id == row["id"]))[0]["at"]
+    changed = db.rows(
+        sa.select(t.verdict_log)
+        .where(
+            log.at > (last or row["confirmed_at"] or since), log.at <= at, log.protocol != "user", log.tier != "quick"
+        )
+        .order_by(log.id.desc())
+        .limit(30)
+    )
+    return papers, changed
+
+
+def _short(text: str, most: int = 280) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= most else flat[:most].rsplit(" ", 1)[0] + " ..."
+
+
+def preview(db: Database, settings: Settings, row: dict[str, Any], at: int) -> mail.Mail | None:
+    """The mail that would go out, or None when there is nothing to say."""
+    papers, changes = contents(db, row, at)
+    if not papers and not changes:
+        return None
+    name = period(at, row["frequency"], row["zone"])
+    token = unsubscribe_token(settings, row["id"], row["created_at"])
+    made = mail.digest(settings, row, papers, changes, token=token, period=name, now=at)
+    while len(made.raw.encode()) > mail.MAX_BYTES and len(papers) > 1:
+        papers = papers[:-1]
+        made = mail.digest(settings, row, papers, changes, token=token, period=name, now=at)
+    return made
+
+
+def due(db: Database, settings: Settings, now: int) -> int:
+    """Queue every mail that is due. Idempotent: a (subscriber, period) is composed once, in one transaction.
+
+    Returns
+    -------
+    int
+        Mails queued.
+    """
+    s = t.subscriber.c
+    queued = 0
+    for row in db.rows(sa.select(t.subscriber).where(s.status == "active", s.next_at <= now).order_by(s.id)):
+        at = row["next_at"]
+        name = period(at, row["frequency"], row["zone"])
+        papers, changes = contents(db, row, now)
+        with db.begin() as c:
+            current = c.execute(sa.select(s.next_at, s.status).where(s.id == row["id"]).with_for_update()).first()
+            if current is None or current.status != "active" or current.next_at != at:
+                continue  # another process was quicker, or the subscriber has left
+            following = next_run(max(now, at), row["frequency"], row["zone"], row["hour"])
+            c.execute(sa.update(t.subscriber).where(s.id == row["id"]).values(next_at=following))
+            seen = sa.and_(t.sent.c.subscriber_id == row["id"], t.sent.c.period == name)
+            if (not papers and not changes) or c.execute(sa.select(t.sent.c.at).where(seen)).first():
+                continue
+            token = unsubscribe_token(settings, row["id"], row["created_at"])
+            made = mail.digest(settings, row, papers, changes, token=token, period=name, now=now)
+            c.execute(sa.insert(t.sent).values(subscriber_id=row["id"], period=name, at=now))
+            if papers:
+                items = [{"subscriber_id": row["id"], "paper_id": p["id"]} for p in papers]
+                c.execute(sa.insert(t.sent_item), items)
+            queued += mail.queue(c, made, now=now)
+    return queued

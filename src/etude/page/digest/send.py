@@ -1,0 +1,173 @@
+"""Sending the outbox: a folder of .eml files, or SMTP with STARTTLS; leases, retries, bounces.
+
+A row is leased before it is sent and marked after. A process that dies between the two leaves a row whose lease runs
+out; the Message-ID stays the same, so a mail that was handed over twice is one mail to its reader.
+"""
+
+import os
+import smtplib
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from email import message_from_string
+from email.policy import SMTP
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+import sqlalchemy as sa
+
+from etude.errors import UsageError
+from etude.page import tables as t
+from etude.page.database import Database
+from etude.page.settings import Settings
+
+LEASE = 120
+RETRY_MINUTES = (5, 30, 120, 480)
+PAUSE_AFTER = 3  # soft failures in a row
+
+
+class Transport(Protocol):
+    """Hands one mail over. Raises `smtplib.SMTPResponseException` or `OSError` when it cannot."""
+
+    def send(self, key: str, recipient: str, raw: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Folder:
+    """Mails as files; the same key writes the same file, so nothing is doubled."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def send(self, key: str, recipient: str, raw: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f".{key}.part"
+        part.write_text(raw, encoding="utf-8", errors="surrogateescape", newline="")
+        os.replace(part, self.folder / f"{key}.eml")
+
+    def close(self) -> None:
+        pass
+
+
+class Smtp:
+    """One connection a batch; certificates are checked."""
+
+    def __init__(self, url: str, sender: str, context: ssl.SSLContext | None = None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("smtp", "smtps", "smtp+plain") or not parts.hostname:
+            raise UsageError("the mail server is written smtp://user:password@host:587 or smtps://...")
+        self._parts, self._sender, self._context = parts, sender, context or ssl.create_default_context()
+        self._server: smtplib.SMTP | None = None
+
+    def _open(self) -> smtplib.SMTP:
+        p = self._parts
+        if p.scheme == "smtps":
+            server: smtplib.SMTP = smtplib.SMTP_SSL(p.hostname or "", p.port or 465, timeout=30, context=self._context)
+        else:
+            server = smtplib.SMTP(p.hostname or "", p.port or 587, timeout=30)
+            if p.scheme == "smtp":  # smtp+plain is for a server on this machine
+                server.starttls(context=self._context)
+        if p.username:
+            server.login(unquote(p.username), unquote(p.password or ""))
+        return server
+
+    def send(self, key: str, recipient: str, raw: str) -> None:
+        if self._server is None:
+            self._server = self._open()
+        message = message_from_string(raw, policy=SMTP)
+        try:
+            self._server.send_message(message, self._sender, [recipient])
+        except smtplib.SMTPRecipientsRefused as error:
+            code, text = next(iter(error.recipients.values()))
+            raise smtplib.SMTPResponseException(code, text) from error
+        except smtplib.SMTPServerDisconnected:
+            self._server = None
+            raise
+
+    def close(self) -> None:
+        if self._server is not None:
+            with suppress(smtplib.SMTPException, OSError):
+                self._server.quit()
+            self._server = None
+
+
+def transport(settings: Settings) -> Transport:
+    """What the settings say: SMTP, or the folder."""
+    if settings.smtp_url:
+        from email.utils import parseaddr
+
+        return Smtp(settings.smtp_url, parseaddr(settings.mail_from)[1])
+    return Folder(settings.mail_folder)
+
+
+def claim(db: Database, now: int) -> dict | None:
+    """Lease the oldest mail that is due."""
+    o = t.outbox.c
+    free = sa.and_(o.next_at <= now, sa.or_(o.status == "queued", sa.and_(o.status == "sending", o.lease_until < now)))
+    with db.begin() as c:
+        query = sa.select(t.outbox).where(free).order_by(o.next_at, o.id).limit(1).with_for_update(skip_locked=True)
+        row = c.execute(query).mappings().first()
+        if row is None:
+            return None
+        c.execute(sa.update(t.outbox).where(o.id == row["id"]).values(status="sending", lease_until=now + LEASE))
+        return dict(row)
+
+
+def send_due(
+    db: Database, way: Transport, *, clock: Callable[[], float] = time.time, per_minute: int = 30,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, int]:  # fmt: skip
+    """Send what is due; returns how many were sent, put off, and bounced."""
+    counts = {"sent": 0, "later": 0, "bounced": 0}
+    try:
+        while (row := claim(db, int(clock()))) is not None:
+            now = int(clock())
+            try:
+                way.send(f"{row['id']:08d}", row["recipient"], row["raw"])
+            except smtplib.SMTPResponseException as error:
+                hard = error.smtp_code >= 500
+                counts["bounced" if hard else "later"] += 1
+                _failed(db, row, f"{error.smtp_code} {error.smtp_error!r}"[:300], hard, now)
+            except (OSError, smtplib.SMTPException) as error:
+                counts["later"] += 1
+                _failed(db, row, str(error)[:300], False, now)
+            else:
+                counts["sent"] += 1
+                _sent(db, row)
+                if not isinstance(way, Folder):
+                    sleep(60 / per_minute)
+    finally:
+        way.close()
+    return counts
+
+
+def _sent(db: Database, row: dict) -> None:
+    o, s = t.outbox.c, t.subscriber.c
+    with db.begin() as c:
+        c.execute(sa.update(t.outbox).where(o.id == row["id"]).values(status="sent", lease_until=None, error=None))
+        if row["subscriber_id"]:
+            c.execute(sa.update(t.subscriber).where(s.id == row["subscriber_id"]).values(soft_failures=0))
+
+
+def _failed(db: Database, row: dict, error: str, hard: bool, now: int) -> None:
+    o, s = t.outbox.c, t.subscriber.c
+    tries = row["tries"] + 1
+    over = hard or tries > len(RETRY_MINUTES)
+    values = {"tries": tries, "error": error, "lease_until": None}
+    values |= {"status": "bounced" if hard else "failed"} if over else {
+        "status": "queued", "next_at": now + 60 * RETRY_MINUTES[tries - 1]
+    }  # fmt: skip
+    with db.begin() as c:
+        c.execute(sa.update(t.outbox).where(o.id == row["id"]).values(**values))
+        if not row["subscriber_id"]:
+            return
+        mine = s.id == row["subscriber_id"]
+        if hard:
+            c.execute(sa.update(t.subscriber).where(mine).values(status="bounced", next_at=None))
+        else:
+            c.execute(sa.update(t.subscriber).where(mine).values(soft_failures=s.soft_failures + 1))
+            tired = sa.and_(mine, s.soft_failures >= PAUSE_AFTER, s.status == "active")
+            c.execute(sa.update(t.subscriber).where(tired).values(status="paused", next_at=None))

@@ -1,0 +1,137 @@
+"""Subscribing and leaving: a link that must be confirmed by a button, and a token that always lets one out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from etude.errors import MissingExtra, UsageError
+from etude.page import tables as t
+from etude.page.database import Database
+from etude.page.digest import mail
+from etude.page.digest.schedule import next_run, zone
+from etude.page.security import TooMany, keyed_hash, limit, new_token, same, token_hash
+from etude.page.settings import Settings
+
+CONFIRM_SECONDS = 48 * 3600
+PURGE_SECONDS = 7 * 86_400
+ANSWER = "If the address can be used, a mail with a link is on its way: open it and press the button."
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What somebody wants to be sent."""
+
+    email: str
+    frequency: str = "weekly"
+    zone: str = "UTC"
+    hour: int = 7
+    filters: dict[str, Any] | None = None
+
+
+def check_address(text: str) -> str:
+    """One e-mail address in its normal form.
+
+    Raises
+    ------
+    UsageError
+        For several addresses, control characters, or what is no address.
+    """
+    if any(ord(ch) < 32 or ord(ch) == 127 for ch in text) or "," in text or ";" in text:
+        raise UsageError("give one e-mail address, without line breaks or commas")
+    try:
+        from email_validator import EmailNotValidError, validate_email
+    except ImportError as error:
+        raise MissingExtra("email-validator", "web", "subscribing by e-mail") from error
+    try:
+        return validate_email(text.strip(), check_deliverability=False, test_environment=True).normalized.lower()
+    except EmailNotValidError as error:
+        raise UsageError(f"that is no e-mail address: {error}") from error
+
+
+def unsubscribe_token(settings: Settings, subscriber_id: int, created_at: int) -> str:
+    """A subscriber's way out: not guessable, the same in every mail, valid for ever."""
+    return f"{subscriber_id}.{keyed_hash(settings.secret, 'unsubscribe', f'{subscriber_id}:{created_at}')}"
+
+
+def subscribe(db: Database, settings: Settings, wish: Wish, *, network: str, now: int) -> None:
+    """Ask for a subscription: a pending row and a mail with a link. The answer never says whether it was known.
+
+    Raises
+    ------
+    UsageError
+        For a bad address, zone, hour or frequency.
+    TooMany
+        When a network asks too often.
+    """
+    email = check_address(wish.email)
+    zone(wish.zone)
+    next_run(now, wish.frequency, wish.zone, wish.hour)
+    token, s = new_token(), t.subscriber.c
+    with db.begin() as c:
+        limit(c, "subscribe", network, now)
+        try:
+            limit(c, "resend", keyed_hash(settings.secret, "resend", email), now)
+        except TooMany:
+            return  # silently: the answer is always the same
+        c.execute(sa.delete(t.subscriber).where(s.status == "pending", s.created_at < now - PURGE_SECONDS))
+        row = c.execute(sa.select(t.subscriber).where(s.email == email)).mappings().first()
+        values = {
+            "frequency": wish.frequency, "zone": wish.zone, "hour": wish.hour, "filters": wish.filters or {},
+            "confirm_hash": token_hash(token), "confirm_expires_at": now + CONFIRM_SECONDS, "network": network,
+        }  # fmt: skip
+        if row is not None and row["status"] == "active":
+            mail.queue(c, mail.already_subscribed(settings, email, row, now), now=now)
+            return
+        if row is None:
+            new = values | {"email": email, "status": "pending", "created_at": now, "soft_failures": 0}
+            c.execute(sa.insert(t.subscriber).values(**new))
+        else:
+            c.execute(
+                sa.update(t.subscriber).where(s.id == row["id"]).values(**values, status="pending", created_at=now)
+            )
+        mail.queue(c, mail.confirmation(settings, email, token, wish.frequency, now), now=now)
+
+
+def pending(db: Database, token: str, now: int) -> dict[str, Any] | None:
+    """The subscription that a confirmation link is for; None when it is unknown, used or too old."""
+    s = t.subscriber.c
+    rows = db.rows(sa.select(t.subscriber).where(s.confirm_hash == token_hash(token), s.status == "pending"))
+    return rows[0] if rows and rows[0]["confirm_expires_at"] > now else None
+
+
+def confirm(db: Database, token: str, now: int) -> bool:
+    """Make a subscription active; the link works once. False when it is unknown, used or too old."""
+    s = t.subscriber.c
+    with db.begin() as c:
+        waiting = sa.and_(s.confirm_hash == token_hash(token), s.status == "pending", s.confirm_expires_at > now)
+        row = c.execute(sa.select(t.subscriber).where(waiting)).mappings().first()
+        if row is None:
+            return False
+        due = next_run(now, row["frequency"], row["zone"], row["hour"])
+        values = {"status": "active", "confirmed_at": now, "confirm_hash": None, "next_at": due, "soft_failures": 0}
+        c.execute(sa.update(t.subscriber).where(s.id == row["id"]).values(**values))
+    return True
+
+
+def by_token(db: Database, settings: Settings, token: str) -> dict[str, Any] | None:
+    """The subscriber of an unsubscribe token; None for a forged one."""
+    number, _, _ = token.partition(".")
+    if not number.isdigit() or len(number) > 12:
+        return None
+    rows = db.rows(sa.select(t.subscriber).where(t.subscriber.c.id == int(number)))
+    if not rows or not same(token, unsubscribe_token(settings, rows[0]["id"], rows[0]["created_at"])):
+        return None
+    return rows[0]
+
+
+def unsubscribe(db: Database, settings: Settings, token: str) -> bool:
+    """Leave, at once and for good; saying it twice is the same. False for a forged token."""
+    row = by_token(db, settings, token)
+    if row is None:
+        return False
+    s, o = t.subscriber.c, t.outbox.c
+    with db.begin() as c:
+        c.execute(sa.update(t.subscriber).where(s.id == row["id"]).values(status="unsubscribed", next_at=None))
+        c.execute(sa.delete(t.outbox).where(o.subscriber_id == row["id"], o.status == "queued"))
+    return True
