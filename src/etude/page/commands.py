@@ -130,7 +130,7 @@ def import_papers(file: Path, *, ledger: LedgerOption = None, dry_run: Annotated
     else:
         matches = store.add_all(db, reading.records, source=reading.format, now=now)
         with db.begin() as c:
-            reindex(c, [m.paper_id for m in matches if m.status != "duplicate"])
+            reindex(c, [m.paper_id for m in matches if m.paper_id is not None and m.status != "duplicate"])
     words = [f"{sum(m.status == w for m in matches)} {w}" for w in ("new", "changed", "duplicate")]
     out.print(f"{reading.format}: {', '.join(words)}, {len(reading.unreadable)} unreadable")
     for bad in reading.unreadable:
@@ -170,7 +170,8 @@ def backup(target: Path, *, ledger: LedgerOption = None) -> None:
 
 
 def digest(
-    *, due: Annotated[bool, Flag] = False, dry_run: Annotated[bool, Flag] = False, for_: Annotated[str | None, Parameter(name="--for")] = None,
+    *, due: Annotated[bool, Flag] = False, dry_run: Annotated[bool, Flag] = False,
+    for_: Annotated[str | None, Parameter(name="--for")] = None,
     at: str | None = None, base_url: str = "", ledger: LedgerOption = None,
 ) -> None:  # fmt: skip
     """Send the digests that are due (for cron; doing it twice sends nothing twice).
