@@ -51,11 +51,11 @@ def test_plots_come_with_data(result):
     assert all("$schema" in spec for spec in plots.values())
 
 
-@pytest.mark.parametrize("protocol", ["hull", "delaunay", "tsp", "tsp_range", "tsp_teacher"])
+@pytest.mark.parametrize("protocol", ["hull", "hull_long", "delaunay", "tsp", "tsp_range", "tsp_teacher"])
 def test_every_arm_yields_the_metrics_of_its_claims(protocol):
     """Two updates of tiny nets: what the gpu tier measures exists, for several seeds in one job."""
     study = PointerStudy()
-    config = PointerConfig(n_seeds=3, n=4, n_low=3, hidden_size=8, batch_size=8, steps=2, test_rows=6, pool_rows=2)
+    config = PointerConfig(n_seeds=3, n=4, n_low=3, hidden_size=8, batch_size=8, steps=2, test_rows=6)
     small = {"tsp_range": (5, 6), "tsp_teacher": (7, 7)}
     task = None
     if protocol in small:

@@ -1,7 +1,7 @@
 """Planar problems as batches with labels (fresh ones without end, or from a labelled pool), and their scores."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,11 @@ from etude.data.randomness import stream
 from etude.data.tasks import Split
 from etude.data.tours import Method
 
-Problem = Literal["hull", "delaunay", "tsp"]
+PROBLEMS = ("hull", "delaunay", "tsp")
 
 
 def planar_problem(
-    problem: Problem, batch: int, n: int, generator: torch.Generator, *, method: Method = "auto", restarts: int = 20
+    problem: str, batch: int, n: int, generator: torch.Generator, *, method: Method = "auto", restarts: int = 20
 ) -> Split:
     """Uniform points x (batch, n, 2) and their label y (batch, m), padded with -1 and no wider than needed.
 
@@ -41,8 +41,7 @@ def planar_problem(
     ValueError
         For an unknown problem or sizes below 1.
     """
-    if problem not in ("hull", "delaunay", "tsp"):
-        raise ValueError(f"problem must be hull, delaunay or tsp, got {problem!r}")
+    _check(problem)
     x = uniform_points(batch, n, generator)
     if problem == "tsp":
         return Split(x, tsp_targets(x, method=method, restarts=restarts))
@@ -51,7 +50,7 @@ def planar_problem(
 
 
 def fresh_batches(
-    problem: Problem, batch: int, sizes: tuple[int, int], *, method: Method = "auto", restarts: int = 20
+    problem: str, batch: int, sizes: tuple[int, int], *, method: Method = "auto", restarts: int = 20
 ) -> Sampled:
     """Endless new instances; each batch has one n, drawn evenly from sizes[0]..sizes[1]."""
     low, high = _sizes(sizes)
@@ -64,7 +63,7 @@ def fresh_batches(
 
 
 def labelled_pool(
-    problem: Problem, rows: int, sizes: tuple[int, int], *, seed: int, method: Method = "auto", restarts: int = 20
+    problem: str, rows: int, sizes: tuple[int, int], *, seed: int, method: Method = "auto", restarts: int = 20
 ) -> dict[int, Split]:
     """`rows` instances of every n in sizes[0]..sizes[1], labelled once: for labels that cost more than a step."""
     low, high = _sizes(sizes)
@@ -87,13 +86,18 @@ def pool_batches(pool: Mapping[int, Split], batch: int) -> Sampled:
     return sampled(draw)
 
 
+def _check(problem: str) -> None:
+    if problem not in PROBLEMS:
+        raise ValueError(f"problem must be one of {', '.join(PROBLEMS)}, got {problem!r}")
+
+
 def _sizes(sizes: tuple[int, int]) -> tuple[int, int]:
     if not 1 <= sizes[0] <= sizes[1]:
         raise ValueError(f"sizes must be 1 <= low <= high, got {sizes}")
     return sizes
 
 
-def planar_scores(problem: Problem, split: Split, sequences: Tensor) -> dict[str, float]:
+def planar_scores(problem: str, split: Split, sequences: Tensor) -> dict[str, float]:
     """How good index sequences (batch, m), padded with -1, are for the instances of a split.
 
     Returns
@@ -103,6 +107,7 @@ def planar_scores(problem: Problem, split: Split, sequences: Tensor) -> dict[str
         of the true area that the valid ones cover; 0 if none is valid). delaunay: `exact`, `triangle_coverage`.
         tsp: `tour_length` (mean), `tour_ratio` (mean length over mean length of the labels).
     """
+    _check(problem)
     sequences = sequences.to(split.x.device)
     if problem == "hull":
         area = hull_area_coverage(split.x, sequences)

@@ -19,13 +19,14 @@ from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Stud
 from etude.layers import PointerNetwork, RecurrentSeq2Seq
 from etude.training import TrainConfig, train
 
+HULLS = ("hull", "hull_long", "delaunay")
 TOURS = ("tsp", "tsp_range", "tsp_teacher")  # few cities; 5 to 20, tested at 25; 50, labelled by a weak rule
 
 
 class PointerConfig(StudyConfig):
     """Sizes of the nets, the problems and the runs. The paper's own recipe: optimizer sgd, lr 1.0, init uniform."""
 
-    protocols: tuple[str, ...] = ("hull", "tsp")
+    protocols: tuple[str, ...] = ("hull", "hull_long", "tsp")
     hidden_size: PositiveInt = 64
     batch_size: PositiveInt = 128
     n: PositiveInt = 10
@@ -33,14 +34,13 @@ class PointerConfig(StudyConfig):
     n_low: PositiveInt = 5
     n_small: PositiveInt = 5
     """Points of a triangulation and cities of a tour (protocols "delaunay" and "tsp")."""
-    steps: PositiveInt = 2500
+    steps: PositiveInt = 1500
+    """Updates; protocol "hull_long" and arm `ptr_range` have twice as many."""
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: float = 1e-2
     """Best of 2e-3, 5e-3 and 1e-2 on a pilot seed for every trained arm: the same one."""
     init: Literal["scaled", "orthogonal", "uniform"] = "scaled"
     test_rows: PositiveInt = 1000
-    pool_rows: PositiveInt = 4096
-    """Labelled instances of a size where labels cost more than a step ("tsp_range", "tsp_teacher")."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
 
 
@@ -49,7 +49,7 @@ class PointerStudy(Study):
 
     configs: ClassVar = {
         "quick": PointerConfig(
-            n_seeds=3, n=5, n_low=4, n_small=4, hidden_size=32, batch_size=64, steps=300, test_rows=300
+            n_seeds=3, protocols=("hull", "tsp"), n=5, n_low=4, n_small=4, hidden_size=32, batch_size=64, steps=300
         ),
         "laptop": PointerConfig(),
         "gpu": PointerConfig(
@@ -60,26 +60,25 @@ class PointerStudy(Study):
     arms: ClassVar = {
         "ptr": Arm("pointer network"),
         "ptr_range": Arm("pointer network trained on mixed sizes", protocols=("hull",)),
-        "attention": Arm("sequence-to-sequence with attention", role="baseline", protocols=("hull", "delaunay")),
+        "attention": Arm("sequence-to-sequence with attention", role="baseline", protocols=HULLS),
         "lstm": Arm("sequence-to-sequence without attention", role="baseline", protocols=("hull",)),
         "weak": Arm("cheapest insertion, a weak teacher", role="reference", protocols=("tsp_range", "tsp_teacher")),
-        "untrained": Arm("pointer network, not trained", role="control", protocols=("hull", "delaunay")),
+        "untrained": Arm("pointer network, not trained", role="control", protocols=HULLS),
         "random": Arm("random tours", role="control", protocols=TOURS),
     }
 
     def task(self, protocol: str, config: PointerConfig) -> dict[int, Split] | None:
         """A labelled pool where labels are dear, else nothing: instances are drawn as they are needed."""
         if protocol == "tsp_range":
-            return planar.labelled_pool("tsp", config.pool_rows, (5, 20), seed=0, restarts=5)
+            return planar.labelled_pool("tsp", 4096, (5, 20), seed=0, restarts=5)
         if protocol == "tsp_teacher":
-            return planar.labelled_pool("tsp", 8 * config.pool_rows, (50, 50), seed=0, method="insertion")
+            return planar.labelled_pool("tsp", 8 * 4096, (50, 50), seed=0, method="insertion")
         return None
 
     def measure(self, job: Job) -> Iterator[Measurement | Artifact]:
         """Train the arm and score what it writes for new instances of the seed."""
-        c: PointerConfig = job.config
-        problem: Any = job.protocol.split("_")[0]
-        top = {"hull": c.n, "tsp_range": 25, "tsp_teacher": 50}.get(job.protocol, c.n_small)
+        c, problem = job.config, job.protocol.split("_")[0]
+        top = {"tsp_range": 25, "tsp_teacher": 50}.get(job.protocol, c.n if problem == "hull" else c.n_small)
         labels: Any = "auto" if job.protocol == "tsp" else "insertion"  # long tours are compared with weak ones
         several = {c.n_low, (c.n_low + c.n) // 2, c.n, 3 * c.n // 2, 2 * c.n}
         sizes = sorted(several) if job.protocol == "hull" and job.arm in ("ptr_range", "untrained") else [top]
@@ -103,8 +102,7 @@ class PointerStudy(Study):
     def plots(self, results: Results) -> list[Plot]:
         """Scores against the number of points, answers beside the truth, and where the first answer points."""
         out = []
-        rows = [r for name in ("exact_by_n", "area_by_n") for r in results.select(name, arms=["ptr_range"])]
-        if rows:
+        if rows := [r for name in ("exact_by_n", "area_by_n") for r in results.select(name, arms=["ptr_range"])]:
             rows = [r | {"value": r["value"] * (100 if r["unit"] == "1" else 1)} for r in rows]
             sizes = sorted({r["step"] for r in rows})
             line = alt.Chart(alt.Data(values=rows)).mark_line(point=True)
@@ -118,14 +116,13 @@ class PointerStudy(Study):
             out.append(Plot(f"answers-{found['protocol']}", chart.to_dict(), "Answers of the net beside the truth."))
         for found in results.artifacts("weights", protocol="hull"):
             heat = alt.Chart(alt.Data(values=found["value"])).mark_rect()
-            heat = heat.encode(x="slot:O", y="step:O", color="value:Q")
-            out.append(Plot("weights", heat.to_dict(), "Probability of each point at each step (0 = END), first case."))
+            spec = heat.encode(x="slot:O", y="step:O", color="value:Q").to_dict()
+            out.append(Plot("weights", spec, "Probability of each point at each step (0 = END), first case."))
         return out
 
 
 def _nets(job: Job, problem: Any) -> list[Any]:
-    c: PointerConfig = job.config
-    size = c.n if problem == "hull" else c.n_small
+    c, size = job.config, job.config.n if problem == "hull" else job.config.n_small
 
     def build(seed: int) -> PointerNetwork | RecurrentSeq2Seq:
         if job.arm in ("attention", "lstm"):
@@ -134,10 +131,12 @@ def _nets(job: Job, problem: Any) -> list[Any]:
 
     if job.arm == "untrained":
         return [seeded_build(partial(build, s), stream(s, "init")).to(job.device).eval() for s in job.seeds]
-    data = planar.fresh_batches(problem, c.batch_size, (c.n_low if job.arm == "ptr_range" else size, size))
+    low = c.n_low if job.arm == "ptr_range" else size
+    data = planar.fresh_batches(problem, c.batch_size, (low, size))
     data = data if job.task is None else planar.pool_batches(job.task, c.batch_size)
     settings: dict[str, Any] = {"clip_norm": 2.0, "schedule": "cosine", "warmup_steps": min(50, c.steps // 10)}
-    config = TrainConfig(steps=c.steps, optimizer=c.optimizer, lr=c.lr, precision=c.precision, **settings)
+    steps = c.steps * (2 if job.protocol == "hull_long" or job.arm == "ptr_range" else 1)
+    config = TrainConfig(steps=steps, optimizer=c.optimizer, lr=c.lr, precision=c.precision, **settings)
     done = train(build, data, loss=lambda m, b: m(b.x, b.y).loss, config=config, seeds=job.seeds, device=job.device)
     return [t.module for t in done]
 
