@@ -592,7 +592,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         return times["alone"] if torch.get_num_threads() == 1 and times["cores"] > 1 else times["sequential"]
 
     monkeypatch.setattr(plan_module, "_seconds_per_update", one)
-    monkeypatch.setattr(plan_module, "_batched_seconds", lambda p, seeds, kind: times[kind])
+    monkeypatch.setattr(plan_module, "_batched_seconds", lambda p, seeds, kind, limit: times[kind])
     monkeypatch.setattr(plan_module, "cores", lambda: times["cores"])
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from etude.layers.stacked import NotStackable, StackedDropout, lane_tensors, stack_modules
 from etude.training.batched_feed import CannotBatch, flatten_batch, lane_batches
@@ -224,6 +225,8 @@ class Vmapped(Net):
         shapes = [[(n, t.shape, t.dtype) for n, t in m.state_dict(keep_vars=True).items()] for m in modules]
         if any(a != b for a, b in pairwise(shapes)):
             raise CannotBatch("the seeds' modules differ in their parameters")
+        # on a CPU the fused attention has no batching rule: vmap would go through it seed by seed
+        self.attention = (lambda: sdpa_kernel(SDPBackend.MATH)) if problem.device.type == "cpu" else nullcontext
         base = copy.deepcopy(first)
         self.whole = _Whole(base, problem.loss, problem.penalty)
         self.parameters = {
@@ -248,7 +251,8 @@ class Vmapped(Net):
     def losses(self, batch: Any) -> Tensor:
         tensors = {f"net.{n}": t for part in (self.parameters, self.buffers) for n, t in part.items()}
         try:
-            return _over_seeds(lambda one, t: functional_call(self.whole, t, (one,)), batch, tensors)
+            with self.attention():
+                return _over_seeds(lambda one, t: functional_call(self.whole, t, (one,)), batch, tensors)
         except RuntimeError as error:
             raise _refusal("net or its loss", error) from error
 

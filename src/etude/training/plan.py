@@ -96,10 +96,12 @@ def choose(problem: Problem, seeds: tuple[int, ...]) -> str:
     expected = {"sequential": one * total * len(seeds)}
     if expected["sequential"] < SHORT_SECONDS:
         return "sequential"
+    useful = []  # ways of batching that gain something
     for kind in ("stacked", "vmap"):
-        seconds = _batched_seconds(problem, seeds, kind)
-        if seconds is not None:
+        seconds = _batched_seconds(problem, seeds, kind, one * len(seeds))
+        if seconds is not None and seconds < one * len(seeds):
             expected[kind] = seconds * total
+            useful.append(kind)
     if _processes_possible(problem):
         with _one_thread():
             workers = min(cores(), len(seeds))
@@ -107,11 +109,10 @@ def choose(problem: Problem, seeds: tuple[int, ...]) -> str:
             start = 0.0 if shared_pool().warm >= workers else START_SECONDS
             alone = _seconds_per_update(problem, seeds[0])
             expected["processes"] = alone * total * share + start
-            for kind in ("stacked", "vmap"):
-                if kind in expected and share > 1:
-                    seconds = _batched_seconds(problem, seeds[:share], kind)
-                    if seconds is not None:
-                        expected[f"processes+{kind}"] = seconds * total + start
+            for kind in useful if share > 1 else ():
+                seconds = _batched_seconds(problem, seeds[:share], kind, alone * share)
+                if seconds is not None:
+                    expected[f"processes+{kind}"] = seconds * total + start
     best = min(expected, key=lambda plan: expected[plan])
     return best if expected[best] < CLEARLY * expected["sequential"] else "sequential"
 
@@ -145,16 +146,16 @@ def _seconds_per_update(problem: Problem, seed: int) -> float:
         return _time(update, problem)
 
 
-def _batched_seconds(problem: Problem, seeds: tuple[int, ...], kind: str) -> float | None:
-    """Of all `seeds` together, or None where that cannot be done."""
+def _batched_seconds(problem: Problem, seeds: tuple[int, ...], kind: str, limit: float) -> float | None:
+    """Of all `seeds` together, or None where that cannot be done; gives up when it is far above `limit`."""
     try:
         batched = Batched(_rehearsal(problem), seeds, kind)
-        return _time(batched.update, problem)
+        return _time(batched.update, problem, limit)
     except ValueError:
         return None
 
 
-def _time(update: Any, problem: Problem) -> float:
+def _time(update: Any, problem: Problem, limit: float = math.inf) -> float:
     """Median seconds of an update, after a warm-up."""
     cuda = problem.device.type == "cuda"
     begun, taken = time.perf_counter(), []
@@ -164,7 +165,7 @@ def _time(update: Any, problem: Problem) -> float:
         if cuda:
             torch.cuda.synchronize(problem.device)
         taken.append(time.perf_counter() - start)
-        if time.perf_counter() - begun > TRIAL_SECONDS and i > 0:
+        if i > 0 and (time.perf_counter() - begun > TRIAL_SECONDS or taken[-1] > 2 * limit):
             break
     counted = sorted(taken[min(WARM, len(taken) - 1) :])
     return counted[len(counted) // 2]
