@@ -81,6 +81,20 @@ def test_groups_meet_the_sizes_where_they_can():
     assert [p.n for p in parts] == [50, 30]
 
 
+@given(seed=SEEDS)
+def test_groups_are_spread_with_an_eye_on_the_classes(seed):
+    """60 groups of 5 rows of one class each, a fifth of them of the rare class."""
+    groups = torch.arange(300) // 5
+    y = (groups % 5 == 0).long()
+    for part, ideal in zip(split(rows(300, y=y, groups=groups), (0.6, 0.2, 0.2), seed=seed, by="group"), (36, 12, 12)):
+        assert abs(int(part.y.sum()) - ideal) <= 5  # a group
+
+
+def test_groups_that_are_classes_of_their_own_fill_the_parts():
+    rows_of_13 = rows(13, y=torch.arange(13), groups=torch.arange(13))
+    assert [p.n for p in split(rows_of_13, (7, 3, 3), seed=0, by="group")] == [7, 3, 3]
+
+
 def test_the_same_seed_gives_the_same_rows_in_the_same_order_and_another_does_not():
     data = rows(50, y=torch.arange(50) % 3)
     for by in ("row", "class"):

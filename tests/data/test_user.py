@@ -317,6 +317,24 @@ def test_other_field_names_and_no_labels(write):
     assert plain.meta["duplicates"] == 1
 
 
+def test_documents_without_a_group_stand_alone(write):
+    rows = [{k: v for k, v in row.items() if k != "group" or i < 6} for i, row in enumerate(LINES)]
+    assert load_user(write(lines(rows), "my.jsonl")).groups.unique().numel() == 3 + 6
+
+
+def test_a_saved_data_set_of_hugging_face_is_a_table_or_documents(tmp_path):
+    arrow = pytest.importorskip("pyarrow", reason="optional: the extra tables is not installed")
+    table = arrow.table({"text": [f"t{i}" for i in range(8)], "label": [i % 2 for i in range(8)], "n": list(range(8))})
+    for part in ("train", "test"):
+        (tmp_path / "saved" / part).mkdir(parents=True)
+        shard = str(tmp_path / "saved" / part / "data-00000-of-00001.arrow")
+        with arrow.OSFile(shard, "wb") as sink, arrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    (tmp_path / "saved" / "train" / "cache-1.arrow").write_bytes(b"left over")
+    assert len(load_user(tmp_path / "saved", target="label").y) == 16
+    assert load_user(tmp_path / "saved", text="text").texts[:2] == ["t0", "t1"]
+
+
 def test_a_table_with_a_column_of_texts(write):
     path = write("text,label\n" + "".join(f"some words {i},{i % 2}\n" for i in range(8)))
     data = load_user(path, text="text", target="label")

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
 
 from etude.data.randomness import numpy_stream
 from etude.data.tasks import Split, Task
@@ -70,6 +69,8 @@ def templates() -> np.ndarray:
 
 def render(labels: np.ndarray, draws: Draws) -> np.ndarray:
     """Signals (n, LENGTH) of the given classes, before they are scaled."""
+    from scipy.ndimage import gaussian_filter1d
+
     n, width = draws.noise.shape
     base = templates()[labels] + EPSILON
     padded = np.concatenate([base, np.zeros((n, width - base.shape[1]))], axis=1)

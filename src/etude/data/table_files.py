@@ -27,8 +27,7 @@ def read_frame(path: Path, on_bad: Literal["raise", "skip"] = "raise") -> Any:
         raise MissingExtra("pandas", "tables", "reading a table") from error
     try:
         if path.is_dir():
-            shards = sorted(p for p in path.iterdir() if p.suffix in (".parquet", ".arrow"))
-            frame = pd.concat([_binary(p) for p in shards], ignore_index=True)
+            frame = pd.concat([_binary(p) for p in shards(path)], ignore_index=True)
         elif path.suffix in (".parquet", ".arrow"):
             frame = _binary(path)
         else:
@@ -70,6 +69,12 @@ def read_table(path: Path, *, target: str | None = None, on_bad: OnBad = "raise"
     digest = file_sha256(path) if path.is_file() else ""
     record = {"name": path.name, "version": "user", "sha256": digest, "license": "the user's own"}
     return TableSet(columns, torch.from_numpy(y), classes, path.stem, (record,), meta)
+
+
+def shards(folder: Path) -> list[Path]:
+    """The Parquet and Arrow files of a folder at any depth (a saved data set of Hugging Face), caches left out."""
+    found = sorted(p for p in folder.rglob("*") if p.suffix in (".parquet", ".arrow"))
+    return [p for p in found if not p.name.startswith((".", "cache-", "tmp"))]
 
 
 def _binary(path: Path) -> Any:

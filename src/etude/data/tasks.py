@@ -106,7 +106,7 @@ def split(
     by
         "row": at random. "class": every part holds the classes of `data.y` in the proportions of the whole
         (to within a row or two) and at least one row of each. "group": rows of one group stay together, so
-        sizes are met as nearly as the groups allow.
+        sizes and proportions of classes are met as nearly as the groups allow.
     classes
         Names of the classes, for the text of an error.
 
@@ -130,7 +130,7 @@ def split(
     elif by == "class":
         parts = _by_class(_labels(data.y), counts, rng, classes)
     elif by == "group":
-        parts = _by_group(data.groups, counts, data.n, rng)
+        parts = _by_group(data.groups, data.y, counts, rng)
     else:
         raise ValueError(f'by must be "row", "class" or "group", got {by!r}')
     return tuple(_part(data, rows) for rows in parts)
@@ -215,25 +215,43 @@ def _repair(part_of: np.ndarray, codes: np.ndarray, wanted: list[int], n_classes
             table[donor, surplus] += 1
 
 
-def _by_group(groups: Any, counts: list[int], n: int, rng: np.random.Generator) -> list[np.ndarray]:
+def _by_group(groups: Any, y: Any, counts: list[int], rng: np.random.Generator) -> list[np.ndarray]:
+    """Whole groups, the largest first, each to a part that still has room, there to the one that lacks its
+    classes most; the last groups go to parts that are still empty."""
     if groups is None:
         raise ValueError('by="group" needs data.groups, which is None')
     names = groups.cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
+    n = len(names)
     _, codes, totals = np.unique(names, return_inverse=True, return_counts=True)
     wanted = [p for p, count in enumerate(counts) if count]
     if len(totals) < len(wanted):
         raise ValueError(f"{len(totals)} groups cannot fill {len(wanted)} parts: a group stays in one part")
+    table = _class_counts(codes, y, len(totals))
+    share = table / table.sum(0)  # of each class that stands in each group
     room = np.array([*counts, n - sum(counts)], dtype=float)
-    part_of_group = np.empty(len(totals), dtype=int)
-    # largest groups first, each to the part with the most room; the last groups go to parts still empty
-    order = np.lexsort((rng.random(len(totals)), -totals))
-    empty = set(wanted)
+    lack = np.repeat(room[:, None] / n, table.shape[1], axis=1)  # of each class that each part is short of
     rest = [len(counts)] if sum(counts) < n else []
-    for done, g in enumerate(order):
-        open_parts = sorted(empty) if len(order) - done <= len(empty) else [*wanted, *rest]
-        part = max(open_parts, key=lambda p: room[p])
+    part_of_group = np.empty(len(totals), dtype=int)
+    empty = set(wanted)
+    for done, g in enumerate(np.lexsort((rng.random(len(totals)), -totals))):
+        open_parts = sorted(empty) if len(totals) - done <= len(empty) else [*wanted, *rest]
+        roomy = [p for p in open_parts if room[p] >= totals[g] / 2]
+        part = max(roomy, key=lambda p: (table[g] @ lack[p], room[p])) if roomy else max(open_parts, key=room.item)
         part_of_group[g] = part
         room[part] -= totals[g]
+        lack[part] -= share[g]
         empty.discard(part)
     part_of = part_of_group[codes]
     return [rng.permutation(np.flatnonzero(part_of == p)) for p in range(len(counts))]
+
+
+def _class_counts(groups: np.ndarray, y: Any, n_groups: int) -> np.ndarray:
+    """(groups, classes) rows of each class in each group; one column where there are no classes."""
+    labels = np.zeros(len(groups), dtype=int)
+    if y is not None:
+        given = y.cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        if given.ndim == 1 and not np.issubdtype(given.dtype, np.floating):
+            labels = np.unique(given, return_inverse=True)[1]
+    table = np.zeros((n_groups, labels.max(initial=0) + 1))
+    np.add.at(table, (groups, labels), 1)
+    return table

@@ -124,7 +124,8 @@ def _documents(
         else:
             texts.append(content)
             labels.append(_label(label))
-            groups.append(str(row.get(GROUP)))
+            own = row.get(GROUP)
+            groups.append(f"alone in {where}" if own is None or own != own else str(own))
     if bad and on_bad == "raise":
         raise DataError(f'unusable entries in {path.name}: {listed(bad)}; mend them, or on_bad="skip"')
     if not texts:

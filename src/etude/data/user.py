@@ -5,7 +5,7 @@ from typing import Literal
 
 from etude.data.image_files import SUFFIXES, read_images
 from etude.data.images import ImageSet
-from etude.data.table_files import read_frame, read_table
+from etude.data.table_files import read_frame, read_table, shards
 from etude.data.tables import TableSet
 from etude.data.text import TextDataset
 from etude.data.text_files import read_json_lines, read_text_folder, read_text_table
@@ -31,8 +31,8 @@ def load_user(
     ============ ====================================================================================
     kind         what it is read from
     ============ ====================================================================================
-    "table"      CSV, TSV, Parquet (or a folder of Parquet or Arrow shards); numbers, words and holes
-                 mixed; one column of classes
+    "table"      CSV, TSV, Parquet (or a folder of Parquet or Arrow shards, as Hugging Face saves them);
+                 numbers, words and holes mixed; one column of classes
     "images"     a folder with one sub-folder a class; files of any size and mode
     "documents"  JSON lines (or a JSON list) with fields "text", "label" and, where documents belong
                  together, "group"; a folder of .txt files, its sub-folders the classes; or a table
@@ -74,7 +74,7 @@ def load_user(
         return read_table(source, target=target, on_bad=on_bad)
     if found != "documents":
         raise UsageError(f'kind must be "images", "table" or "documents", got {kind!r}')
-    if source.is_dir() and not _shards(source):
+    if source.is_dir() and not shards(source):
         return read_text_folder(source, on_bad=on_bad)
     if source.is_dir() or _suffix(source) in TABLES:
         return read_text_table(source, read_frame(source, on_bad), text=text, target=target, on_bad=on_bad)
@@ -86,10 +86,6 @@ def _suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
-def _shards(folder: Path) -> bool:
-    return any(p.suffix in (".parquet", ".arrow") for p in folder.iterdir())
-
-
 def _kind(source: Path) -> Kind:
     if source.is_file():
         if _suffix(source) in TABLES:
@@ -99,7 +95,7 @@ def _kind(source: Path) -> Kind:
         raise DataError(
             f"cannot tell what {source.name} is: give kind=, or one of {', '.join((*TABLES, *DOCUMENTS))} or a folder"
         )
-    if _shards(source):
+    if shards(source):
         return "table"
     suffixes = {p.suffix.lower() for p in source.rglob("*") if p.is_file()}
     images, texts = bool(suffixes & SUFFIXES), ".txt" in suffixes
