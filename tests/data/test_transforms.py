@@ -32,6 +32,13 @@ def test_elastic_is_the_per_image_recipe_of_scipy(height, width, sigma):
             np.testing.assert_allclose(ours[i, channel].numpy(), expected, atol=2e-4)
 
 
+def test_pieces_and_all_at_once_are_the_same(monkeypatch):
+    x = images(11, 1, 7, 9)
+    whole = elastic(x, generator=stream(0, "warp"))
+    monkeypatch.setattr(transforms, "CHUNK", 1)
+    torch.testing.assert_close(elastic(x, generator=stream(0, "warp")), whole, atol=1e-6, rtol=0)
+
+
 def test_the_noise_of_a_field_is_uniform():
     noise = transforms._noise((200_000,), stream(0, "noise")).double() / 128
     assert float(noise.mean()) == pytest.approx(0, abs=0.005)
