@@ -8,6 +8,11 @@ from etude.training.engine import train as train
 from etude.training.estimators import TorchClassifier as TorchClassifier
 from etude.training.estimators import TorchEstimator as TorchEstimator
 from etude.training.estimators import TorchRegressor as TorchRegressor
+from etude.training.ghost_batchnorm import GhostBatchNorm1d as GhostBatchNorm1d
+from etude.training.ghost_batchnorm import GhostBatchNorm2d as GhostBatchNorm2d
+from etude.training.ghost_batchnorm import GhostBatchNorm3d as GhostBatchNorm3d
+from etude.training.ghost_batchnorm import ghost_batch_norm as ghost_batch_norm
+from etude.training.ghost_batchnorm import to_ghost_batchnorm as to_ghost_batchnorm
 from etude.training.gradients import GradientNoise as GradientNoise
 from etude.training.gradients import gradient_statistics as gradient_statistics
 from etude.training.gradients import per_sample_gradients as per_sample_gradients
@@ -36,6 +41,11 @@ from etude.training.schedules import adapt_regime as adapt_regime
 from etude.training.schedules import make_schedule as make_schedule
 from etude.training.schedules import scale_lr as scale_lr
 from etude.training.updater import Updater as Updater
+from etude.training.weight_distance import DistanceFit as DistanceFit
+from etude.training.weight_distance import DistanceTrace as DistanceTrace
+from etude.training.weight_distance import WeightDistance as WeightDistance
+from etude.training.weight_distance import fit_distances as fit_distances
+from etude.training.weight_distance import log_spaced as log_spaced
 from etude.training.workers import Outcome as Outcome
 from etude.training.workers import WorkerDied as WorkerDied
 from etude.training.workers import WorkerPool as WorkerPool

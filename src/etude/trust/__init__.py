@@ -7,6 +7,7 @@ from etude.trust.prototype_network import Lambdas as Lambdas
 from etude.trust.prototype_network import PrototypeNetwork as PrototypeNetwork
 from etude.trust.prototype_network import PrototypeReport as PrototypeReport
 from etude.trust.prototype_network import deformed as deformed
+from etude.trust.prototype_network import explanation_error as explanation_error
 from etude.trust.prototype_network import explanations as explanations
 from etude.trust.prototype_network import prototype_loss as prototype_loss
 from etude.trust.prototype_network import prototype_network as prototype_network

@@ -40,7 +40,7 @@ class Lambdas:
 class PrototypeOutput(NamedTuple):
     """Everything that a forward pass computes."""
 
-    logits: Tensor  # (B, K)
+    logits: Tensor  # (B, K), in eval mode float64
     distances: Tensor  # (B, m), squared Euclidean
     code: Tensor  # (B, q)
 
@@ -105,11 +105,11 @@ class PrototypeNetwork(nn.Module):
         if self.training or distances.device.type == "mps":
             return PrototypeOutput(self.head(distances), distances, code)
         # a small product in float32 can round a row by where it stands in the batch: sum the evidence in float64
-        logits = F.linear(distances.double(), self.head.weight.double()).to(distances.dtype)
-        return PrototypeOutput(logits, distances, code)
+        return PrototypeOutput(F.linear(distances.double(), self.head.weight.double()), distances, code)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.evidence(x).logits
+        out = self.evidence(x)
+        return out.logits.to(out.distances.dtype)
 
     def decode_prototypes(self) -> Tensor:
         """g(P) in the unit of the inputs, (m, *shape)."""
@@ -289,3 +289,18 @@ def explanations(distances: ArrayLike, weight: ArrayLike, cases: ArrayLike) -> l
         contribution = row[order, None] * weight[order]
         found.append(Explanation(order, row[order], weight[order], contribution, cases[order]))
     return found
+
+
+@torch.no_grad()
+def explanation_error(network: PrototypeNetwork, x: Tensor) -> tuple[float, float]:
+    """Largest difference between the logits (in float64) and sums of explained contributions, over rows and classes.
+
+    Returns it for all contributions, and for those without the farthest prototype's (which must be noticed).
+    """
+    out = network.evidence(x)
+    weight = network.head.weight.detach().cpu().T
+    found = explanations(out.distances.cpu(), weight, np.zeros(len(weight), np.int64))
+    logits = out.logits.cpu().double().numpy()
+    whole = np.array([e.logits for e in found])
+    partial = np.array([e.contribution[:-1].sum(0) for e in found])
+    return float(np.abs(whole - logits).max()), float(np.abs(partial - logits).max())

@@ -1,0 +1,200 @@
+"""Counting facts: how many were seen once, and what that says of those never seen.
+
+Sources: Good 1953 (missing mass); Chao 1984 (number of unseen classes); Kalai & Vempala 2023, arXiv 2311.14648 (the
+monofact estimate, and the constant of its interval).
+"""
+
+import math
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from etude.data.duplicates import normalize_text
+
+CLASSES = (("1", 1, 1), ("2", 2, 2), ("3-5", 3, 5), ("6+", 6, math.inf))
+
+
+def normalize_fact(fact: Any) -> Any:
+    """A fact in one form: strings (inside tuples too) in NFKC, case folded, with single spaces."""
+    if isinstance(fact, str):
+        return normalize_text(fact)
+    if isinstance(fact, tuple):
+        return tuple(map(normalize_fact, fact))
+    return fact
+
+
+@dataclass(frozen=True)
+class CorpusAudit:
+    """Counts of a corpus of facts and the estimates that follow from them; made by `corpus_audit`."""
+
+    n: int
+    """Documents with a fact."""
+    distinct: int
+    """Different facts seen."""
+    counts_of_counts: dict[int, int]
+    """N_r: how many facts were seen exactly r times."""
+    delta: float
+    normalized: bool = True
+
+    @property
+    def monofact(self) -> float:
+        """MF = N_1 / n: facts seen once, divided by the number of documents (not of facts)."""
+        return self.N(1) / self.n
+
+    @property
+    def missing_mass(self) -> float:
+        """Good-Turing estimate of the probability that the next document holds a fact not seen yet: MF."""
+        return self.monofact
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Asymptotic interval of the missing mass at level 1 - delta: variance N_1/n^2 + 2 N_2/n^2 - N_1^2/n^3."""
+        from scipy.stats import norm
+
+        n, n1, n2 = self.n, self.N(1), self.N(2)
+        half = float(norm.ppf(1 - self.delta / 2)) * math.sqrt(max(n1 / n**2 + 2 * n2 / n**2 - n1**2 / n**3, 0.0))
+        return max(0.0, self.monofact - half), min(1.0, self.monofact + half)
+
+    @property
+    def proof_interval(self) -> tuple[float, float]:
+        """MF +- sqrt(6 ln(6 / delta) / n), the constant of the theorem's proof: wide, but for every n."""
+        half = math.sqrt(6 * math.log(6 / self.delta) / self.n)
+        return max(0.0, self.monofact - half), min(1.0, self.monofact + half)
+
+    @property
+    def chao1_unseen(self) -> float:
+        """Estimated number of facts never seen (a lower bound): N_1^2 / (2 N_2), bias-corrected where N_2 = 0."""
+        n1, n2 = self.N(1), self.N(2)
+        scale = (self.n - 1) / self.n
+        return scale * (n1 * n1 / (2 * n2) if n2 else n1 * (n1 - 1) / 2)
+
+    def N(self, r: int) -> int:
+        """Number of facts seen exactly r times."""
+        return self.counts_of_counts.get(r, 0)
+
+    def bootstrap_interval(self, generator: np.random.Generator, *, samples: int = 1000) -> tuple[float, float]:
+        """Percentile interval of MF over corpora drawn again from the facts' counts.
+
+        A document drawn again cannot hold a new fact, so these corpora have fewer facts seen once; the
+        interval is shifted by the mean of that (basic bootstrap).
+        """
+        r = np.array(sorted(self.counts_of_counts))
+        counts = np.repeat(r, [self.counts_of_counts[int(k)] for k in r])
+        drawn = generator.multinomial(self.n, counts / self.n, size=samples)
+        found = (drawn == 1).sum(1) / self.n
+        low, high = np.quantile(found - found.mean(), [self.delta / 2, 1 - self.delta / 2])
+        return max(0.0, self.monofact - high), min(1.0, self.monofact - low)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return {
+            **asdict(self), "counts_of_counts": {str(k): v for k, v in self.counts_of_counts.items()},
+            "monofact": self.monofact, "missing_mass": self.missing_mass, "interval": list(self.interval),
+            "proof_interval": list(self.proof_interval), "chao1_unseen": self.chao1_unseen,
+        }  # fmt: skip
+
+    def plot(self) -> dict[str, Any]:
+        """Vega-Lite bars: share of the documents whose fact was seen once, twice, 3 to 5 times, more often."""
+        import altair as alt
+
+        rows = [
+            {
+                "seen": label,
+                "documents": sum(r * c for r, c in self.counts_of_counts.items() if low <= r <= high) / self.n,
+            }
+            for label, low, high in CLASSES
+        ]
+        return (
+            alt.Chart(alt.Data(values=rows)).mark_bar()
+            .encode(x=alt.X("seen:N", sort=[c[0] for c in CLASSES], title="times seen"),
+                    y=alt.Y("documents:Q", title="share of documents"))
+            .to_dict()
+        )  # fmt: skip
+
+
+def corpus_audit(facts: Iterable[Any], *, normalize: bool = True, delta: float = 0.05) -> CorpusAudit:
+    """Count the facts of a corpus.
+
+    Parameters
+    ----------
+    facts
+        One hashable a document (a string, a tuple such as (person, place, dish), a number); None where a document
+        has no fact. An integer numpy array is counted as it is.
+    normalize
+        Count strings that differ in case, spaces or Unicode form as one. Near-duplicates still inflate MF: see
+        `etude.data.duplicate_groups`.
+    delta
+        The intervals hold with probability 1 - delta.
+
+    Raises
+    ------
+    ValueError
+        Without facts, or for a delta outside (0, 1].
+    TypeError
+        For a fact that cannot be hashed; the message names it.
+    """
+    check_delta(delta)
+    counts = count_facts(facts, normalize=normalize)
+    n = int(counts.sum())
+    if n == 0:
+        raise ValueError("no facts to count")
+    r, how_many = np.unique(counts, return_counts=True)
+    audit = CorpusAudit(n, len(counts), dict(zip(r.tolist(), how_many.tolist(), strict=True)), delta, normalize)
+    if audit.monofact == 1.0 and n > 1:
+        warnings.warn(
+            f"each of the {n} facts was seen once: the estimate of the missing mass is saturated at 1",
+            UserWarning,
+            stacklevel=2,
+        )
+    return audit
+
+
+def count_facts(facts: Iterable[Any], *, normalize: bool = True) -> NDArray[np.int64]:
+    """How often each distinct fact occurs, in no particular order."""
+    if isinstance(facts, np.ndarray) and facts.dtype.kind in "iu":
+        return np.unique(facts, return_counts=True)[1].astype(np.int64)
+    table = fact_counts(facts, normalize=normalize)
+    return np.fromiter(table.values(), dtype=np.int64, count=len(table))
+
+
+def fact_counts(facts: Iterable[Any], *, normalize: bool = True) -> dict[Any, int]:
+    """Fact -> count, without None. Distinct facts are normalised once each, after counting."""
+    if isinstance(facts, (str, bytes)):
+        raise TypeError(f"facts must be an iterable with one fact a document, got a single {type(facts).__name__}")
+    items = facts.tolist() if isinstance(facts, np.ndarray) else facts
+    items = items if isinstance(items, (list, tuple)) else list(items)
+    try:
+        raw: dict[Any, int] = Counter(items)
+    except TypeError:
+        for i, fact in enumerate(items):
+            try:
+                hash(fact)
+            except TypeError:
+                raise TypeError(
+                    f"fact {i} cannot be hashed: {fact!r} ({type(fact).__name__}); use strings, numbers or tuples"
+                ) from None
+        raise
+    raw.pop(None, None)
+    if not normalize:
+        return dict(raw)
+    merged: dict[Any, int] = {}
+    get = merged.get
+    for fact, count in raw.items():
+        if type(fact) is str:
+            key = " ".join((fact if fact.isascii() else unicodedata.normalize("NFKC", fact)).casefold().split())
+        else:
+            key = normalize_fact(fact)
+        merged[key] = get(key, 0) + count
+    return merged
+
+
+def check_delta(delta: float) -> None:
+    """Raise ValueError unless 0 < delta <= 1."""
+    if not 0 < delta <= 1:
+        raise ValueError(f"delta must lie in (0, 1], got {delta}")
