@@ -303,6 +303,23 @@ def test_images_convolutions_and_other_losses(plan: str) -> None:
             torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-3, msg=name)
 
 
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.norm, self.head = nn.Linear(3, 12), nn.LayerNorm(4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x.unflatten(1, (4, 3)))[:, None].chunk(3, -1)
+        return self.head(self.norm(F.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0].mean(1)))
+
+
+@pytest.mark.parametrize("plan", ["vmap", "processes+vmap"])
+@pytest.mark.filterwarnings("error")
+def test_attention_under_vmap(plan: str) -> None:
+    kwargs: dict[str, Any] = {"loss": cross_entropy, "config": TrainConfig(steps=10), "seeds": SEEDS}
+    same(*(train(lambda seed: Attends(), TRAIN, plan=p, **kwargs) for p in ("sequential", plan)))
+
+
 def test_many_seeds_stacked() -> None:
     """Above a number of seeds the losses are computed by one vmap."""
     config = TrainConfig(steps=5)
@@ -460,6 +477,27 @@ class Noisy(nn.Module):
         return self.linear(x + 0.1 * torch.randn_like(x))
 
 
+class Rebinds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 4)
+        self.register_buffer("mean", torch.zeros(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0).detach()
+        return self.linear(x - self.mean)
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.calls = nn.Linear(12, 4), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x) / self.calls
+
+
 def jitter(model: Any, batch: Any) -> Tensor:
     return F.cross_entropy(model(batch.x + torch.randn_like(batch.x)), batch.y)
 
@@ -474,6 +512,8 @@ def reads_weights(model: Any, batch: Any) -> Tensor:
         ("vmap", lambda seed: Chatty(), cross_entropy, "LSTM 'rnn' cannot run under vmap"),
         ("vmap", lambda seed: mlp((12, 8, 4), dropout=0.1), cross_entropy, "Dropout '2' draws inside forward"),
         ("vmap", lambda seed: Noisy(), cross_entropy, "draws random numbers"),
+        ("vmap", lambda seed: Rebinds(), cross_entropy, "new tensor in the place of buffer 'mean'"),
+        ("vmap", lambda seed: Counts(), cross_entropy, "keeps count in net.calls"),
         ("vmap", lambda seed: mlp((12, 8 + seed, 4)), cross_entropy, "differ in their parameters"),
         ("stacked", lambda seed: Chatty(), cross_entropy, "no stacked form of Chatty"),
         ("stacked", lambda seed: mlp((12, 8 + seed, 4)), cross_entropy, "Linear differs"),

@@ -107,17 +107,18 @@ def test_large_tensors_are_mapped_and_cannot_be_spoilt(pool: WorkerPool) -> None
 
     for _ in range(3):
         pool.submit(spoil, big)
-    assert [o.value for o in pool.as_completed()] == [total] * 3
-    assert float(big.sum()) == total
     assert len(pool._mapped._files) == 1
-    big += 1.0  # changed: it is sent anew
+    pool.submit(spoil, big.clone())  # gone here before it is read there
+    assert [o.value for o in pool.as_completed()] == [total] * 4
+    assert float(big.sum()) == total
+    big.numpy()[:] += 1.0  # changed behind torch's back: it is sent anew
     pool.submit(spoil, big)
     assert [o.value for o in pool.as_completed()] == [float(big.sum())]
     pool.submit(spoil, big.view(1000, 2000)[:, ::2])
     assert [o.value for o in pool.as_completed()] == [float(big.view(1000, 2000)[:, ::2].sum())]
-    del big
-    pool._mapped.drop_dead()
+    pool.submit(double, 1)
     assert pool._mapped._files == {}
+    list(pool.as_completed())
 
 
 @pytest.mark.slow

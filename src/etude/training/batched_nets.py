@@ -225,6 +225,7 @@ class Vmapped(Net):
         shapes = [[(n, t.shape, t.dtype) for n, t in m.state_dict(keep_vars=True).items()] for m in modules]
         if any(a != b for a, b in pairwise(shapes)):
             raise CannotBatch("the seeds' modules differ in their parameters")
+        self.first = True
         # on a CPU the fused attention has no batching rule: vmap would go through it seed by seed
         self.attention = (lambda: sdpa_kernel(SDPBackend.MATH)) if problem.device.type == "cpu" else nullcontext
         base = copy.deepcopy(first)
@@ -250,6 +251,18 @@ class Vmapped(Net):
 
     def losses(self, batch: Any) -> Tensor:
         tensors = {f"net.{n}": t for part in (self.parameters, self.buffers) for n, t in part.items()}
+        if self.first:
+            self.first = False
+            before = _plain_state(self.whole)
+            value = self._call(batch, tensors)
+            after = _plain_state(self.whole)
+            changed = [name for name in after if name not in before or before[name] != after[name]]
+            if changed:
+                raise CannotBatch(f"forward keeps count in {changed[0]}, which vmap would share: make it a buffer")
+            return value
+        return self._call(batch, tensors)
+
+    def _call(self, batch: Any, tensors: dict[str, Tensor]) -> Tensor:
         try:
             with self.attention():
                 return _over_seeds(lambda one, t: functional_call(self.whole, t, (one,)), batch, tensors)
@@ -265,8 +278,22 @@ class _Whole(nn.Module):
         self.net, self.loss, self.penalty = net, loss, penalty
 
     def forward(self, batch: Any) -> Tensor:
+        buffers = dict(self.net.named_buffers())
         loss = total_loss(self.loss(self.net, batch))
+        for name, buffer in self.net.named_buffers():
+            if buffer is not buffers.get(name):
+                raise CannotBatch(f"forward puts a new tensor in the place of buffer {name!r}: write into it instead")
         return loss if self.penalty is None else loss + self.penalty(self.net)
+
+
+def _plain_state(net: nn.Module) -> dict[str, Any]:
+    """Attributes of all modules that are plain values."""
+    return {
+        f"{prefix}.{name}" if prefix else name: value
+        for prefix, module in net.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (int, float, str)) and name != "training"
+    }
 
 
 def _refusal(what: str, error: RuntimeError) -> CannotBatch:

@@ -121,6 +121,8 @@ class WorkerPool:
         """Queue ``fn(*args)``; its outcome carries `key`."""
         if not self._finalizer.alive:
             raise UsageError("the pool is closed")
+        if not len(self):  # nothing that is still to be read refers to them
+            self._mapped.clear()
         try:
             self._queue.append((key, self._dumps((fn, args))))
         except (pickle.PicklingError, TypeError, AttributeError) as error:
@@ -161,6 +163,7 @@ class WorkerPool:
     def close(self) -> None:
         """End the workers, running calls included. Closing twice does nothing."""
         self._queue.clear()
+        self._ready.clear()
         self._finalizer()
         self._mapped.clear()
 
@@ -307,10 +310,11 @@ def shared_pool() -> WorkerPool:
 
 
 class _Mapped:
-    """Large tensors of the caller as anonymous files, which a worker maps; one file while a tensor lives unchanged."""
+    """Large tensors of the caller as anonymous files, which the workers map. A tensor that goes with several
+    calls has one file, until the pool is idle."""
 
     def __init__(self) -> None:
-        self._files: dict[tuple[Any, ...], tuple[int, Any]] = {}
+        self._files: dict[tuple[Any, ...], tuple[int, Tensor]] = {}
 
     def reduce(self, x: Tensor) -> Any:
         """How to rebuild `x` in a worker, or NotImplemented to send it as it is."""
@@ -319,17 +323,12 @@ class _Mapped:
         if not plain or size < SHARED_BYTES or not x.is_contiguous() or not hasattr(os, "memfd_create"):
             return NotImplemented
         name = (x.data_ptr(), x._version, tuple(x.shape), x.dtype)
-        if name not in self._files or self._files[name][1]() is None:
-            self.drop_dead()
+        if name not in self._files:
             fd = os.memfd_create("etude")
             with open(fd, "wb", closefd=False) as file:
                 file.write(x.view(-1).view(torch.uint8).numpy().data)
-            self._files[name] = (fd, weakref.ref(x.untyped_storage()))
+            self._files[name] = (fd, x)  # held, so that its address is not given to another
         return _map_tensor, (f"/proc/{os.getpid()}/fd/{self._files[name][0]}", tuple(x.shape), x.dtype)
-
-    def drop_dead(self) -> None:
-        for name in [n for n, (_, alive) in self._files.items() if alive() is None]:
-            os.close(self._files.pop(name)[0])
 
     def clear(self) -> None:
         for fd, _ in self._files.values():
