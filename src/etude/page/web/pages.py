@@ -149,6 +149,22 @@ def claim_rows(s: Site, slug: str) -> list[dict[str, Any]]:
     return out
 
 
+@router.get("/paper/{slug}.bib")
+def paper_bib(request: Request, slug: str) -> Response:
+    return PlainTextResponse(citations.bibtex(find_paper(site(request), slug)), media_type="application/x-bibtex")
+
+
+@router.get("/paper/{slug}.ris")
+def paper_ris(request: Request, slug: str) -> Response:
+    text = citations.ris(find_paper(site(request), slug))
+    return PlainTextResponse(text, media_type="application/x-research-info-systems")
+
+
+@router.get("/paper/{slug}.csl.json")
+def paper_csl(request: Request, slug: str) -> Response:
+    return JSONResponse([citations.csl(find_paper(site(request), slug))])
+
+
 @router.get("/paper/{slug}", response_class=HTMLResponse)
 def paper_page(request: Request, slug: str) -> Response:
     s = site(request)
@@ -173,22 +189,6 @@ def paper_page(request: Request, slug: str) -> Response:
         plots=plots, stale=stale, history=history[:60], versions=versions, requests=s.queue.recent(slug=slug, limit=5),
         parts=why(s.db, row["id"], s.now), bibtex=citations.bibtex(row),
     )  # fmt: skip
-
-
-@router.get("/paper/{slug}.bib")
-def paper_bib(request: Request, slug: str) -> Response:
-    return PlainTextResponse(citations.bibtex(find_paper(site(request), slug)), media_type="application/x-bibtex")
-
-
-@router.get("/paper/{slug}.ris")
-def paper_ris(request: Request, slug: str) -> Response:
-    text = citations.ris(find_paper(site(request), slug))
-    return PlainTextResponse(text, media_type="application/x-research-info-systems")
-
-
-@router.get("/paper/{slug}.csl.json")
-def paper_csl(request: Request, slug: str) -> Response:
-    return JSONResponse([citations.csl(find_paper(site(request), slug))])
 
 
 @router.get("/run/{run_id}.json")
