@@ -1,6 +1,8 @@
 """Interpretable, calibrated and robust models."""
 
 from etude.layers.prototypes import PrototypeLayer as PrototypeLayer
+from etude.trust import hallucination as hallucination
+from etude.trust.good_turing import GoodTuringGenerator as GoodTuringGenerator
 from etude.trust.prototype_classifier import PrototypeClassifier as PrototypeClassifier
 from etude.trust.prototype_network import Explanation as Explanation
 from etude.trust.prototype_network import Lambdas as Lambdas

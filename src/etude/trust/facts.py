@@ -54,7 +54,11 @@ class CorpusAudit:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Asymptotic interval of the missing mass at level 1 - delta: variance N_1/n^2 + 2 N_2/n^2 - N_1^2/n^3."""
+        """Asymptotic interval of the missing mass at level 1 - delta: variance N_1/n^2 + 2 N_2/n^2 - N_1^2/n^3.
+
+        A bootstrap of the documents covers far less than it says (63 of 100 corpora at .95 in a trial): no
+        document drawn again can hold a new fact.
+        """
         from scipy.stats import norm
 
         n, n1, n2 = self.n, self.N(1), self.N(2)
@@ -77,19 +81,6 @@ class CorpusAudit:
     def N(self, r: int) -> int:
         """Number of facts seen exactly r times."""
         return self.counts_of_counts.get(r, 0)
-
-    def bootstrap_interval(self, generator: np.random.Generator, *, samples: int = 1000) -> tuple[float, float]:
-        """Percentile interval of MF over corpora drawn again from the facts' counts.
-
-        A document drawn again cannot hold a new fact, so these corpora have fewer facts seen once; the
-        interval is shifted by the mean of that (basic bootstrap).
-        """
-        r = np.array(sorted(self.counts_of_counts))
-        counts = np.repeat(r, [self.counts_of_counts[int(k)] for k in r])
-        drawn = generator.multinomial(self.n, counts / self.n, size=samples)
-        found = (drawn == 1).sum(1) / self.n
-        low, high = np.quantile(found - found.mean(), [self.delta / 2, 1 - self.delta / 2])
-        return max(0.0, self.monofact - high), min(1.0, self.monofact - low)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON values."""

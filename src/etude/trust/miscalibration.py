@@ -33,7 +33,8 @@ def miscalibration(g: Any, p: Any, bins: Bins = "levels") -> float:
         of them lacks has probability 0 there). p is the distribution of documents, not of being right.
     bins
         "levels": one bin for each value of g. A number b: facts sorted by g are cut so that each bin holds about
-        1 / b of g's mass. Facts of equal g are never parted.
+        1 / b of g's mass. Facts of equal g are never parted. Facts of g = 0 have no mass and share the first bin,
+        which hides what a generator misses entirely: use "levels" for those that give exactly 0.
 
     Returns
     -------
