@@ -45,7 +45,7 @@ def test_updates_are_torchs(name: str, settings: dict[str, Any], peer: Any) -> N
         value.backward()
         nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
         optimizer.step()
-        assert got["loss"] == pytest.approx(float(value), abs=1e-6)
+        assert got["loss"] == pytest.approx(value.item(), abs=1e-6)
     for x, y in zip(mine.parameters(), theirs.parameters()):
         torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-5)
 
