@@ -1,5 +1,6 @@
 """The page's part of the command line: serve, worker, import, snapshot, db."""
 
+import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,7 +81,6 @@ def worker(*, ledger: LedgerOption = None, jobs: int | None = None, once: Annota
         Stop when nothing waits.
     """
     import signal
-    import threading
 
     from etude.lab.ledger import Ledger
     from etude.lab.queue import Queue, work, work_one, worker_name
@@ -93,7 +93,24 @@ def worker(*, ledger: LedgerOption = None, jobs: int | None = None, once: Annota
         return
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=_embed, args=(ledger, stop), daemon=True).start()
     work(queue, jobs=jobs, stop=stop)
+
+
+def _embed(ledger: str | None, stop: threading.Event) -> None:
+    """Make the vectors of new papers while the worker has nothing else to say about it."""
+    from etude.errors import EtudeError
+    from etude.page.database import Database
+    from etude.page.search.semantic import embed_pending, load_encoder
+
+    db = Database(ledger)
+    try:
+        encode = load_encoder()
+    except EtudeError:  # without the extra `hf` search is by words, and the page says so
+        return
+    while not stop.is_set():
+        if embed_pending(db, encode, limit=32) == 0:
+            stop.wait(5.0)
 
 
 def import_papers(file: Path, *, ledger: LedgerOption = None, dry_run: Annotated[bool, Flag] = False) -> None:

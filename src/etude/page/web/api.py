@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from etude.lab.registry import runnable
 from etude.page import tables as t
 from etude.page.citations import bibtex
-from etude.page.listing import Filters, listing
+from etude.page.listing import Filters, by_ids, listing
 from etude.page.search.hybrid import search
 from etude.page.search.query import parse
 from etude.page.web.context import Site, site
@@ -42,7 +42,7 @@ def papers(
     s = site(request)
     filters = filters_of(s, request)
     if q:
-        hits = search(s.db, parse(q), filters=filters, limit=limit)
+        hits = search(s.db, parse(q), filters=filters, meaning=s.by_meaning(), limit=limit)
         return {"papers": [public(h.row) | {"reason": h.reason} for h in hits], "next": None}
     filters = Filters(filters.room, filters.tag, filters.year, slugs=filters.slugs, since=since)
     page = listing(s.db, sort=sort, window=window, filters=filters, limit=limit, cursor=cursor, now=s.now)
@@ -68,6 +68,15 @@ def paper_bibtex(request: Request, slug: str) -> Response:
 def paper(request: Request, slug: str) -> dict[str, Any]:
     """One paper."""
     return public(find_paper(site(request), slug))
+
+
+@router.get("/papers/{slug}/related", responses={404: {}})
+def related(request: Request, slug: str) -> list[dict[str, Any]]:
+    """Papers with a like meaning, as far as their vectors are made."""
+    s = site(request)
+    row = find_paper(s, slug)
+    s.meaning.refresh()
+    return [public(r) for r in by_ids(s.db, s.meaning.related(row["id"]))]
 
 
 @router.get("/papers/{slug}/claims", responses={404: {}})

@@ -15,6 +15,7 @@ from etude.lab.queue import Queue
 from etude.lab.registry import runnable
 from etude.page import tables as t
 from etude.page.database import Database
+from etude.page.search.semantic import SemanticIndex
 from etude.page.security import client_address, keyed_hash, network_prefix, same
 from etude.page.settings import Settings
 from etude.page.sync import sync_catalogue, sync_verdicts
@@ -32,12 +33,15 @@ class Site:
     db: Database = field(init=False)
     ledger: Ledger = field(init=False)
     queue: Queue = field(init=False)
+    meaning: SemanticIndex = field(init=False)
     _digests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.settings.database)
         self.db = Database(self.settings.database)
         self.queue = Queue(self.ledger, self.clock)
+        self.meaning = SemanticIndex(self.db)
+        self.meaning.refresh()
         sync_catalogue(self.db, self.now)
         self.refresh_verdicts()
         if self.settings.mode == "single":
@@ -50,6 +54,13 @@ class Site:
     def refresh_verdicts(self) -> int:
         """Log what the ledger says anew."""
         return sync_verdicts(self.db, self.ledger, self.now)
+
+    def by_meaning(self) -> SemanticIndex | None:
+        """The index of meanings, when it is wanted and ready."""
+        if not self.settings.embed:
+            return None
+        self.meaning.refresh()
+        return self.meaning if self.meaning.ready else None
 
     def me(self) -> dict[str, Any]:
         """The one user of a single-user page."""

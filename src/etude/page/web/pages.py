@@ -17,7 +17,7 @@ from etude.lab.registry import runnable
 from etude.page import citations
 from etude.page import tables as t
 from etude.page.heat import FORMULA, HALF_LIVES, score
-from etude.page.listing import HALF_LIFE, Filters, listing, spread, why
+from etude.page.listing import HALF_LIFE, Filters, by_ids, listing, spread, why
 from etude.page.search.hybrid import search
 from etude.page.search.query import parse
 from etude.page.web.context import Site, reader, site
@@ -114,13 +114,18 @@ def search_page(request: Request, q: str = "") -> Response:
         rows = listing(s.db, filters=Filters.of(query, filters), limit=50, now=s.now).rows
         hits = [{"row": r, "reason": ""} for r in rows]
     else:
-        hits = [{"row": h.row, "reason": h.reason} for h in search(s.db, query, filters=filters)]
+        hits = [
+            {"row": h.row, "reason": h.reason} for h in search(s.db, query, filters=filters, meaning=s.by_meaning())
+        ]
     if query.jump and len(hits) == 1:
         return RedirectResponse(f"/paper/{hits[0]['row']['slug']}", status_code=303)
     rows = decorate(s, [h["row"] for h in hits], reader(request).id)
     for row, hit in zip(rows, hits, strict=True):
         row["reason"] = hit["reason"]
-    return render(request, "search.html.j2", q=q[:500], rows=rows, query=query)
+    words_only = bool(query.text) and s.by_meaning() is None
+    return render(
+        request, "search.html.j2", q=q[:500], rows=rows, query=query, words_only=words_only, problem=s.meaning.problem
+    )
 
 
 def find_paper(s: Site, slug: str) -> dict[str, Any]:
@@ -184,8 +189,11 @@ def paper_page(request: Request, slug: str) -> Response:
     versions = s.db.rows(
         sa.select(t.paper_version).where(t.paper_version.c.paper_id == row["id"]).order_by(t.paper_version.c.n.desc())
     )
+    s.meaning.refresh()
+    related = by_ids(s.db, s.meaning.related(row["id"]))
     return render(
-        request, "paper.html.j2", paper=row, card=card, claims=claim_rows(s, slug) if card else [], runs=runs,
+        request, "paper.html.j2", related=related, paper=row, card=card, claims=claim_rows(s, slug) if card else [],
+        runs=runs,
         plots=plots, stale=stale, history=history[:60], versions=versions, requests=s.queue.recent(slug=slug, limit=5),
         parts=why(s.db, row["id"], s.now), bibtex=citations.bibtex(row),
     )  # fmt: skip
