@@ -17,6 +17,7 @@ from etude.layers.lm_scoring import combine_logits, enumerate_logits
 from etude.training.config import TrainConfig
 from etude.training.engine import Trained
 from etude.training.language_modelling import train_language_model
+from etude.training.run import State
 from etude.trust.fact_worlds import FactWorld, zipf
 from etude.trust.miscalibration import Bins, miscalibration
 
@@ -192,3 +193,22 @@ def train_fact_model(
         build, texts, config=config, seeds=tuple(corpora), val=lambda seed: corpora[seed].ids(corpora[seed].heldout),
         callbacks=callbacks, device=device,
     )  # fmt: skip
+
+
+class WatchFacts:
+    """Callback of `train_fact_model`: the model's point at every evaluation.
+
+    Attributes
+    ----------
+    points : dict, seed -> list of (step, FactPoint)
+    """
+
+    def __init__(self, corpora: dict[int, FactCorpus], bins: Bins = 10) -> None:
+        self.corpora, self.bins = corpora, bins
+        self.points: dict[int, list[tuple[int, FactPoint]]] = {seed: [] for seed in corpora}
+
+    def on_eval(self, state: State) -> None:
+        """List the model's sentences and note where it stands."""
+        corpus = self.corpora[state.seed]
+        (g,) = sentence_probabilities(state.model, corpus)
+        self.points[state.seed].append((state.step, fact_point(g, corpus, self.bins)))

@@ -7,7 +7,7 @@ Source: Kalai & Vempala 2023, arXiv 2311.14648, section 4 (regular, sparse world
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -160,3 +160,53 @@ GENERATORS: dict[str, Callable[[FactWorld], WorldGenerator]] = {
     "Good-Turing": good_turing,
     "uniform": uniform,
 }
+
+
+class WorldPoint(NamedTuple):
+    """A generator of a world in the plane of the theorem."""
+
+    generator: str
+    rate: float
+    """g(H)"""
+    miscalibration: float
+    """By levels."""
+    monofact: float
+    slack: float
+    """Of the bound at the delta asked for."""
+
+    @property
+    def excess(self) -> float:
+        """MF - Mis - g(H): above 0 the floor without slack is violated, above the slack the theorem."""
+        return self.monofact - self.miscalibration - self.rate
+
+
+def world_points(world: FactWorld, delta: float = 0.1) -> list[WorldPoint]:
+    """Every generator of `GENERATORS` over a world."""
+    audit = world.audit()
+    slack = 3 * world.fact_ratio / delta + math.sqrt(6 * math.log(6 / delta) / world.n)
+    made = {name: make(world) for name, make in GENERATORS.items()}
+    return [
+        WorldPoint(name, g.hallucination_rate, g.miscalibration(), audit.monofact, slack) for name, g in made.items()
+    ]
+
+
+def world_summary(worlds: Sequence[FactWorld], delta: float = 0.1) -> dict[str, float]:
+    """The worst over some worlds, one number a question.
+
+    "violations": share of (world, generator) pairs below the floor with slack; "violations_without_mis": of the
+    memorisers, when Mis is left out of it; "worst_excess" and "worst_excess_without_mis": largest
+    MF - Mis - g(H) and MF - g(H); "gap GENERATOR": largest |g(H) - MF|; "mf_error": largest |MF - p(U)|;
+    "wrong_formula_error": the same for facts seen once divided by facts, not by documents.
+    """
+    points = [point for world in worlds for point in world_points(world, delta)]
+    memorised = [point for point in points if point.generator == "memoriser"]
+    audits = [(world.audit(), world.missing_mass) for world in worlds]
+    return {
+        "violations": float(np.mean([point.excess > point.slack for point in points])),
+        "violations_without_mis": float(np.mean([p.monofact - p.rate > p.slack for p in memorised])),
+        "worst_excess": max(point.excess for point in points),
+        "worst_excess_without_mis": max(point.monofact - point.rate for point in points),
+        "mf_error": max(abs(audit.monofact - missing) for audit, missing in audits),
+        "wrong_formula_error": max(abs(audit.N(1) / audit.distinct - missing) for audit, missing in audits),
+        **{f"gap {name}": max(abs(p.rate - p.monofact) for p in points if p.generator == name) for name in GENERATORS},
+    }
