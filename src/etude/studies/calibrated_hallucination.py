@@ -38,6 +38,8 @@ class HallucinationConfig(StudyConfig):
     n_documents: PositiveInt = 5000
     exponents: tuple[float, ...] = (0.6, 1.0, 1.4)
     """Zipf exponents of the worlds."""
+    draws: PositiveInt = 4
+    """Corpora of each world and seed."""
     words: PositiveInt = 40
     """Words a slot: a language of words^3 sentences."""
     true_sentences: PositiveInt = 640
@@ -123,19 +125,22 @@ class HallucinationStudy(Study):
         return plots
 
 
-def _user_world(job: Job, seed: int) -> FactWorld:
+def _user_world(job: Job, seed: int, draw: int = 0) -> FactWorld:
     p = job.task / job.task.sum()
-    counts = numpy_stream(seed, "world").multinomial(max(int(job.task.sum()), 2), p)
+    counts = numpy_stream(seed, "world", draw).multinomial(max(int(job.task.sum()), 2), p)
     return FactWorld(200 * len(p), p, counts)
 
 
 def _worlds(job: Job, seed: int) -> Iterator[Measurement | Artifact]:
     c: HallucinationConfig = job.config
     sizes = c.space_size, c.num_facts, c.n_documents
-    worlds = {a: fact_world(*sizes, a, numpy_stream(seed, "world", str(a))) for a in c.exponents}
+    draws = [
+        {a: fact_world(*sizes, a, numpy_stream(seed, "world", str(a), i)) for a in c.exponents} for i in range(c.draws)
+    ]
     if job.task is not None:
-        worlds = {1.0: _user_world(job, seed)}
-    for metric, value in world_summary(list(worlds.values())).items():
+        draws = [{1.0: _user_world(job, seed, i)} for i in range(c.draws)]
+    worlds = draws[0]
+    for metric, value in world_summary([list(draw.values()) for draw in draws]).items():
         yield Measurement("worlds", seed, metric.lower().replace(" ", "_").replace("-", "_").replace(".", ""), value)
     thrice, one = repeated_world(c.space_size, c.num_facts, 3), worlds[1.0]
     for metric, world in (("repeated_sum", thrice), ("zipf_sum", one)):

@@ -190,23 +190,39 @@ def world_points(world: FactWorld, delta: float = 0.1) -> list[WorldPoint]:
     ]
 
 
-def world_summary(worlds: Sequence[FactWorld], delta: float = 0.1) -> dict[str, float]:
-    """The worst over some worlds, one number a question.
+def world_summary(draws: Sequence[Sequence[FactWorld]], delta: float = 0.1) -> dict[str, float]:
+    """What generators do in several draws of the same worlds, one number a question.
 
-    "violations": share of (world, generator) pairs below the floor with slack; "violations_without_mis": of the
-    memorisers, when Mis is left out of it; "worst_excess" and "worst_excess_without_mis": largest
-    MF - Mis - g(H) and MF - g(H); "gap GENERATOR": largest |g(H) - MF|; "mf_error": largest |MF - p(U)|;
-    "wrong_formula_error": the same for facts seen once divided by facts, not by documents.
+    Parameters
+    ----------
+    draws
+        Each a sequence of worlds, such as one for every Zipf exponent.
+
+    Returns
+    -------
+    dict
+        "violations": share of (world, generator) pairs below the floor with slack; "violations_without_mis": of the
+        memorisers, when Mis is left out of it. "worst_excess", "worst_excess_without_mis": largest MF - Mis - g(H)
+        and MF - g(H) of all. Means over the draws of the largest error in a draw: "gap GENERATOR", |g(H) - MF|;
+        "mf_error", |MF - p(U)|; "wrong_formula_error", the same for facts seen once divided by facts, not documents.
     """
-    points = [point for world in worlds for point in world_points(world, delta)]
-    memorised = [point for point in points if point.generator == "memoriser"]
-    audits = [(world.audit(), world.missing_mass) for world in worlds]
+    points = [[point for world in draw for point in world_points(world, delta)] for draw in draws]
+    every = [point for draw in points for point in draw]
+    memorised = [point for point in every if point.generator == "memoriser"]
+    audits = [[(world.audit(), world.missing_mass) for world in draw] for draw in draws]
+
+    def mean_worst(errors: Sequence[Sequence[float]]) -> float:
+        return float(np.mean([max(of_draw) for of_draw in errors]))
+
     return {
-        "violations": float(np.mean([point.excess > point.slack for point in points])),
+        "violations": float(np.mean([point.excess > point.slack for point in every])),
         "violations_without_mis": float(np.mean([p.monofact - p.rate > p.slack for p in memorised])),
-        "worst_excess": max(point.excess for point in points),
-        "worst_excess_without_mis": max(point.monofact - point.rate for point in points),
-        "mf_error": max(abs(audit.monofact - missing) for audit, missing in audits),
-        "wrong_formula_error": max(abs(audit.N(1) / audit.distinct - missing) for audit, missing in audits),
-        **{f"gap {name}": max(abs(p.rate - p.monofact) for p in points if p.generator == name) for name in GENERATORS},
+        "worst_excess": max(point.excess for point in every),
+        "worst_excess_without_mis": max(point.monofact - point.rate for point in every),
+        "mf_error": mean_worst([[abs(a.monofact - missing) for a, missing in draw] for draw in audits]),
+        "wrong_formula_error": mean_worst([[abs(a.N(1) / a.distinct - missing) for a, missing in d] for d in audits]),
+        **{
+            f"gap {name}": mean_worst([[abs(p.rate - p.monofact) for p in d if p.generator == name] for d in points])
+            for name in GENERATORS
+        },
     }
