@@ -1,0 +1,145 @@
+"""The report in a real headless Chromium: self-contained, filters, light and dark, phone."""
+
+import shutil
+
+import pytest
+
+from etude.errors import UsageError
+from etude.lab.judge import judge
+from etude.lab.ledger import Ledger
+from etude.lab.report import write_report
+from etude.lab.runner import run_study
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def report(toy, tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    run_study(toy, ledger=ledger, jobs=1)
+    run_study(toy, "laptop", ledger=ledger, jobs=1, settings={"level": -2.0})
+    return write_report(ledger, tmp_path / "report")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="the extra test is not installed")
+    with api.sync_playwright() as p:
+        made = p.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield made
+        made.close()
+
+
+def opened(browser, path, **options):
+    page = browser.new_page(**options)
+    page.problems, page.asked = [], []
+    page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: page.problems.append(str(e)))
+    page.on("request", lambda r: page.asked.append(r.url))
+    page.goto(path.as_uri())
+    return page
+
+
+def test_no_request_leaves_the_file_and_nothing_complains(report, browser):
+    page = opened(browser, report)
+    assert page.asked == [report.as_uri()]
+    assert page.problems == []
+    assert page.title() == "Etude: re-tested claims"
+
+
+def test_filters(report, browser):
+    page = opened(browser, report)
+    rows = page.locator("#table tbody tr:visible")
+    assert rows.count() == 2
+    page.select_option("#f-word", "fails")
+    assert rows.count() == 1
+    assert page.locator("#f-count").inner_text() == "1 claims"
+    page.select_option("#f-word", "")
+    page.fill("#f-text", "toy-study laptop nothing")
+    assert rows.count() == 0
+    page.fill("#f-text", "ours plain")
+    assert rows.count() == 2
+    page.check("#f-surprise")
+    assert rows.count() == 1
+
+
+def test_every_claim_has_its_strip_plot_and_command(report, browser):
+    page = opened(browser, report)
+    assert page.locator("article").count() == 2
+    assert page.locator("article svg.forest .effect").count() == 2
+    assert page.locator("article figure svg").count() == 2
+    page.locator("summary", has_text="Provenance").first.click()
+    assert page.locator("pre:visible", has_text="etude run toy-study --tier laptop").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_dark_and_the_switch(report, browser, scheme):
+    page = opened(browser, report, color_scheme=scheme)
+    shade = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")
+    before = shade()
+    assert (sum(int(x) for x in before[4:-1].split(",")) < 300) == (scheme == "dark")
+    page.click("#theme")
+    assert shade() != before
+
+
+@pytest.mark.parametrize("width", [320, 375, 1280])
+def test_no_sideways_scroll(report, browser, width):
+    page = opened(browser, report, viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_verdicts_are_words_and_signs_not_colours_alone(report, browser):
+    page = opened(browser, report)
+    assert {t.strip()[0] for t in page.locator("#table .badge").all_inner_texts()} == {"✓", "✗"}
+
+
+def test_keyboard_reaches_the_filters(report, browser):
+    page = opened(browser, report)
+    seen = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.id"))
+    assert {"theme", "f-text", "f-word", "f-tier"} <= set(seen)
+
+
+def test_text_of_cards_is_escaped(toy, tmp_path, monkeypatch):
+    from etude import catalogue
+
+    card = catalogue.load(toy).model_copy(update={"title": "<script>alert(1)</script>"})
+    monkeypatch.setattr(catalogue, "load", lambda slug: card)
+    ledger = Ledger(tmp_path / "l.sqlite")
+    run_study(toy, ledger=ledger, jobs=1)
+    text = write_report(ledger, tmp_path / "r").read_text()
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert" in text
+
+
+def test_an_empty_ledger_still_gives_a_page(tmp_path):
+    text = write_report(Ledger(tmp_path / "l.sqlite"), tmp_path / "r").read_text()
+    assert "Also in the catalogue" in text
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="cannot write the report"):
+        write_report(Ledger(tmp_path / "l.sqlite"), tmp_path / "file" / "r")
+
+
+def test_the_strip_shows_where_the_claim_holds():
+    from etude.lab.forest import scale_of
+    from etude.lab.judge import Verdict
+
+    said = judge([1.0, 2.0, 3.0], "greater", 0.5)
+    v = Verdict(
+        slug="x", claim="C", protocol="p", tier="quick", verdict=said.word, effect=said.effect, low=said.low,
+        high=said.high, n=3, margin=0.5, relation="greater", paper_value=None, unit="1", expects="open",
+    )  # fmt: skip
+    near, far = scale_of(v, 4.0, 420.0), scale_of(v, 4000.0, 420.0)
+    assert near.low < said.low < said.high < near.high
+    assert 0 <= near(4.0) <= 420
+    assert far(4000.0) > 420
+    assert far.clip(4000.0) <= 420

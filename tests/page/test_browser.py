@@ -1,0 +1,231 @@
+"""The page in a real headless Chromium, with and without JavaScript; accessibility by axe."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra web is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Server:
+    """`etude serve` as a process of its own, restarted on the same port and database."""
+
+    def __init__(self, folder, workers=1):
+        self.folder, self.port, self.workers = folder, free_port(), workers
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self):
+        command = [sys.executable, "-m", "etude.cli", "serve", "--port", str(self.port), "--workers", str(self.workers)]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, cwd=self.folder, env=env, start_new_session=True)
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{self.url}/about", timeout=2)
+                return self
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the server did not start")
+
+    def stop(self, how=signal.SIGTERM):
+        if self.process is not None:
+            os.killpg(self.process.pid, how)
+            self.process.wait(timeout=30)
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = Server(tmp_path_factory.mktemp("site")).start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="the extra test is not installed")
+    with api.sync_playwright() as p:
+        made = p.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def tab(browser, server):
+    context = browser.new_context(base_url=server.url)
+    page = context.new_page()
+    problems, foreign = [], []
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: problems.append(str(e)))
+    page.on("request", lambda r: foreign.append(r.url) if not r.url.startswith(server.url) else None)
+    page.on("dialog", lambda d: problems.append(f"dialog {d.message}"))
+    yield page
+    context.close()
+    assert foreign == []
+    assert [p for p in problems if "status of 4" not in p] == []
+
+
+def test_list_search_and_back_keep_their_place(tab):
+    tab.goto("/")
+    assert tab.locator("li.paper").count() == 25
+    tab.select_option("select[name=room]", "trust")
+    tab.click("text=Apply")
+    assert "room=trust" in tab.url
+    tab.locator("li.paper h2 a").first.click()
+    tab.go_back()
+    assert "room=trust" in tab.url
+    tab.fill("#q", "graph architecture")
+    tab.keyboard.press("Enter")
+    assert "Auto-GNN" in tab.locator("li.paper").first.inner_text() + tab.locator("li.paper").nth(1).inner_text()
+    tab.fill("#q", "autognn")
+    tab.keyboard.press("Enter")
+    assert "Auto-GNN" in tab.locator("li.paper").first.inner_text()
+
+
+def test_vote_toggles_by_mouse_keyboard_and_double_click_and_survives_reload(tab, browser, server):
+    tab.goto("/paper/phyll")
+    button = tab.locator(".vote button").first
+    button.click()
+    tab.wait_for_selector(".vote button[aria-pressed=true]")
+    tab.reload()
+    assert tab.locator(".vote button[aria-pressed=true] b").inner_text() == "1"
+    other = browser.new_context(base_url=server.url).new_page()
+    other.goto("/paper/phyll")
+    assert other.locator(".vote b").inner_text() == "1"
+    other.context.close()
+    tab.locator(".vote button").focus()
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector(".vote button[aria-pressed=false]")
+    tab.locator(".vote button").dblclick()
+    tab.wait_for_timeout(500)
+    tab.reload()
+    assert tab.locator(".vote b").inner_text() in ("0", "1")
+
+
+def test_without_javascript(browser, server):
+    context = browser.new_context(base_url=server.url, java_script_enabled=False)
+    page = context.new_page()
+    page.goto("/?sort=new")
+    page.locator("li.paper .vote button").nth(3).click()
+    assert "sort=new" in page.url
+    assert page.locator("button[aria-pressed=true]").count() >= 1
+    page.fill("#q", "pointer networks")
+    page.click("form.search button")
+    assert page.locator("li.paper").count() >= 1
+    page.goto("/subscribe")
+    page.fill("input[name=email]", "nojs@example.org")
+    page.click("main form button")
+    assert "on its way" in page.locator("main").inner_text()
+    context.close()
+
+
+def test_import_by_paste(tab):
+    blocks = [f"A New Paper About Topic Number {i}\n\n" + f"Abstract {i} with words. " * 15 for i in range(52)]
+    for expected in ("52 new, 0 changed, 0 duplicate", "0 new, 0 changed, 52 duplicate"):
+        tab.goto("/import")
+        tab.fill("textarea[name=text]", "\n\n".join(blocks))
+        tab.click("text=Preview")
+        assert expected in tab.locator("main").inner_text()
+        if expected.startswith("52"):
+            tab.click("main form button")
+            assert "sort=new" in tab.url
+
+
+def test_markup_in_a_submission_is_text(tab):
+    evil = "<img src=x onerror=alert(1)>"
+    tab.goto("/submit")
+    for name in ("title", "abstract", "authors", "tags"):
+        tab.fill(f"[name={name}]", f"Evil {evil}")
+    tab.click("main form button")
+    assert evil in tab.locator("h1").inner_text()
+    assert tab.locator("main img").count() == 0
+
+
+def test_subscribe_open_the_mail_confirm_by_button(tab, server):
+    tab.goto("/subscribe")
+    tab.fill("input[name=email]", "ann@example.org")
+    tab.click("main form button")
+    tab.click("text=see the outbox")
+    tab.click("text=Confirm your Etude digest")
+    link = tab.locator("pre").inner_text().split(f"{server.url}/confirm/")[1].split()[0]
+    assert any((server.folder / "etude-mail").glob("*.eml"))
+    tab.goto(f"/confirm/{link}")
+    tab.click("text=Yes, send me")
+    assert "You are in" in tab.locator("h1").inner_text()
+    tab.goto(f"/confirm/{link}")
+    assert "does not work any more" in tab.locator("h1").inner_text()
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/paper/pointer-networks", "/search?q=networks", "/subscribe", "/import", "/about"]
+)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessible(browser, server, path, scheme):
+    context = browser.new_context(base_url=server.url, color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto(path)
+    page.add_script_tag(path=str(AXE))
+    found = page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa']})")
+    assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found["violations"]] == []
+    context.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/paper/pointer-networks", "/subscribe", "/import"])
+@pytest.mark.parametrize("width", [320, 640])
+def test_no_sideways_scroll(browser, server, path, width):
+    context = browser.new_context(base_url=server.url, viewport={"width": width, "height": 700})
+    page = context.new_page()
+    page.goto(path)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+
+
+def test_run_here_goes_on_over_reload_and_kill(tmp_path, browser):
+    """A study asked for on the page: the server is killed in the middle, and finishes it after its restart."""
+    server = Server(tmp_path).start()
+    try:
+        page = browser.new_context(base_url=server.url).new_page()
+        page.goto("/paper/prototype-network")
+        page.click("text=Run it here: quick")
+        place = page.url
+        page.wait_for_function("document.querySelector('progress').value > 0", timeout=120_000)
+        page.reload()
+        assert page.locator("progress").count() == 1
+        server.stop(signal.SIGKILL)
+        from etude.lab.ledger import Ledger
+        from etude.lab.queue import Queue, request_table
+
+        ledger = Ledger(tmp_path / "etude.sqlite")
+        before = sum(len(ledger.finished(r["id"])) for r in ledger.runs())
+        assert before > 0
+        with ledger.engine.begin() as c:  # the lease of the killed worker runs out
+            c.execute(request_table.update().values(lease_until=0.0))
+        server.start()
+        page.goto(place)
+        page.wait_for_selector("text=See the claims", timeout=180_000)
+        assert Queue(ledger).get(place.rsplit("/", 1)[1])["state"] == "done"
+        assert len(ledger.runs()) == 1
+        page.click("text=See the claims")
+        assert page.locator("td .badge").count() >= 1
+    finally:
+        server.stop()
