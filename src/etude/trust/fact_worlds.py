@@ -202,9 +202,9 @@ def world_summary(draws: Sequence[Sequence[FactWorld]], delta: float = 0.1) -> d
     -------
     dict
         "violations": share of (world, generator) pairs below the floor with slack; "violations_without_mis": of the
-        memorisers, when Mis is left out of it. "worst_excess", "worst_excess_without_mis": largest MF - Mis - g(H)
-        and MF - g(H) of all. Means over the draws of the largest error in a draw: "gap GENERATOR", |g(H) - MF|;
-        "mf_error", |MF - p(U)|; "wrong_formula_error", the same for facts seen once divided by facts, not documents.
+        memorisers, when Mis is left out of it. Means over the draws of the largest in a draw: "worst_excess",
+        MF - Mis - g(H), "worst_excess_without_mis", MF - g(H); "gap GENERATOR", |g(H) - MF|; "mf_error",
+        |MF - p(U)|; "wrong_formula_error", the same for facts seen once divided by facts, not documents.
     """
     points = [[point for world in draw for point in world_points(world, delta)] for draw in draws]
     every = [point for draw in points for point in draw]
@@ -217,8 +217,8 @@ def world_summary(draws: Sequence[Sequence[FactWorld]], delta: float = 0.1) -> d
     return {
         "violations": float(np.mean([point.excess > point.slack for point in every])),
         "violations_without_mis": float(np.mean([p.monofact - p.rate > p.slack for p in memorised])),
-        "worst_excess": max(point.excess for point in every),
-        "worst_excess_without_mis": max(point.monofact - point.rate for point in every),
+        "worst_excess": mean_worst([[p.excess for p in draw] for draw in points]),
+        "worst_excess_without_mis": mean_worst([[p.monofact - p.rate for p in draw] for draw in points]),
         "mf_error": mean_worst([[abs(a.monofact - missing) for a, missing in draw] for draw in audits]),
         "wrong_formula_error": mean_worst([[abs(a.N(1) / a.distinct - missing) for a, missing in d] for d in audits]),
         **{

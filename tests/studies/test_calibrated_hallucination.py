@@ -1,0 +1,47 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from etude.lab.registry import study
+from etude.lab.runner import run_study
+from etude.lab.study import Job, Results
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run_study("calibrated-hallucination", tier="quick", ledger=tmp_path_factory.mktemp("l") / "l.sqlite", jobs=1)
+
+
+def test_the_exact_claims_hold_and_the_directions_show(result):
+    verdicts = {v.claim: v for v in result.verdicts}
+    for claim in ("H1", "H2", "H3", "H4a"):
+        assert verdicts[claim].verdict == "holds"
+    assert verdicts["H1lm"].effect < 0 and verdicts["H4b"].effect < 0
+    assert verdicts["H5a"].effect < 0 < verdicts["H5b"].effect
+
+
+def test_the_controls_lose(result):
+    assert not any("broken" in note for v in result.verdicts for note in v.notes)
+    value = {(r["arm"], r["metric"], r["seed"]): r["value"] for r in result.rows if r["step"] is None}
+    for seed in {s for _, _, s in value}:
+        assert value["worlds", "gap_memoriser", seed] > 0.2 and value["worlds", "wrong_formula_error", seed] > 0.2
+        assert value["worlds", "violations_without_mis", seed] > 0.1 and value["worlds", "zipf_sum", seed] > 0.1
+        assert value["uniform", "hallucination_random", seed] > 0.9 and abs(value["uniform", "mis_random", seed]) < 1e-9
+        assert value["lm_random", "hallucination_t1", seed] < 0.5 * value["bigram", "hallucination_random", seed]
+
+
+def test_user_texts_and_plots():
+    the_study = study("calibrated-hallucination")
+    config = the_study.configs["quick"]
+    texts = SimpleNamespace(texts=["a", "b", "B ", "c", "c", "c", *(f"line {i}" for i in range(30))])
+    task = the_study.user_task(texts, config)
+    assert sorted(task.tolist())[-2:] == [2, 3] and task.sum() == 36
+    items = list(the_study.measure(Job("user", "worlds", (config.seeds[0],), config, task)))
+    found = {i.metric: i.value for i in items if hasattr(i, "metric")}
+    assert found["gap_good_turing"] < 0.05 and found["violations"] == 0.0
+    (only,) = the_study.measure(Job("user", "lm_random", (3,), config, task))
+    assert only.metric == "monofact" and 0 < only.value < 1
+    artifacts = [{"protocol": "user", **i._asdict()} for i in items if not hasattr(i, "metric")]
+    plots = the_study.plots(Results([], artifacts))
+    assert [p.name for p in plots] == ["worlds", "monofact", "audit"] and all(json.dumps(p.spec) for p in plots)
