@@ -1,0 +1,273 @@
+"""The user's bandit: shapes, learning, delayed feedback, state, off-policy values, bad input."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from etude.data import stream
+from etude.decision import LoggedDecisions, NeuralBandit
+
+K, D = 4, 5
+POLICIES = ["squarecb", "fastcb", "epsilon", "ucb", "ts", "greedy"]
+
+
+def _bandit(policy="fastcb", **kwargs):
+    kwargs = {"hidden_dim": 16, "horizon": 1000, "random_state": 0, "lr": 0.3, **kwargs}
+    return NeuralBandit(K, D, policy=policy, **kwargs)
+
+
+def _contexts(*shape, seed=0):
+    return torch.randn(*shape, generator=stream(seed, "x"))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("disjoint", [True, False])
+def test_shapes_and_probabilities(policy, disjoint):
+    bandit = _bandit(policy, disjoint=disjoint)
+    one = _contexts(D) if disjoint else _contexts(K, D)
+    many = _contexts(7, D) if disjoint else _contexts(7, K, D)
+    action, prob = bandit.choose(one)
+    assert isinstance(action, int)
+    assert isinstance(prob, float)
+    assert prob == pytest.approx(float(bandit.probabilities(one)[action]))
+    actions, probs = bandit.choose(many)
+    assert actions.shape == probs.shape == (7,)
+    torch.testing.assert_close(bandit.probabilities(many).sum(1), torch.ones(7))
+    predicted = bandit.predict_loss(many)
+    assert predicted.shape == (7, K)
+    assert ((predicted >= 0) & (predicted <= 1)).all()
+    assert bandit.predict_loss(one).shape == (K,)
+    bandit.partial_fit(many, actions, loss=torch.rand(7, generator=stream(0, "y")), prob=probs)
+    bandit.partial_fit(one, action, loss=1, prob=prob)
+    assert bandit.rounds == 8
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_learns_which_arm_is_good(policy):
+    bandit = _bandit(policy, disjoint=True, gamma=500.0, c_p=0.2)
+    x = _contexts(300, D, seed=1)
+    best = x[:, :2].argmax(1) + 2 * (x[:, 2] > 0).long()
+    wrong = []
+    for i in range(300):
+        action, prob = bandit.choose(x[i])
+        loss = float(action != best[i])
+        wrong.append(loss)
+        bandit.partial_fit(x[i], action, loss=loss, prob=prob)
+    assert sum(wrong[-60:]) < 0.75 * sum(wrong[:60])
+
+
+def test_contexts_as_arrays_and_lists():
+    bandit = _bandit()
+    x = _contexts(K, D)
+    expected = bandit.predict_loss(x)
+    torch.testing.assert_close(bandit.predict_loss(x.numpy()), expected)
+    torch.testing.assert_close(bandit.predict_loss(x.double().tolist()), expected)
+
+
+def test_draws_follow_the_probabilities():
+    bandit = _bandit("squarecb", gamma=3.0)
+    x = _contexts(K, D)
+    actions, probs = bandit.choose(x.expand(8000, K, D))
+    shares = torch.bincount(actions, minlength=K) / 8000
+    torch.testing.assert_close(shares, bandit.probabilities(x), atol=0.03, rtol=0)
+    torch.testing.assert_close(probs, bandit.probabilities(x)[actions])
+
+
+def test_rewards_are_losses_turned_round():
+    a, b = _bandit(), _bandit()
+    x = _contexts(3, K, D)
+    a.partial_fit(x, [0, 1, 2], loss=[0.25, 1.0, 0.0])
+    b.partial_fit(x, [0, 1, 2], reward=[0.75, 0.0, 1.0])
+    torch.testing.assert_close(a.predict_loss(x), b.predict_loss(x))
+
+
+def test_feedback_that_comes_later():
+    a, b = _bandit(), _bandit()
+    x = [_contexts(K, D, seed=i) for i in range(3)]
+    made = [a.choose(c) for c in x]
+    for i in (2, 0):
+        a.partial_fit(decision=made[i] if i else made[i].id, loss=0.5)
+    for c in x:
+        b.choose(c)
+    for i in (2, 0):
+        b.partial_fit(x[i], made[i].action, loss=0.5)
+    torch.testing.assert_close(a.predict_loss(x[0]), b.predict_loss(x[0]))
+    with pytest.raises(ValueError, match=f"decision {made[0].id} is not waiting"):
+        a.partial_fit(decision=made[0], loss=0.5)
+    with pytest.raises(ValueError, match="decision 99 is not waiting"):
+        a.partial_fit(decision=99, loss=0.5)
+    with pytest.raises(ValueError, match="not both"):
+        a.partial_fit(x[1], 0, decision=made[1], loss=0.5)
+
+
+def test_a_batch_is_one_decision():
+    bandit = _bandit()
+    made = bandit.choose(_contexts(5, K, D))
+    bandit.partial_fit(decision=made, loss=torch.zeros(5))
+    assert bandit.rounds == 5
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_single_arm_is_certain(policy):
+    bandit = NeuralBandit(1, D, policy=policy, horizon=10, random_state=0)
+    assert bandit.choose(_contexts(1, D)) == (0, 1.0)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_state_goes_on_where_it_stopped(policy, tmp_path):
+    bandit = _bandit(policy, disjoint=True, perturb="sampled" if policy == "fastcb" else "expected")
+    x = _contexts(30, D)
+    for i in range(10):
+        bandit.partial_fit(x[i], bandit.choose(x[i])[0], loss=0.5 * (i % 2))
+    path = tmp_path / "bandit.safetensors"
+    bandit.save(path)
+    again = NeuralBandit.load(path)
+    assert again.rounds == 10
+    for i in range(10, 30):
+        first, second = bandit.choose(x[i]), again.choose(x[i])
+        assert first == second
+        bandit.partial_fit(x[i], first.action, loss=0.25)
+        again.partial_fit(x[i], second.action, loss=0.25)
+    torch.testing.assert_close(bandit.predict_loss(x), again.predict_loss(x))
+
+
+def test_theta_0_is_kept(tmp_path):
+    bandit = _bandit("squarecb")
+    x = _contexts(20, K, D)
+    bandit.partial_fit(x, bandit.choose(x).action, loss=torch.ones(20))
+    far = float(bandit._learner.anchor.distance())
+    assert far > 0
+    bandit.save(tmp_path / "b")
+    assert float(NeuralBandit.load(tmp_path / "b")._learner.anchor.distance()) == pytest.approx(far)
+
+
+def _module():
+    return nn.Sequential(nn.Linear(D, 12), nn.Tanh(), nn.Dropout(0.5), nn.Linear(12, 1))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_any_module_will_do(policy, tmp_path):
+    module = _module()
+    bandit = _bandit(policy, module=module)
+    x = _contexts(6, K, D)
+    before = module[0].weight.clone()
+    bandit.partial_fit(x, bandit.choose(x).action, loss=torch.ones(6))
+    assert not torch.equal(module[0].weight, before)
+    torch.testing.assert_close(bandit.predict_loss(x), bandit.predict_loss(x))
+    bandit.save(tmp_path / "b")
+    with pytest.raises(ValueError, match="saved with a module of its own"):
+        NeuralBandit.load(tmp_path / "b")
+    again = NeuralBandit.load(tmp_path / "b", module=_module())
+    torch.testing.assert_close(again.predict_loss(x), bandit.predict_loss(x))
+
+
+def test_a_module_tells_the_length_of_contexts():
+    assert NeuralBandit(K, module=_module()).n_features == D
+    assert NeuralBandit(K, module=nn.Linear(K * 3, 1), disjoint=True).n_features == 3
+    with pytest.raises(ValueError, match="give n_features"):
+        NeuralBandit(K)
+    with pytest.raises(ValueError, match="give n_features"):
+        NeuralBandit(K, module=nn.Sequential(nn.Conv1d(1, 1, 1)))
+
+
+def test_disjoint_module_sees_block_vectors():
+    module = nn.Linear(K * D, 1, bias=False)
+    bandit = _bandit("greedy", module=module, disjoint=True)
+    x = _contexts(D)
+    expected = (module.weight.view(K, D) @ x).detach().clamp(0, 1)
+    torch.testing.assert_close(bandit.predict_loss(x), expected)
+
+
+@pytest.mark.parametrize("estimator", ["ips", "snips", "dr"])
+def test_evaluate_finds_the_value_of_the_policy(estimator):
+    bandit = _bandit("squarecb", disjoint=True, gamma=20.0)
+    x = _contexts(4000, D)
+    means = torch.sigmoid(x[:, :K])
+    actions = torch.randint(K, (4000,), generator=stream(0, "a"))
+    losses = (torch.rand(4000, generator=stream(0, "u")) < means.gather(1, actions[:, None])[:, 0]).float()
+    bandit.partial_fit(x[:500], actions[:500], loss=losses[:500])
+    truth = float((bandit.probabilities(x) * means).sum(1).mean())
+    found = bandit.evaluate(LoggedDecisions(x, actions, losses, torch.full((4000,), 1 / K)), estimator)
+    assert found.low < truth < found.high
+    assert found.high - found.low < 0.15
+    as_rewards = {"contexts": x, "action": actions, "reward": 1 - losses, "prob": torch.full((4000,), 1 / K)}
+    assert bandit.evaluate(as_rewards, estimator).value == pytest.approx(found.value, abs=1e-5)
+
+
+# bad input and pitfalls
+
+
+def test_losses_outside_of_the_unit_interval_are_refused_with_a_hint():
+    bandit, x = _bandit(), _contexts(K, D)
+    for loss in (1.5, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"loss must lie in \[0, 1\].*reward="):
+            bandit.partial_fit(x, 0, loss=loss)
+    with pytest.raises(ValueError, match=r"reward must lie in \[0, 1\]"):
+        bandit.partial_fit(x, 0, reward=2.0)
+    with pytest.raises(ValueError, match="one of the two"):
+        bandit.partial_fit(x, 0)
+    with pytest.raises(ValueError, match="one of the two"):
+        bandit.partial_fit(x, 0, loss=1.0, reward=0.0)
+    assert bandit.rounds == 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_contexts_must_be_finite(bad):
+    x = _contexts(K, D)
+    x[1, 2] = bad
+    for call in (_bandit().choose, _bandit().predict_loss, lambda c: _bandit().partial_fit(c, 0, loss=0.0)):
+        with pytest.raises(ValueError, match="contexts must be finite"):
+            call(x)
+
+
+def test_wrong_numbers_of_arms_and_features_are_named():
+    with pytest.raises(ValueError, match=r"shape \(4, 5\) or \(B, 4, 5\), got \(3, 5\): K = 4 arms with 5 features"):
+        _bandit().choose(_contexts(3, D))
+    with pytest.raises(ValueError, match=r"shape \(5\) or \(B, 5\), got \(6,\)"):
+        _bandit(disjoint=True).choose(_contexts(6))
+    with pytest.raises(ValueError, match="action must be 0 to 3"):
+        _bandit().partial_fit(_contexts(K, D), 4, loss=0.0)
+    with pytest.raises(ValueError, match="action must hold 2 integers"):
+        _bandit().partial_fit(_contexts(2, K, D), [0.0, 1.0], loss=[0.0, 0.0])
+    with pytest.raises(ValueError, match="loss must hold 2 numbers, got 3"):
+        _bandit().partial_fit(_contexts(2, K, D), [0, 1], loss=[0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match=r"prob must lie in \(0, 1\]"):
+        _bandit().partial_fit(_contexts(K, D), 0, loss=0.0, prob=0.0)
+    with pytest.raises(ValueError, match="needs contexts and action"):
+        _bandit().partial_fit(loss=0.0)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        NeuralBandit(0, D)
+
+
+def test_missing_propensities_are_explained():
+    with pytest.raises(ValueError, match="propensities"):
+        _bandit().evaluate(LoggedDecisions(_contexts(2, K, D), [0, 1], [0.0, 1.0]))
+    with pytest.raises(ValueError, match="propensities"):
+        _bandit().evaluate({"contexts": _contexts(2, K, D), "action": [0, 1], "loss": [0.0, 1.0]})
+
+
+def test_gamma_must_be_positive_and_large_enough_for_fastcb():
+    with pytest.raises(ValueError, match="gamma must be positive"):
+        _bandit(gamma=0.0)
+    with pytest.warns(UserWarning, match="below 10 K = 40: fastcb's guarantee is lost"):
+        _bandit(gamma=39.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _bandit(gamma=40.0)
+        _bandit()
+        _bandit("squarecb", gamma=1.0)
+
+
+def test_ucb_on_a_large_module_warns_of_memory():
+    with pytest.warns(UserWarning, match="diagonal covariance of 5,00"):
+        NeuralBandit(2, 2000, policy="ucb", module=nn.Sequential(nn.Linear(2000, 2500), nn.ReLU(), nn.Linear(2500, 1)))
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, str(tmp_path / "x"))
+    with pytest.raises(ValueError, match="does not hold a NeuralBandit"):
+        NeuralBandit.load(tmp_path / "x")
