@@ -16,6 +16,7 @@ from etude.data.batching import sampled
 from etude.layers import mlp
 from etude.training import SeedsFailed, TrainConfig, Trained, accuracy, train
 from etude.training import plan as plan_module
+from etude.training.workers import cores
 
 SEEDS = (0, 3, 7)
 TRAIN = Split(torch.randn(200, 12, generator=stream(0, "x")), torch.randint(4, (200,), generator=stream(0, "y")))
@@ -226,28 +227,47 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(threads)
 
 
-def chosen(callbacks: tuple[Any, ...] = (), steps: int = 10**5) -> str:
+def chosen(callbacks: tuple[Any, ...] = (), steps: int = 10**5, seeds: int = 4) -> tuple[str, int]:
     from etude.training.run import Problem
 
     problem = Problem(small, TRAIN, cross_entropy, TrainConfig(steps=steps), None, None, None, None, callbacks,
                       torch.device("cpu"), False)  # fmt: skip
-    return plan_module.choose(problem, (0, 1, 2, 3))
+    return plan_module.choose(problem, tuple(range(seeds)))
 
 
 def test_the_quickest_plan_is_taken(clock: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen() == "processes"
-    assert chosen(callbacks=(Listener(),)) == "sequential"
+    assert chosen() == ("processes", 1)
+    assert chosen(callbacks=(Listener(),)) == ("sequential", 1)
     clock["vmap"] = 2.5e-3
-    assert chosen(callbacks=(Listener(),)) == "vmap"
+    assert chosen(callbacks=(Listener(),)) == ("vmap", 1)
     clock["stacked"] = 1e-3
-    assert chosen() == "stacked"
+    assert chosen() == ("stacked", 1)
     clock["stacked"] = 1e-2
-    assert chosen() == "processes"
+    assert chosen() == ("processes", 1)
     monkeypatch.setenv("ETUDE_WORKER", "1")
-    assert chosen() == "vmap"
+    assert chosen() == ("vmap", 1)
     clock["vmap"] = 3.9e-3
-    assert chosen() == "sequential", "a tenth quicker is not clearly quicker"
-    assert chosen(steps=5) == "sequential"
+    assert chosen() == ("sequential", 1), "a tenth quicker is not clearly quicker"
+    assert chosen(steps=5) == ("sequential", 1)
+
+
+def test_an_odd_seed_may_use_the_idle_cores(clock: dict[str, Any]) -> None:
+    clock["alone"] = 1.4e-3  # two threads help a little
+    assert chosen(seeds=5) == ("processes", 2)
+    clock["alone"] = 0.9e-3  # two threads hinder
+    assert chosen(seeds=5) == ("processes", 1)
+    torch.set_num_threads(1)  # the caller wants one core
+    assert chosen(seeds=5) == ("sequential", 1)
+
+
+def test_the_last_round_gives_the_same() -> None:
+    from etude.training.run import Problem
+
+    problem = Problem(small, TRAIN, cross_entropy, TrainConfig(steps=5), None, None, None, None, (),
+                      torch.device("cpu"), False)  # fmt: skip
+    seeds = tuple(range(cores() + 1))
+    got = plan_module._in_processes(problem, seeds, "", 2)
+    same(got, train(small, TRAIN, loss=cross_entropy, config=TrainConfig(steps=5), seeds=seeds, plan="sequential"))
 
 
 def test_seconds_become_steps() -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from etude.errors import StudyError
 from etude.training.batched import Batched, train_batched
 from etude.training.callbacks import Progress
 from etude.training.run import Problem, Trained, train_one
-from etude.training.workers import WorkerDied, cores, in_worker, shared_pool
+from etude.training.workers import Outcome, WorkerDied, cores, in_worker, shared_pool
 
 PLANS = ("auto", "sequential", "processes", "stacked", "vmap", "processes+stacked", "processes+vmap")
 WARM, TIMED = 3, 5  # updates of a timing
@@ -37,11 +37,12 @@ class SeedsFailed(StudyError):
 
 def run_plan(problem: Problem, seeds: tuple[int, ...], plan: str) -> list[Trained]:
     """Train `seeds` under a plan, choosing one first if it is "auto"."""
+    last_threads = 1
     if plan == "auto":
-        plan = choose(problem, seeds)
+        plan, last_threads = choose(problem, seeds)
     outer, _, inner = plan.partition("+")
     if outer == "processes":
-        return _in_processes(problem, seeds, inner)
+        return _in_processes(problem, seeds, inner, last_threads)
     with _progress(problem, seeds) as shown:
         if plan in ("stacked", "vmap"):
             return train_batched(shown, seeds, plan)
@@ -87,34 +88,45 @@ def _any_length(config: Any) -> dict[str, Any]:
 # The choice
 
 
-def choose(problem: Problem, seeds: tuple[int, ...]) -> str:
+class Choice(NamedTuple):
+    """A plan, and the threads of each seed in the last, not full round of worker processes."""
+
+    plan: str
+    last_threads: int = 1
+
+
+def choose(problem: Problem, seeds: tuple[int, ...]) -> Choice:
     """The plan with the shortest expected time, from a few timed updates of copies."""
     if len(seeds) == 1 or not _can_rehearse(problem):
-        return "sequential"
+        return Choice("sequential")
     total, _ = problem.lengths(problem.feed(seeds[0]))
     one = _seconds_per_update(problem, seeds[0])
-    expected = {"sequential": one * total * len(seeds)}
-    if expected["sequential"] < SHORT_SECONDS:
-        return "sequential"
+    reference = one * len(seeds)
+    if reference * total < SHORT_SECONDS:
+        return Choice("sequential")
+    expected = {Choice("sequential"): reference * total}
     useful = []  # ways of batching that gain something
     for kind in ("stacked", "vmap"):
-        seconds = _batched_seconds(problem, seeds, kind, one * len(seeds))
-        if seconds is not None and seconds < one * len(seeds):
-            expected[kind] = seconds * total
+        seconds = _batched_seconds(problem, seeds, kind, reference)
+        if seconds is not None and seconds < reference:
+            expected[Choice(kind)] = seconds * total
             useful.append(kind)
     if _processes_possible(problem):
+        workers = min(cores(), len(seeds))
+        share = math.ceil(len(seeds) / workers)
+        start = 0.0 if shared_pool().warm >= workers else START_SECONDS
         with _one_thread():
-            workers = min(cores(), len(seeds))
-            share = math.ceil(len(seeds) / workers)
-            start = 0.0 if shared_pool().warm >= workers else START_SECONDS
             alone = _seconds_per_update(problem, seeds[0])
-            expected["processes"] = alone * total * share + start
+            expected[Choice("processes")] = alone * total * share + start
             for kind in useful if share > 1 else ():
                 seconds = _batched_seconds(problem, seeds[:share], kind, alone * share)
                 if seconds is not None:
-                    expected[f"processes+{kind}"] = seconds * total + start
-    best = min(expected, key=lambda plan: expected[plan])
-    return best if expected[best] < CLEARLY * expected["sequential"] else "sequential"
+                    expected[Choice(f"processes+{kind}")] = seconds * total + start
+        rounds, left = divmod(len(seeds), workers)
+        if left and workers // left > 1:  # the seeds of the last round may share the idle cores
+            expected[Choice("processes", workers // left)] = (alone * rounds + one) * total + start
+    best = min(expected, key=lambda choice: expected[choice])
+    return best if expected[best] < CLEARLY * reference * total else Choice("sequential")
 
 
 def _can_rehearse(problem: Problem) -> bool:
@@ -124,8 +136,8 @@ def _can_rehearse(problem: Problem) -> bool:
 
 
 def _processes_possible(problem: Problem) -> bool:
-    if problem.device.type != "cpu" or in_worker() or cores() < 2:
-        return False
+    if problem.device.type != "cpu" or in_worker() or cores() < 2 or torch.get_num_threads() < 2:
+        return False  # one thread: the caller wants one core to be used
     return all(getattr(c, "portable", False) for c in problem.callbacks)
 
 
@@ -184,7 +196,7 @@ def _one_thread() -> Iterator[None]:
 # Worker processes
 
 
-def _in_processes(problem: Problem, seeds: tuple[int, ...], inner: str) -> list[Trained]:
+def _in_processes(problem: Problem, seeds: tuple[int, ...], inner: str, last_threads: int = 1) -> list[Trained]:
     if problem.device.type != "cpu":
         raise ValueError(f"worker processes are for the CPU: with device {problem.device} use vmap or sequential")
     if in_worker():  # pools are never nested
@@ -200,13 +212,19 @@ def _in_processes(problem: Problem, seeds: tuple[int, ...], inner: str) -> list[
     size = math.ceil(len(seeds) / workers) if inner else 1
     label = f"processes+{inner}" if inner else "processes"
     chunks = [seeds[i : i + size] for i in range(0, len(seeds), size)]
+    whole = len(chunks) - len(chunks) % workers if last_threads > 1 else len(chunks)
     job = replace(problem, alone=False)
     results: dict[int, Trained] = {}
     errors: dict[int, BaseException] = {}
+
+    def outcomes() -> Iterator[Outcome]:
+        for part, threads in ((chunks[:whole], 1), (chunks[whole:], last_threads)):
+            for chunk in part:
+                pool.submit(_job, job, chunk, inner or "sequential", label, threads, key=chunk)
+            yield from pool.as_completed()
+
     try:
-        for chunk in chunks:
-            pool.submit(_job, job, chunk, inner or "sequential", label, key=chunk)
-        for outcome in track(pool.as_completed(), f"training {len(seeds)} seeds", len(chunks)):
+        for outcome in track(outcomes(), f"training {len(seeds)} seeds", len(chunks)):
             if outcome.error is not None:
                 errors |= dict.fromkeys(outcome.key, outcome.error)
             else:
@@ -226,8 +244,12 @@ def _in_processes(problem: Problem, seeds: tuple[int, ...], inner: str) -> list[
     return done
 
 
-def _job(problem: Problem, seeds: tuple[int, ...], inner: str, label: str) -> list[Trained]:
-    done = run_plan(problem, seeds, inner)
+def _job(problem: Problem, seeds: tuple[int, ...], inner: str, label: str, threads: int) -> list[Trained]:
+    torch.set_num_threads(threads)
+    try:
+        done = run_plan(problem, seeds, inner)
+    finally:
+        torch.set_num_threads(1)
     for trained in done:
         trained.plan = label
     return done
