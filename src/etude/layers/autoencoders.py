@@ -282,6 +282,9 @@ def autoencoder(
     width = code_dim * (2 if kind == "variational" else 1)
     make: Callable[..., tuple[nn.Sequential, nn.Sequential]] = _conv if net == "conv" else _mlp
     encoder, decoder = make(shape, code_dim, width, hidden, activation, output)
+    if net == "conv":  # about twice as quick on a CPU, same numbers
+        for half in (encoder, decoder):
+            half.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     dry = nn.Sequential(encoder, nn.Unflatten(1, (2, -1)), _First()) if kind == "variational" else encoder
     found = dry_run(dry, decoder, shape)
     assert found == code_dim

@@ -148,12 +148,52 @@ def sentence_probabilities(
     ]
 
 
+def uniform_probabilities(corpus: FactCorpus) -> NDArray[np.float64]:
+    """Every sentence alike, (|Y|,)."""
+    return np.full(len(corpus.p), 1 / len(corpus.p))
+
+
 def bigram_probabilities(corpus: FactCorpus) -> NDArray[np.float64]:
     """g (|Y|,) of the bigram model: first word, second given first, third given second, by their counts."""
     counts = np.bincount(corpus.train, minlength=len(corpus.p)).reshape(corpus.sizes).astype(float)
     first_second, second_third = counts.sum(2), counts.sum(0)
     third_given_second = second_third / np.maximum(second_third.sum(1, keepdims=True), 1.0)
     return (first_second[:, :, None] / counts.sum() * third_given_second[None]).ravel()
+
+
+def model_summary(
+    model: nn.Module,
+    corpus: FactCorpus,
+    training: Sequence[FactPoint] = (),
+    temperatures: Sequence[float] = (0.5, 0.7, 1.0, 1.3),
+) -> tuple[dict[str, float], list[tuple[str, FactPoint]]]:
+    """A trained model at several temperatures, and how far it ever fell below the floor without slack.
+
+    Parameters
+    ----------
+    training
+        Points of its checkpoints.
+
+    Returns
+    -------
+    numbers
+        "hallucination_t07", "mis_t07" and so on for each temperature (1 must be among them); "monofact"; "ratio",
+        g(H) / MF at temperature 1 where MF is above 0; "new_truth"; "worst_excess", largest MF - Mis - g(H) of all
+        points, and "worst_excess_without_mis".
+    points
+        All of them with their names.
+    """
+    mf = corpus.world().audit().monofact
+    listed = sentence_probabilities(model, corpus, temperatures)
+    final = {f"t{t:g}".replace(".", ""): fact_point(g, corpus) for t, g in zip(temperatures, listed, strict=True)}
+    points = [*(("training", point) for point in training), *final.items()]
+    found = {f"hallucination_{name}": point.hallucination_rate for name, point in final.items()}
+    found |= {f"mis_{name}": point.miscalibration for name, point in final.items()}
+    found |= {"monofact": mf, "new_truth": final["t1"].new_truth}
+    found |= {"ratio": final["t1"].hallucination_rate / mf} if mf else {}
+    found["worst_excess_without_mis"] = max(mf - point.hallucination_rate for _, point in points)
+    found["worst_excess"] = max(mf - point.hallucination_rate - point.miscalibration for _, point in points)
+    return found, points
 
 
 def train_fact_model(

@@ -217,5 +217,5 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
 
         The contributions of a row sum to its logits: the explanation is the computation.
         """
-        weight = self._network().head.weight.detach().cpu().double().numpy().T  # (m, K)
-        return explanations(self.transform(x), weight, self.prototype_cases_)
+        distances = torch.from_numpy(self.transform(x))
+        return explanations(distances, self._network().head.weight, torch.from_numpy(self.prototype_cases_))

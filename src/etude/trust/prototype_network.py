@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -269,8 +269,13 @@ class Explanation(NamedTuple):
         """(K,) the network's logits: the sum of the contributions, nothing else."""
         return self.contribution.sum(0)
 
+    def records(self, label: int) -> list[dict[str, float]]:
+        """One record a prototype, with its contribution to the logit of class number `label`."""
+        rows = zip(self.prototype.tolist(), self.distance.tolist(), self.contribution[:, label].tolist())
+        return [{"prototype": p, "distance": d, "contribution": c} for p, d, c in rows]
 
-def explanations(distances: ArrayLike, weight: ArrayLike, cases: ArrayLike) -> list[Explanation]:
+
+def explanations(distances: Tensor, weight: Tensor, cases: Tensor) -> list[Explanation]:
     """What each prototype adds to each logit, row by row.
 
     Parameters
@@ -278,16 +283,16 @@ def explanations(distances: ArrayLike, weight: ArrayLike, cases: ArrayLike) -> l
     distances
         (n, m) squared distances.
     weight
-        (m, K), the paper's W.
+        (K, m), the head's.
     cases
         (m,) training row nearest to each prototype.
     """
-    weight, cases = np.asarray(weight, np.float64), np.asarray(cases)
+    table, cases_ = weight.detach().double().cpu().numpy().T, cases.cpu().numpy()
     found = []
-    for row in np.asarray(distances, np.float64):
+    for row in distances.detach().double().cpu().numpy():
         order = np.argsort(row, kind="stable")
-        contribution = row[order, None] * weight[order]
-        found.append(Explanation(order, row[order], weight[order], contribution, cases[order]))
+        contribution = row[order, None] * table[order]
+        found.append(Explanation(order, row[order], table[order], contribution, cases_[order]))
     return found
 
 
@@ -298,8 +303,7 @@ def explanation_error(network: PrototypeNetwork, x: Tensor) -> tuple[float, floa
     Returns it for all contributions, and for those without the farthest prototype's (which must be noticed).
     """
     out = network.evidence(x)
-    weight = network.head.weight.detach().cpu().T
-    found = explanations(out.distances.cpu(), weight, np.zeros(len(weight), np.int64))
+    found = explanations(out.distances, network.head.weight, torch.zeros(out.distances.shape[1]))
     logits = out.logits.cpu().double().numpy()
     whole = np.array([e.logits for e in found])
     partial = np.array([e.contribution[:-1].sum(0) for e in found])
