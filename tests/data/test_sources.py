@@ -356,7 +356,7 @@ def test_every_source_is_complete():
     for name, source in sources().items():
         assert source.license, name
         assert source.version, name
-        assert source.kind in ("images", "text", "table", "graph", "series"), name
+        assert source.kind in ("images", "text", "table", "graph", "series", "weights"), name
         assert len({f.name for f in source.files}) == len(source.files), name
         assert not source.fallback or source.fallback in sources(), name
         for file in source.files:

@@ -33,6 +33,8 @@ from etude.layers.decoding import Decoded as Decoded
 from etude.layers.decoding import decode as decode
 from etude.layers.distances import cosine_similarities as cosine_similarities
 from etude.layers.distances import squared_distances as squared_distances
+from etude.layers.efficientnet import EfficientNetLite0 as EfficientNetLite0
+from etude.layers.efficientnet import image_features as image_features
 from etude.layers.hamming import HammingIndex as HammingIndex
 from etude.layers.hamming import hamming_distances as hamming_distances
 from etude.layers.lm_scoring import enumerate_logits as enumerate_logits
@@ -65,6 +67,7 @@ from etude.layers.positions import alibi_slopes as alibi_slopes
 from etude.layers.positions import apply_rotary as apply_rotary
 from etude.layers.positions import rotary_tables as rotary_tables
 from etude.layers.positions import sinusoidal_positions as sinusoidal_positions
+from etude.layers.pretrained import load_pretrained as load_pretrained
 from etude.layers.pretrained import pretrained_folder as pretrained_folder
 from etude.layers.prototypes import PrototypeLayer as PrototypeLayer
 from etude.layers.prototypes import Regularizers as Regularizers
@@ -74,11 +77,16 @@ from etude.layers.prototypes import prototype_regularizers as prototype_regulari
 from etude.layers.quantizers import Quantized as Quantized
 from etude.layers.quantizers import VectorQuantizer as VectorQuantizer
 from etude.layers.quantizers import nearest_codes as nearest_codes
+from etude.layers.readout import SequenceReadout as SequenceReadout
+from etude.layers.readout import make_readout as make_readout
+from etude.layers.readout import matched_hidden as matched_hidden
 from etude.layers.recurrent import make_rnn as make_rnn
 from etude.layers.recurrent import spectral_radius as spectral_radius
 from etude.layers.recurrent_gradients import Profile as Profile
 from etude.layers.recurrent_gradients import gradient_profile as gradient_profile
+from etude.layers.recurrent_gradients import norm_preserving_penalty as norm_preserving_penalty
 from etude.layers.recurrent_gradients import rtrl as rtrl
+from etude.layers.recurrent_gradients import slope_error as slope_error
 from etude.layers.recurrent_gradients import tbptt as tbptt
 from etude.layers.recurrent_lm import LMOutput as LMOutput
 from etude.layers.recurrent_lm import RecurrentLM as RecurrentLM
