@@ -259,3 +259,26 @@ def test_training_learns_and_depends_on_the_seed_alone():
     assert one.predict(X[:, :4], X[:, :4, 0], X).shape == (1, 5)
     with pytest.raises(ValueError, match="longer than max_points"):
         one(torch.zeros(1, 9, 1), torch.zeros(1, 9))
+
+
+def test_placement_of_a_known_learner():
+    penalties = (0.1, 0.25, 1.0)
+    names = ["ols", "gd:1", "knn:3", *(f"ridge:{v!r}" for v in penalties)]
+    ridge = linear.references(["ridge:0.25"])["ridge:0.25"]
+    report = linear.identify(ridge, names, dim=2, num_tasks=64)
+    found = linear.placement(report, penalties=penalties, simple=("gd:1", "knn:3"), n_context=range(2, 5))
+    assert found["ridge_index"] == 2.0 and found["spd_best_ridge"] < 1e-9
+    assert found["spd_best_simple"] == min(found["spd_gd1"], found["spd_knn3"]) > found["spd_ols"] > 0
+    assert found["spd_ols"] == pytest.approx(np.mean([report.spd["ols"][n] for n in (2, 3, 4)]))
+    assert report.best(names, [3]) == "ridge:0.25" and found["mse"] == report.mse["learner"][4]
+    noisy = linear.identify(ridge, names, dim=1, noise=0.5, num_tasks=8)
+    assert "spd_ols" not in linear.placement(noisy, penalties=penalties, simple=("gd:1",))
+
+
+def test_probes_find_what_a_state_holds():
+    model = linear.train(2, num_layers=1, hidden_dim=16, num_points=5, steps=3)
+    tables = linear.probe_solutions(model, 2, num_prompts=150)
+    assert set(tables) == {"moment", "weights"}
+    for table in tables.values():
+        assert [row["layer"] for row in table] == ["layer0", "layer1"]
+        assert table["layer0"]["error"] > 0.8  # the query's token knows nothing of the pairs

@@ -5,7 +5,7 @@ Differs from the paper: SPD is divided by d, so that the zero predictor stands n
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,36 @@ class Report:
             for k in self.spd
             for n in self.n_context
         ]
+
+
+def placement(
+    report: Report, *, penalties: Sequence[float], simple: Sequence[str], n_context: Iterable[int] | None = None
+) -> dict[str, float]:
+    """Where a learner stands among the textbook ones, in one number a question.
+
+    Parameters
+    ----------
+    report
+        With the references "ridge:PENALTY" for all `penalties`, and those named in `simple`.
+    simple
+        The learners to be told apart from least squares, such as one gradient step.
+    n_context
+        Numbers of pairs averaged over.
+
+    Returns
+    -------
+    dict
+        "spd_NAME" for every reference but ridge ("gd:1" is spd_gd1), "spd_best_ridge", "spd_best_simple",
+        "ridge_index" (place of the best penalty, from 1), "mse" after the most pairs. What has no finite mean is
+        left out.
+    """
+    span = report.n_context if n_context is None else tuple(n_context)
+    ridges = [f"ridge:{v!r}" for v in penalties]
+    mean = {name: report.mean_spd(name, span) for name in report.spd}
+    ridge = report.best(ridges, span)
+    found = {"spd_" + name.replace(":", ""): v for name, v in mean.items() if name not in ridges and math.isfinite(v)}
+    found |= {"spd_best_simple": mean[report.best(simple, span)], "spd_best_ridge": mean[ridge]}
+    return found | {"ridge_index": 1.0 + ridges.index(ridge), "mse": report.mse["learner"][span[-1]]}
 
 
 def implied_weights(

@@ -19,7 +19,7 @@ from etude.incontext.gd_transformer import (
     construction_error,
     gelu_multiply,
 )
-from etude.incontext.identify import Report, identify, implied_weights
+from etude.incontext.identify import Report, identify, implied_weights, placement
 from etude.incontext.references import Reference, ols_weights, references
 from etude.incontext.regression import RegressionPrompts, check_task, regression_prompts
 from etude.incontext.sequence_model import SequenceModel
@@ -166,6 +166,7 @@ __all__ = [
     "identify",
     "implied_weights",
     "in_context_loss",
+    "placement",
     "probe_solutions",
     "references",
     "regression_prompts",

@@ -20,14 +20,15 @@ from etude.trust.fact_language import (
     bigram_probabilities,
     fact_corpus,
     fact_point,
-    sentence_probabilities,
+    model_summary,
     train_fact_model,
+    uniform_probabilities,
     upweight,
 )
 from etude.trust.fact_worlds import FactWorld, fact_world, memoriser, repeated_world, world_points, world_summary
 from etude.trust.facts import count_facts
 
-TEMPERATURES = {0.5: "t05", 0.7: "t07", 1.0: "t1", 1.3: "t13"}
+OTHERS = {"uniform": uniform_probabilities, "bigram": bigram_probabilities}
 
 
 class HallucinationConfig(StudyConfig):
@@ -180,28 +181,16 @@ def _language(job: Job) -> Iterator[Measurement | Artifact]:
     )  # fmt: skip
     for net in nets:
         seed, corpus = net.seed, corpora[net.seed]
-        mf = corpus.world().audit().monofact
-        listed = zip(
-            TEMPERATURES.values(), sentence_probabilities(net.module, corpus, tuple(TEMPERATURES)), strict=True
-        )
-        final = {name: fact_point(g, corpus) for name, g in listed}
-        points = [*(("training", p) for _, p in watch.points[seed]), *final.items()]
-        found = {f"hallucination_{name}": p.hallucination_rate for name, p in final.items()}
-        found |= {f"mis_{name}": p.miscalibration for name, p in final.items()}
-        found |= {"monofact": mf, "new_truth": final["t1"].new_truth}
-        found |= {"ratio": final["t1"].hallucination_rate / mf} if mf else {}
-        found["worst_excess_without_mis"] = max(mf - p.hallucination_rate for _, p in points)
-        found["worst_excess"] = max(mf - p.hallucination_rate - p.miscalibration for _, p in points)
+        found, points = model_summary(net.module, corpus, [p for _, p in watch.points[seed]])
         yield from (Measurement(job.arm, seed, metric, value) for metric, value in found.items())
-        if job.arm in ("lm_random", "lm_copy"):
-            alike = np.full(len(corpus.p), 1 / len(corpus.p))
-            for arm, g in (("uniform", alike), ("bigram", bigram_probabilities(corpus))):
-                point, suffix = fact_point(g, corpus), job.arm.removeprefix("lm_")
-                yield Measurement(arm, seed, f"hallucination_{suffix}", point.hallucination_rate)
-                yield Measurement(arm, seed, f"mis_{suffix}", point.miscalibration)
-                yield Measurement(arm, seed, f"ratio_{suffix}", point.hallucination_rate / mf)
-        if seed == c.seeds[0] and job.arm in ("lm_random", "lm_upweighted"):
+        rule = job.arm.removeprefix("lm_")
+        for arm, make in OTHERS.items() if rule in ("random", "copy") else ():
+            rate, mis, *_ = fact_point(make(corpus), corpus)
+            yield Measurement(arm, seed, f"hallucination_{rule}", rate)
+            yield Measurement(arm, seed, f"mis_{rule}", mis)
+            yield Measurement(arm, seed, f"ratio_{rule}", rate / found["monofact"])
+        if seed == c.seeds[0] and rule in ("random", "upweighted"):
             shown: Any = [
-                {"name": f"{job.arm}, {n}", "mis": p.miscalibration, "rate": p.hallucination_rate} for n, p in points
+                {"name": f"{rule}, {n}", "mis": p.miscalibration, "rate": p.hallucination_rate} for n, p in points
             ]
-            yield Artifact(job.arm, seed, "points", {"points": shown, "monofact": mf, "slack": 0.0})
+            yield Artifact(job.arm, seed, "points", {"points": shown, "monofact": found["monofact"], "slack": 0.0})

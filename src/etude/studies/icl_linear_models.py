@@ -17,8 +17,8 @@ from etude.training import Trained
 
 PENALTIES = (1 / 16, 1 / 9, 1 / 4, 4 / 9, 1.0)  # also the noise variances: those of the weights are 1
 RIDGES = tuple(f"ridge:{v!r}" for v in PENALTIES)
-SIMPLE = {"gd:1": "spd_gd1", "sgd": "spd_sgd", "knn:3": "spd_knn3"}
-NAMES = {"ols": "spd_ols", **SIMPLE, "average": "spd_average", "zero": "spd_zero"}
+SIMPLE = ("gd:1", "sgd", "knn:3")
+NAMES = ("ols", *SIMPLE, "average", "zero")
 
 
 class LinearConfig(StudyConfig):
@@ -105,7 +105,7 @@ class LinearStudy(Study):
                 color=alt.Color(f"{color}:N", title=None),
             )  # fmt: skip
 
-        rows = [{**r, "to": name} for name, m in NAMES.items() for r in results.select(f"{m}_by_n")]
+        rows = [{**r, "to": name} for name in NAMES for r in results.select(f"spd_by_n {name}")]
         curves = lines(rows, "pairs in the prompt", "SPD / d", "to", "log").facet(column=alt.Column("arm:N", title=""))
         plots = [Plot("distance", curves.to_dict(), "Squared distance of the predictions to those of known learners.")]
         named = ("ridge", *(f"ridge{v:.3f}" for v in (0.0, *PENALTIES)))
@@ -141,17 +141,13 @@ def _distances(job: Job, done: Trained, noise: float) -> Iterator[Measurement | 
         n_context=range(1, c.num_points + 1), generator=stream(done.seed, "test"),
     )  # fmt: skip
     span = range(c.dim, min(2 * c.dim, c.num_points) + 1)
-    mean = {name: report.mean_spd(name, span) for name in report.spd}
-    ridge, simple = report.best(RIDGES, span), report.best(SIMPLE, span)
-    found = {metric: mean[name] for name, metric in NAMES.items() if math.isfinite(mean[name])}
-    found |= {"spd_best_simple": mean[simple], "spd_best_ridge": mean[ridge]}
-    found |= {"ridge_index": 1.0 + RIDGES.index(ridge), "mse": report.mse["learner"][span[-1]]}
+    found = linear.placement(report, penalties=PENALTIES, simple=SIMPLE, n_context=span)
     yield from (Measurement(job.arm, done.seed, metric, value) for metric, value in found.items())
-    spd: Any = {f"{p:.3f}": mean[name] for p, name in zip(PENALTIES, RIDGES, strict=True)}
+    spd: Any = {f"{p:.3f}": report.mean_spd(name, span) for p, name in zip(PENALTIES, RIDGES, strict=True)}
     yield Artifact(job.arm, done.seed, "ridge", {"noise": round(noise**2, 3), "spd": spd})
     for row in report.to_rows() if job.protocol == "default" else ():
         if row["reference"] in NAMES and math.isfinite(row["spd"]):
-            yield Measurement(job.arm, done.seed, f"{NAMES[row['reference']]}_by_n", row["spd"], step=row["n"])
+            yield Measurement(job.arm, done.seed, f"spd_by_n {row['reference']}", row["spd"], step=row["n"])
 
 
 def _noise_grid(job: Job) -> Iterator[Measurement | Artifact]:
@@ -174,8 +170,11 @@ def _probes(job: Job, done: Trained) -> Iterator[Measurement]:
     dim = job.config.probe_dim
     for target, table in linear.probe_solutions(done.module, dim, generator=stream(done.seed, "test")).items():
         best = table.best(by="error")["error"]
-        yield Measurement(job.arm, done.seed, f"probe_{target}", best)
-        yield Measurement(job.arm, done.seed, f"half_probe_{target}", best / 2)
-        yield Measurement(job.arm, done.seed, f"tokens_{target}", table["layer0"]["error"])
+        found = {
+            f"probe_{target}": best,
+            f"half_probe_{target}": best / 2,
+            f"tokens_{target}": table["layer0"]["error"],
+        }
+        yield from (Measurement(job.arm, done.seed, metric, value) for metric, value in found.items())
         for layer, row in enumerate(table):
             yield Measurement(job.arm, done.seed, f"probe_{target}_by_layer", row["error"], step=layer)
