@@ -58,7 +58,8 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
     """A table without frames: a rule below the header, nothing else."""
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name, overflow="fold", justify="right" if name in ("n", "size") else "left")
+        plain = name in ("paper", "claim", "verdict", "data", "data set")
+        table.add_column(name, overflow="fold", no_wrap=plain, justify="right" if name in ("n", "size") else "left")
     return table
 
 
