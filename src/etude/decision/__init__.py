@@ -18,3 +18,5 @@ from etude.decision.neural_bandit import LoggedDecisions as LoggedDecisions
 from etude.decision.neural_bandit import NeuralBandit as NeuralBandit
 from etude.decision.off_policy import PolicyValue as PolicyValue
 from etude.decision.off_policy import policy_value as policy_value
+from etude.decision.online_regression import log_slope as log_slope
+from etude.decision.online_regression import regression_regret as regression_regret

@@ -139,10 +139,12 @@ def _clipped_mean(mean: Tensor, std: float) -> Tensor:
 
 
 class BanditRun(NamedTuple):
-    """Per round and seed, (S, T): the chosen arm, its probability, its loss, and the regret of the choice."""
+    """Per round and seed, (S, T): the chosen arm, its probability, its loss, the regret of the choice; with
+    `random_arms` also the loss that was predicted for it."""
 
     arms: Tensor
     probabilities: Tensor
+    predicted: Tensor
     losses: Tensor
     regret: Tensor
 
@@ -162,6 +164,7 @@ def simulate(
     *,
     hidden_dim: int = 64,
     batch_size: int = 32,
+    random_arms: bool = False,
     device: str = "cpu",
     on_round: Callable[[int], None] | None = None,
 ) -> BanditRun:
@@ -174,6 +177,8 @@ def simulate(
     ----------
     settings
         The policy; "random" plays uniform arms and learns nothing.
+    random_arms
+        Play uniform arms, but predict and learn as the policy would: online regression.
     on_round
         Called with the number of finished rounds.
     """
@@ -185,14 +190,19 @@ def simulate(
     uniforms = torch.stack([torch.rand(horizon, generator=stream(s, "actions")) for s in seeds]).to(device)
     arms = torch.zeros(count, horizon, dtype=torch.long, device=device)
     chosen = torch.full((count, horizon), 1 / k, device=device)
-    if settings == "random":
+    predicted = torch.zeros_like(chosen)
+    if settings == "random" or random_arms:
         arms = (uniforms * k).long().clamp(max=k - 1)
-    else:
-        assert isinstance(settings, BanditSettings)
-        arms, chosen = _play(environment, settings, seeds, contexts, losses, uniforms, hidden_dim, batch_size, on_round)
+    if isinstance(settings, BanditSettings):
+        sizes = (hidden_dim, batch_size)
+        forced = arms if random_arms else None
+        arms, chosen, predicted = _play(
+            environment, settings, seeds, contexts, losses, uniforms, forced, sizes, on_round
+        )
     own = arms[..., None]
     regret = means.gather(2, own)[..., 0] - means.amin(2)
-    return BanditRun(arms.cpu(), chosen.cpu(), losses.gather(2, own)[..., 0].cpu(), regret.cpu())
+    seen = losses.gather(2, own)[..., 0]
+    return BanditRun(*(t.cpu() for t in (arms, chosen, predicted, seen, regret)))
 
 
 def _play(
@@ -202,10 +212,11 @@ def _play(
     contexts: Tensor,
     losses: Tensor,
     uniforms: Tensor,
-    hidden_dim: int,
-    batch_size: int,
+    forced: Tensor | None,
+    sizes: tuple[int, int],
     on_round: Callable[[int], None] | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    hidden_dim, batch_size = sizes
     device, horizon, n_arms = contexts.device, contexts.shape[1], environment.n_arms
     network = ArmNetwork(
         seeds, environment.n_features, n_arms=n_arms if environment.disjoint else None, hidden_dim=hidden_dim
@@ -216,7 +227,7 @@ def _play(
     earlier = torch.stack(replay).to(device)
     newest = torch.zeros(len(seeds), 1, dtype=torch.long, device=device)
     arms = torch.zeros_like(uniforms, dtype=torch.long)
-    chosen, seen = torch.zeros_like(uniforms), torch.zeros_like(uniforms)
+    chosen, predicted, seen = (torch.zeros_like(uniforms) for _ in range(3))
     rows = torch.arange(len(seeds), device=device)[:, None]
     if not environment.disjoint:  # of a round's contexts only the chosen arm's is learned from
         memory = torch.zeros(contexts.shape[0], horizon, 1, contexts.shape[-1], device=device)
@@ -224,9 +235,15 @@ def _play(
         memory = contexts
     for t in range(horizon):
         now = contexts[:, t : t + 1]
-        p = learner.probabilities(now, nodes=17)[:, 0]
-        arm = draw_arms(p, uniforms[:, t])
-        arms[:, t], chosen[:, t] = arm, p.gather(1, arm[:, None])[:, 0]
+        if forced is None:
+            p = learner.probabilities(now, nodes=17)[:, 0]
+            arm = draw_arms(p, uniforms[:, t])
+            chosen[:, t] = p.gather(1, arm[:, None])[:, 0]
+        else:
+            arm = forced[:, t]
+            chosen[:, t] = 1 / n_arms
+            predicted[:, t] = learner.predict(now)[:, 0].gather(1, arm[:, None])[:, 0]
+        arms[:, t] = arm
         seen[:, t] = losses[:, t].gather(1, arm[:, None])[:, 0]
         learner.observe(now, arm[:, None])
         if not environment.disjoint:
@@ -237,4 +254,4 @@ def _play(
         learner.update(memory[rows, pick], taken, seen[rows, pick])
         if on_round is not None:
             on_round(t + 1)
-    return arms, chosen
+    return arms, chosen, predicted
