@@ -6,6 +6,12 @@ from etude.data.batching import sampled as sampled
 from etude.data.cache import cached as cached
 from etude.data.duplicates import duplicate_groups as duplicate_groups
 from etude.data.duplicates import normalize_text as normalize_text
+from etude.data.geometry import convex_hull_targets as convex_hull_targets
+from etude.data.geometry import delaunay_targets as delaunay_targets
+from etude.data.geometry import hull_area_coverage as hull_area_coverage
+from etude.data.geometry import same_cycle as same_cycle
+from etude.data.geometry import tour_length as tour_length
+from etude.data.geometry import tsp_targets as tsp_targets
 from etude.data.images import ImageSet as ImageSet
 from etude.data.images import load_images as load_images
 from etude.data.images import load_photos as load_photos
@@ -15,6 +21,11 @@ from etude.data.randomness import fork_global as fork_global
 from etude.data.randomness import numpy_stream as numpy_stream
 from etude.data.randomness import seeded_build as seeded_build
 from etude.data.randomness import stream as stream
+from etude.data.senses import SenseInstances as SenseInstances
+from etude.data.senses import load_senses as load_senses
+from etude.data.senses import pseudo_words as pseudo_words
+from etude.data.sequences import SequenceBatch as SequenceBatch
+from etude.data.sequences import recall as recall
 from etude.data.sources import SourceFiles as SourceFiles
 from etude.data.sources import available as available
 from etude.data.sources import fetch as fetch
@@ -38,6 +49,8 @@ from etude.data.text import TextDataset as TextDataset
 from etude.data.text import load_texts as load_texts
 from etude.data.tokens import Tokenizer as Tokenizer
 from etude.data.tokens import train_tokenizer as train_tokenizer
+from etude.data.topics import TopicDocuments as TopicDocuments
+from etude.data.topics import topic_documents as topic_documents
 from etude.data.transforms import affine as affine
 from etude.data.transforms import crop_flip as crop_flip
 from etude.data.transforms import cutmix as cutmix
