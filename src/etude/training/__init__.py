@@ -2,6 +2,7 @@
 
 from etude.training.anchors import QuadraticPenalty as QuadraticPenalty
 from etude.training.averaging import EMA as EMA
+from etude.training.batch_statistics import reestimate_batchnorm as reestimate_batchnorm
 from etude.training.callbacks import Checkpoint as Checkpoint
 from etude.training.config import TrainConfig as TrainConfig
 from etude.training.engine import train as train
