@@ -212,11 +212,23 @@ class TestLearning:
         b.load_state_dict(a.state_dict())
         assert torch.equal(a(x(), TARGET).logits, b(x(), TARGET).logits)
 
+    def test_start_relates_query_and_item(self):
+        """The scores' interaction part (what no sum of a query's and an item's part gives) is there from the start."""
+
+        def interaction(init):
+            model = seeded_build(lambda: PointerNetwork(2, 32, init=init), stream(0, "i"))
+            scores = model(x(20), torch.zeros(20, 5, dtype=torch.long)).logits.detach()[..., 1:]
+            return float((scores - scores.mean(1, keepdim=True) - scores.mean(2, keepdim=True) + scores.mean()).std())
+
+        assert interaction("scaled") > 10 * interaction("orthogonal")
+        with pytest.raises(ValueError, match="init"):
+            PointerNetwork(2, 8, init="xavier")
+
     def test_paper_initialisation(self):
         model = PointerNetwork(2, 8, init="uniform")
         for name, p in model.named_parameters():
             rest = torch.cat([p[:8], p[16:]]) if "bias" in name else p  # the forget bias sums to 1
-            assert float(rest.abs().max()) <= 0.08, name
+            assert rest.abs().max().item() <= 0.08, name
 
 
 class TestSymbols:
@@ -230,6 +242,16 @@ class TestSymbols:
         assert not bool(out.finished.any())
         attentive = RecurrentSeq2Seq(4, 8, symbols=5, attention=True)
         assert attentive(source, source, lengths=[2, 3]).logits.shape == (2, 3, 6)
+
+    def test_reversed_source(self):
+        """Reading backwards is reading the flipped source, each row by its own length; feedback is not flipped."""
+        build = lambda **o: seeded_build(lambda: RecurrentSeq2Seq(4, 8, symbols=5, **o), stream(0, "s"))
+        source = torch.tensor([[0, 4, 2, 1], [1, 3, 0, 0]])
+        flipped = torch.tensor([[1, 2, 4, 0], [3, 1, 0, 0]])
+        a = build(reverse_source=True)(source, source, lengths=[4, 2])
+        b = build()(flipped, source, lengths=[4, 2])
+        assert torch.allclose(a.logits, b.logits, atol=1e-6)
+        assert not torch.allclose(a.logits, build()(source, source, lengths=[4, 2]).logits, atol=1e-3)
 
     def test_bad_symbols(self):
         model = RecurrentSeq2Seq(4, 8, symbols=5)

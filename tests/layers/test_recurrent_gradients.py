@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from etude.data.randomness import stream
-from etude.layers import RecurrentLM, gradient_profile, make_rnn, rtrl, tbptt
+from etude.layers import (
+    RecurrentLM,
+    gradient_profile,
+    make_rnn,
+    norm_preserving_penalty,
+    rtrl,
+    slope_error,
+    tbptt,
+)
 
 
 def x(batch=3, time=12, width=4, seed=0, dtype=torch.float32):
@@ -237,3 +245,42 @@ class TestOnlineGradient:
             rtrl(make_rnn("elman", 4, 6, num_layers=2), x(), lambda h: h.sum())
         with pytest.raises(ValueError, match="shape"):
             rtrl(make_rnn("elman", 4, 6), x(width=5), lambda h: h.sum())
+
+
+class TestSlopeError:
+    def test_linear_cells_follow_their_radius_and_shuffled_lags_do_not(self):
+        assert slope_error((0.8, 1.1), 8, 60, stream(0, "s")) < 0.1
+        assert slope_error((0.8, 1.1), 8, 60, stream(0, "s"), shuffled=True) > 0.3
+
+    @pytest.mark.parametrize("radii", [(), (1.0,), (0.0, 0.5)])
+    def test_radii_without_a_slope(self, radii):
+        with pytest.raises(ValueError, match="radii"):
+            slope_error(radii, 4, 20, stream(0, "s"))
+
+
+class TestNormPreservingPenalty:
+    def test_zero_for_an_orthogonal_net_whose_units_are_all_on(self):
+        model = make_rnn("elman", 4, 6, activation="relu", init="orthogonal")
+        model.weight_hh_l0.data.copy_(torch.eye(6))
+        model.bias_ih_l0.data.fill_(100.0)  # every unit stays on, so D is the identity
+        assert norm_preserving_penalty(model, x(), lambda y: y[:, -1].sum()).item() == pytest.approx(0, abs=1e-8)
+        model.weight_hh_l0.data.mul_(0.5)
+        assert norm_preserving_penalty(model, x(), lambda y: y[:, -1].sum()).item() == pytest.approx(0.25, abs=1e-6)
+
+    def test_descending_it_stops_the_vanishing(self):
+        model = make_rnn("elman", 4, 8, init=0.5, generator=stream(7, "e"))
+        inputs = 0.1 * x(4, 15)
+        before = gradient_profile(model, inputs).slope
+        optimizer = torch.optim.Adam([model.weight_hh_l0], 0.03)
+        for _ in range(40):
+            optimizer.zero_grad()
+            norm_preserving_penalty(model, inputs, lambda y: y[:, -1].sum()).backward()
+            optimizer.step()
+        after = gradient_profile(model, inputs).slope
+        assert before < -0.5 and after > before / 3
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="Elman"):
+            norm_preserving_penalty(make_rnn("lstm", 4, 6), x(), lambda y: y.sum())
+        with pytest.raises(ValueError, match="two steps"):
+            norm_preserving_penalty(make_rnn("elman", 4, 6), x(time=1), lambda y: y.sum())

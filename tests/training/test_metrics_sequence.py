@@ -41,7 +41,7 @@ class TestBleu:
 
     @pytest.mark.parametrize("seed", range(5))
     def test_equals_sacrebleu(self, seed):
-        sacrebleu = pytest.importorskip("sacrebleu")
+        sacrebleu = pytest.importorskip("sacrebleu", reason="optional: peer for BLEU")
         candidates, references = corpus(seed)
         columns = [[r[k] if k < len(r) else None for r in references] for k in range(3)]
         theirs = sacrebleu.corpus_bleu(candidates, columns, smooth_method="none", tokenize="none")

@@ -7,14 +7,14 @@ Source: Lipton, Berkowitz & Elkan 2015, arXiv 1506.00019, section 2.3; truncatio
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from etude.layers.recurrent import spectral_radius
+from etude.layers.recurrent import make_rnn, spectral_radius
 from etude.layers.recurrent_cells import LinearRNN
 
 WindowLoss = Callable[[Tensor, slice], Tensor]
@@ -226,6 +226,70 @@ def _verdict(slope: float) -> str:
     if factor > 1.01:
         return f"exploding: the gradient grows by a factor {factor:.3f} a step"
     return f"kept: the gradient changes by a factor {factor:.3f} a step"
+
+
+def slope_error(
+    radii: Sequence[float], hidden_size: int, steps: int, generator: torch.Generator, *, shuffled: bool = False
+) -> float:
+    """Mean relative error of `gradient_profile`'s slope against log(spectral radius) over random linear cells.
+
+    The review's statement that a gradient through time behaves as lambda^(T - t), in one number: 0 where it is exact.
+    `shuffled` fits the slope on lags in random order, as a control. ValueError for a radius of 0 or 1 (no slope).
+    """
+    if not radii or any(r <= 0 or r == 1 for r in radii):
+        raise ValueError(f"radii must be positive and differ from 1, got {tuple(radii)}")
+    errors = []
+    for radius in radii:
+        cell = make_rnn("elman", 1, hidden_size, activation="linear", init=radius, generator=generator).double()
+        order = torch.randperm(steps, generator=generator) if shuffled else None
+        profile = gradient_profile(cell, torch.zeros(1, steps, 1, dtype=torch.float64), lags=order)
+        errors.append(abs(profile.slope / math.log(radius) - 1))
+    return sum(errors) / len(errors)
+
+
+def norm_preserving_penalty(rnn: nn.RNN, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """Penalty on gradients whose norm changes on the way back through an Elman net (Pascanu et al. 2013, section 3.3).
+
+    Omega = mean over steps of (||g_{t+1} D_{t+1} U|| / ||g_{t+1}|| - 1)^2, with g = dE / dh held fixed, as in the
+    paper, so that only U and the present activations are moved.
+
+    Parameters
+    ----------
+    rnn
+        One-layer, one-directional `make_rnn("elman", ...)` or `torch.nn.RNN`, batch first.
+    x
+        Shape (batch, time, input), time >= 2.
+    loss
+        ``loss(y) -> scalar`` of the outputs (batch, time, h).
+
+    Returns
+    -------
+    Tensor
+        Scalar with a gradient; add it, weighted, to the loss.
+
+    Raises
+    ------
+    ValueError
+        For another kind of net or fewer than two steps.
+    """
+    if not isinstance(rnn, nn.RNN) or rnn.num_layers != 1 or rnn.bidirectional:
+        raise ValueError("the penalty is for Elman nets (nn.RNN) of one layer and one direction")
+    if x.dim() != 3 or x.shape[1] < 2:
+        raise ValueError(f"x must have shape (batch, time, input) with at least two steps, got {tuple(x.shape)}")
+    h = x.new_zeros(x.shape[0], rnn.hidden_size)
+    states = []
+    for t in range(x.shape[1]):
+        h = rnn(x[:, t : t + 1], h[None])[1][0]
+        states.append(h)
+    grads = torch.autograd.grad(loss(torch.stack(states, dim=1)), states, retain_graph=True)
+    u = rnn.get_parameter("weight_hh_l0")
+    terms = []
+    for h, g in zip(states[1:], grads[1:], strict=True):
+        slope = 1 - h**2 if rnn.nonlinearity == "tanh" else (h > 0).to(h.dtype)
+        size = g.norm(dim=-1)
+        ratio = ((g * slope) @ u).norm(dim=-1) / size.clamp_min(1e-12)
+        terms.append(torch.where(size > 1e-12, (ratio - 1) ** 2, 0.0))
+    return torch.stack(terms).mean()
 
 
 def rtrl(cell: nn.Module, x: Tensor, loss: Callable[..., Tensor], *, state: Tensor | None = None) -> dict[str, Tensor]:

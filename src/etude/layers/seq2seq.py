@@ -20,7 +20,7 @@ from etude.layers.cross_entropy import masked_cross_entropy
 from etude.layers.decoding import decode
 from etude.layers.pointer_attention import PointerAttention
 from etude.layers.recurrent import make_rnn, swap_rows
-from etude.layers.recurrent_cells import check_lengths
+from etude.layers.recurrent_cells import check_lengths, reverse_padded
 
 Mask = str | Callable[[Tensor], Tensor]
 MASKS = ("none", "no_repeat", "permutation")
@@ -63,6 +63,7 @@ class EncoderDecoder(nn.Module, ABC):
     """LSTM encoder, LSTM decoder started from its last state; a subclass scores the output slots."""
 
     feeds_back_inputs = True
+    reverse_source = False
 
     def __init__(
         self, input_size: int, hidden_size: int, *, num_layers: int = 1,
@@ -107,7 +108,7 @@ class EncoderDecoder(nn.Module, ABC):
         if sizes is not None and bool((sizes == x.shape[1]).all()):
             sizes = None
         x = self._embed(x)
-        encoded, state = self.encoder(x, None, sizes)
+        encoded, state = self.encoder(reverse_padded(x, sizes) if self.reverse_source else x, None, sizes)
         slots = None
         if self.feeds_back_inputs and (sizes is not None or self._slots(x.shape[1]) > x.shape[1] + 1):
             last = torch.full((x.shape[0],), x.shape[1], device=x.device) if sizes is None else sizes
@@ -324,6 +325,8 @@ class RecurrentSeq2Seq(EncoderDecoder):
         `max_length` and `symbols` is given.
     attention
         Score the inputs as a pointer network does, but blend them: the output layer sees [d_i, sum_j a_ij e_j].
+    reverse_source
+        The encoder reads each row backwards (Sutskever et al. 2014); outputs and feedback stay as they are.
 
     Raises
     ------
@@ -333,14 +336,14 @@ class RecurrentSeq2Seq(EncoderDecoder):
 
     def __init__(
         self, input_size: int, hidden_size: int, *, max_length: int | None = None, symbols: int | None = None,
-        attention: bool = False, num_layers: int = 1, init: Init = "scaled",
+        attention: bool = False, reverse_source: bool = False, num_layers: int = 1, init: Init = "scaled",
     ) -> None:  # fmt: skip
         if (max_length is None) == (symbols is None):
             raise ValueError(f"give one of max_length and symbols, got {max_length} and {symbols}")
         super().__init__(input_size, hidden_size, num_layers=num_layers, init=init)
         size = max_length if max_length is not None else symbols
         assert size is not None
-        self.size, self.feeds_back_inputs = size, symbols is None
+        self.size, self.feeds_back_inputs, self.reverse_source = size, symbols is None, reverse_source
         self.embed = None if symbols is None else nn.Embedding(symbols, input_size)
         self.attention = make_attention(hidden_size, init) if attention else None
         self.head = nn.Linear(hidden_size * (2 if attention else 1), size + 1)

@@ -17,4 +17,5 @@ from etude.training.metrics.sequence import bits_per_symbol as bits_per_symbol
 from etude.training.metrics.sequence import bleu as bleu
 from etude.training.metrics.sequence import edit_distance as edit_distance
 from etude.training.metrics.sequence import label_error_rate as label_error_rate
+from etude.training.metrics.sequence import masked_accuracy as masked_accuracy
 from etude.training.metrics.sequence import perplexity as perplexity

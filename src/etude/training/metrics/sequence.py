@@ -74,6 +74,17 @@ def bleu(
     return math.exp(precision + (0.0 if ours > theirs else 1 - theirs / ours))
 
 
+def masked_accuracy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> float:
+    """Share of right labels among the steps that have a target.
+
+    `logits` (..., C), `targets` (...); ValueError where no step has a target.
+    """
+    asked = targets != ignore_index
+    if not bool(asked.any()):
+        raise ValueError("no step has a target: the accuracy has no denominator")
+    return float((logits.argmax(-1) == targets)[asked].double().mean())
+
+
 def edit_distance(a: Tokens, b: Tokens) -> int:
     """Fewest insertions, deletions and substitutions that turn `a` into `b` (strings, lists or 1-d tensors)."""
     a, b = _plain(a), _plain(b)
