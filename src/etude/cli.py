@@ -148,7 +148,7 @@ def run(
     json_
         One JSON document on standard output.
     """
-    from etude.lab.console import StudyProgress, claims_table, count
+    from etude.lab.console import StudyProgress
     from etude.lab.jobs import UserData
     from etude.lab.ledger import Ledger
     from etude.lab.registry import runnable
@@ -175,8 +175,7 @@ def run(
     if json_:
         _emit([r.record() | {"verdicts": [_finite(v.record()) for v in r.verdicts]} for r in results])
     else:
-        out.print(claims_table(said))
-        out.print(count(said))
+        _print_claims(said)
         for r in results:
             if r.reused:
                 out.print(f"[dim]{r.slug}: taken from the ledger, nothing changed since (--fresh measures again)[/]")
@@ -190,6 +189,15 @@ def run(
         out.print(f"Report: {page}", soft_wrap=True)
     wholly_skipped = [r for r in results if r.state == "skipped" and r.slug in slugs]
     return 3 if any(r.state == "broken" for r in results) or wholly_skipped else 0
+
+
+def _print_claims(said: list[Any]) -> None:
+    from etude.lab.console import below_tier, claims_table, count
+
+    out.print(claims_table(said))
+    out.print(count(said))
+    if line := below_tier(said):
+        out.print(line, style="dim")
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -219,7 +227,6 @@ def verdicts(
     json_
         One JSON document on standard output.
     """
-    from etude.lab.console import claims_table, count
     from etude.lab.ledger import Ledger
     from etude.lab.verdicts import verdicts as read
 
@@ -228,8 +235,7 @@ def verdicts(
         return _emit([_finite(v.record()) for v in said])
     if not said:
         return out.print("No verdicts yet. Next: etude run, or etude import-results to load the published runs.")
-    out.print(claims_table(said))
-    out.print(count(said))
+    _print_claims(said)
 
 
 @app.command

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from etude.lab.judge import Verdict
 
+SMALL = "smaller than the claim's tier"
 STYLE = {"holds": "bold green", "fails": "bold red", "inconclusive": "yellow", None: "magenta"}
 
 
@@ -98,10 +99,18 @@ def claims_table(verdicts: Sequence[Verdict], title: str | None = None) -> Table
         says = v.paper_value if isinstance(v.paper_value, str) else number(v.paper_value)
         table.add_row(
             v.slug if v.slug != last else "", v.claim, v.protocol, v.tier, word, interval(v), rule(v), says, str(v.n),
-            "; ".join(v.notes),
+            "; ".join(n for n in v.notes if not n.startswith(SMALL)),
         )  # fmt: skip
         last = v.slug
     return table
+
+
+def below_tier(verdicts: Iterable[Verdict]) -> str:
+    """The line below a table that holds verdicts of a tier smaller than their claims ask for; empty without any."""
+    below = sum(any(n.startswith(SMALL) for n in v.notes) for v in verdicts)
+    if not below:
+        return ""
+    return f"{below} of these are at a tier smaller than the claim asks for: they show the direction, no more."
 
 
 def count(verdicts: Iterable[Verdict]) -> str:
