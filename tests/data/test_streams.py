@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.data.streams import class_stream, drift, joint, online, permuted_stream, rotated_stream
+from etude.data.streams import class_stream, drift, in_turn, joint, online, permuted_stream, rotated_stream
 from etude.data.tasks import Split, Task
 
 
@@ -118,6 +118,21 @@ def test_online_passes_once_and_never_crosses_a_border() -> None:
         assert set(batch.y.tolist()) <= set(segments[t].classes)
     rows = torch.cat([b.index for _, b in batches])
     assert torch.equal(rows, torch.cat([s.rows["train"] for s in segments])) and len(rows.unique()) == 60
+
+
+def test_segments_come_in_turn_for_training() -> None:
+    segments = class_stream(task(), 2, seed=0)
+    source = in_turn(segments, 5, batch_size=8)
+    generator = torch.Generator().manual_seed(0)
+    seen = [source.draw(generator, step) for step in range(20)]
+    for step, batch in enumerate(seen):
+        assert batch.n == 8 and set(batch.y.tolist()) <= set(segments[min(step // 5, 2)].classes)
+    assert len(torch.cat([b.index for b in seen[:5]]).unique()) > 8
+    whole = in_turn(segments, 5).draw(generator, 7)
+    assert torch.equal(whole.index, segments[1].rows["train"])
+    for bad in ({"steps": 0}, {"steps": 1, "batch_size": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            in_turn(segments, **bad)
 
 
 def test_joint_holds_all_segments() -> None:

@@ -6,6 +6,7 @@ from etude.data.batching import sampled as sampled
 from etude.data.cache import cached as cached
 from etude.data.duplicates import duplicate_groups as duplicate_groups
 from etude.data.duplicates import normalize_text as normalize_text
+from etude.data.gaussians import gaussian_stream as gaussian_stream
 from etude.data.geometry import convex_hull_targets as convex_hull_targets
 from etude.data.geometry import delaunay_targets as delaunay_targets
 from etude.data.geometry import hull_area_coverage as hull_area_coverage
@@ -36,6 +37,7 @@ from etude.data.sphere import uniform_on_sphere as uniform_on_sphere
 from etude.data.streams import Segment as Segment
 from etude.data.streams import class_stream as class_stream
 from etude.data.streams import drift as drift
+from etude.data.streams import in_turn as in_turn
 from etude.data.streams import joint as joint
 from etude.data.streams import online as online
 from etude.data.streams import permuted_stream as permuted_stream

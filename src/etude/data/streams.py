@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from etude.data.batching import Sampled, sampled
 from etude.data.randomness import numpy_stream, stream
 from etude.data.tasks import Split, Task, split
 
@@ -166,6 +167,25 @@ def online(segments: Sequence[Segment], batch_size: int = 10) -> Iterator[tuple[
         data = segment.split("train")
         for rows in torch.arange(data.n).split(batch_size):
             yield segment.number, data.take(rows)
+
+
+def in_turn(
+    segments: Sequence[Segment], steps: int, *, batch_size: int | None = None, device: str | torch.device = "cpu"
+) -> Sampled:
+    """Training data for `train`: `steps` updates on each segment, one after the other.
+
+    Rows of a batch are drawn from the segment with replacement; with `batch_size` None a batch is the whole segment.
+    After the last segment its rows go on coming.
+    """
+    if steps < 1 or (batch_size is not None and batch_size < 1) or not segments:
+        raise ValueError(f"need segments, and steps and batch_size of at least 1, got {steps} and {batch_size}")
+    data = [s.split("train").to(device) for s in segments]
+
+    def draw(generator: torch.Generator, step: int) -> Split:
+        part = data[min(step // steps, len(data) - 1)]
+        return part if batch_size is None else part.take(torch.randint(part.n, (batch_size,), generator=generator))
+
+    return sampled(draw)
 
 
 def joint(segments: Sequence[Segment], part: str = "train") -> Split:
