@@ -45,7 +45,9 @@ def _claims(paper: Paper, runs: list[dict[str, Any]]) -> list[str]:
         for v in run["verdicts"]:
             span = f"{_number(v['effect'])} [{_number(v['low'])}, {_number(v['high'])}] {'' if v['unit'] == '1' else v['unit']}"
             notes = "; ".join(v["notes"])
-            lines.append(f"| {v['claim']} | {v['protocol']} | {WORD[v['verdict']]} | {span} | {v['n']} | {_cell(notes)} |")
+            lines.append(
+                f"| {v['claim']} | {v['protocol']} | {WORD[v['verdict']]} | {span} | {v['n']} | {_cell(notes)} |"
+            )
     notes = [c for c in paper.claims if c.notes]
     if notes:
         lines += ["", "### What we found", ""] + [f"- **{c.id}** {_cell(c.notes)}" for c in notes]
@@ -66,7 +68,14 @@ def _paper_page(paper: Paper, folder: Path, results: Path) -> None:
     links += [f"[doi](https://doi.org/{paper.doi})"] if paper.doi else []
     links += [f"official code: `{paper.official_code}`"] if paper.official_code else []
     runs_here = paper.slug in runnable()
-    lines = [f"# {paper.title}", "", f"{paper.authors}, {paper.year}. " + " · ".join(links), "", paper.summary.strip(), ""]
+    lines = [
+        f"# {paper.title}",
+        "",
+        f"{paper.authors}, {paper.year}. " + " · ".join(links),
+        "",
+        paper.summary.strip(),
+        "",
+    ]
     lines += [f"Room {{doc}}`../rooms/{paper.room}`; kind: {paper.kind}; tags: {', '.join(paper.tags)}.", ""]
     lines += [f"```shell\netude run {paper.slug}\n```", ""] if runs_here else ["Not runnable yet: it has no study.", ""]
     if paper.usage:
@@ -77,7 +86,9 @@ def _paper_page(paper: Paper, folder: Path, results: Path) -> None:
         lines += ["", "## Plots", ""]
     for plot in plots:
         svg = folder / f"{paper.slug}-{plot['name']}.svg"
-        text = to_svg(plot["spec"]).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" ', 1)
+        text = to_svg(plot["spec"]).replace(
+            "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" ', 1
+        )
         for name, colour in (("--ink", "#333"), ("--soft", "#777"), ("--rule", "#bbb")):
             text = text.replace(f"var({name})", colour)
         svg.write_text(text, "utf-8")
@@ -95,7 +106,11 @@ def _paper_page(paper: Paper, folder: Path, results: Path) -> None:
 
 def _room_page(room: str, folder: Path) -> None:
     module = importlib.import_module(f"etude.{room}")
-    names = sorted(n for n, v in vars(module).items() if not n.startswith("_") and getattr(v, "__module__", "").startswith("etude."))
+    names = sorted(
+        n
+        for n, v in vars(module).items()
+        if not n.startswith("_") and getattr(v, "__module__", "").startswith("etude.")
+    )
     lines = [f"# etude.{room}", "", inspect.getdoc(module) or "", ""]
     papers = [p for p in catalogue.papers() if p.room == room]
     lines += ["Papers: " + ", ".join(f"{{doc}}`../papers/{p.slug}`" for p in papers) + ".", ""]
