@@ -23,7 +23,7 @@ def _need(module: str, purpose: str) -> None:
 
 def serve(
     *, host: str = "127.0.0.1", port: int = 8000, mode: Literal["single", "accounts"] = "single", base_url: str = "",
-    ledger: LedgerOption = None, workers: int = 1,
+    ledger: LedgerOption = None, workers: int = 1, admin: str = "",
 ) -> None:  # fmt: skip
     """Serve the page of papers, with a worker that runs the studies asked for on it.
 
@@ -41,6 +41,8 @@ def serve(
         Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
     workers
         Worker processes for studies; 0 starts none (use etude worker elsewhere).
+    admin
+        The e-mail address whose account is the admin's, in mode accounts (default: ETUDE_ADMIN).
     """
     _need("fastapi", "the page (etude serve)")
     _need("uvicorn", "the page (etude serve)")
@@ -49,23 +51,39 @@ def serve(
 
     import uvicorn
 
-    from etude.page.settings import Settings, load_secret
+    from etude.page.settings import Settings, from_environment, load_secret
     from etude.page.web.app import create_app
 
+    more: dict[str, Any] = from_environment() | ({"admin": admin} if admin else {})
     settings = Settings(
-        database=ledger, host=host, port=port, mode=mode, base_url=base_url, secret=load_secret(Path.cwd())
+        database=ledger, host=host, port=port, mode=mode, base_url=base_url, secret=load_secret(Path.cwd()), **more
     )
     app = create_app(settings)
+    stop = threading.Event()
+    if settings.smtp_url:
+        threading.Thread(target=_send_mails, args=(settings, stop), daemon=True).start()
     command = [sys.executable, "-m", "etude.cli", "worker"] + (["--ledger", ledger] if ledger else [])
     children = [subprocess.Popen(command) for _ in range(workers)]
     out.print(f"Etude on {settings.address} (Ctrl-C stops it)")
     try:
         uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
     finally:
+        stop.set()
         for child in children:
             child.terminate()
         for child in children:
             child.wait()
+
+
+def _send_mails(settings: Any, stop: threading.Event) -> None:
+    """Hand the outbox to the mail server, also when the server is away for a while."""
+    from etude.page.database import Database
+    from etude.page.digest.send import send_due, transport
+
+    db = Database(settings.database)
+    while not stop.is_set():
+        send_due(db, transport(settings))
+        stop.wait(5.0)
 
 
 def worker(*, ledger: LedgerOption = None, jobs: int | None = None, once: Annotated[bool, Flag] = False) -> None:
@@ -220,14 +238,14 @@ def digest(
     from etude.page.digest.compose import due as compose_due
     from etude.page.digest.compose import preview
     from etude.page.digest.send import send_due, transport
-    from etude.page.settings import Settings, load_secret
+    from etude.page.settings import Settings, from_environment, load_secret
 
     if due == dry_run:
         raise UsageError("give --due to send what is due, or --dry-run --for ADDRESS to look at one mail")
     db = Database(ledger)
     settings = Settings(
         database=ledger, base_url=base_url or os.environ.get("ETUDE_BASE_URL", ""), secret=load_secret(Path.cwd()),
-        smtp_url=os.environ.get("ETUDE_SMTP_URL", ""), mail_from=os.environ.get("ETUDE_MAIL_FROM", Settings.mail_from),
+        **from_environment(),  # type: ignore[arg-type]
     )  # fmt: skip
     try:
         moment = datetime.fromisoformat(at) if at else None

@@ -55,6 +55,12 @@ def clean(text: str) -> str:
     return "\n\n".join(" ".join(p.split()) for p in re.split(r"\n\s*\n", text)).strip()
 
 
+def clean_lines(text: str) -> str:
+    """NFC and no control characters, with its lines as they are (for notes)."""
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return "".join(ch for ch in text if ch in "\n\t\u200c\u200d" or unicodedata.category(ch)[0] != "C").strip()
+
+
 def title_key(title: str) -> str:
     """A title as its letters and digits: lower case, accents off, nothing else."""
     folded = unicodedata.normalize("NFKD", title).casefold()

@@ -30,6 +30,8 @@ class Settings:
     smtp_url: str = field(default="", repr=False)
     """smtp://user:password@host:587 with STARTTLS, or smtps://...; empty: mails go into `mail_folder`."""
     mail_from: str = "Etude <etude@localhost>"
+    admin: str = field(default="", repr=False)
+    """The e-mail address whose account is the admin's (mode accounts)."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses whose X-Forwarded-For is believed."""
     embed: bool = True
@@ -64,7 +66,19 @@ class Settings:
             )
         if self.mode == "single" and not self._is_local:
             raise UsageError(f"--host {self.host}: the single-user page answers on 127.0.0.1 only; use --mode accounts")
+        if self.mode == "accounts" and not self._is_local and not self.base_url:
+            raise UsageError(
+                f"--host {self.host}: give --base-url, the address that readers use; links in mails need it"
+            )
+        if self.base_url and urlsplit(self.base_url).scheme not in ("http", "https"):
+            raise UsageError(f"--base-url {self.base_url}: write it as https://papers.example.org")
         return self
+
+
+def from_environment() -> dict[str, str]:
+    """Mail server, sender and admin, from `ETUDE_SMTP_URL`, `ETUDE_MAIL_FROM` and `ETUDE_ADMIN`, where they are set."""
+    names = {"smtp_url": "ETUDE_SMTP_URL", "mail_from": "ETUDE_MAIL_FROM", "admin": "ETUDE_ADMIN"}
+    return {key: os.environ[name] for key, name in names.items() if os.environ.get(name)}
 
 
 def load_secret(folder: str | Path) -> str:

@@ -79,6 +79,7 @@ session = sa.Table(
     "session", meta, sa.Column("token_hash", sa.String(64), primary_key=True), _to("account"),
     sa.Column("csrf", sa.String(64), nullable=False), sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("previous_hash", sa.String(64), index=True), sa.Column("rotated_at", sa.BigInteger),
 )  # fmt: skip
 api_token = sa.Table(
     "api_token", meta, sa.Column("token_hash", sa.String(64), primary_key=True), _to("account"),

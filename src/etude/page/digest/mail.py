@@ -12,8 +12,10 @@ import jinja2
 import sqlalchemy as sa
 
 from etude.page import tables as t
+from etude.page.security import token_hash
 from etude.page.settings import Settings
 
+LOGIN_KEY = "login:"
 MAX_BYTES = 90_000  # large providers cut mails at about 102 kB
 
 _env = jinja2.Environment(
@@ -90,6 +92,14 @@ def already_subscribed(settings: Settings, email: str, row: dict[str, Any] | Any
     text, html = _both("already", frequency=row["frequency"], site=settings.address)
     subject = "Your Etude digest"
     return Mail(email, subject, build(settings, email, subject, text, html, now, {"Auto-Submitted": "auto-generated"}))
+
+
+def login_link(settings: Settings, email: str, token: str, minutes: int, now: int) -> Mail:
+    """The mail that signs its reader in; `outbox` forgets its text once it is sent, since it holds a secret."""
+    text, html = _both("login", link=f"{settings.address}/login/{token}", minutes=minutes, site=settings.address)
+    subject = "Sign in to Etude"
+    raw = build(settings, email, subject, text, html, now, {"Auto-Submitted": "auto-generated"})
+    return Mail(email, subject, raw, key=f"{LOGIN_KEY}{token_hash(token)}")
 
 
 def digest(

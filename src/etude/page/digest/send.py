@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from etude.errors import UsageError
 from etude.page import tables as t
 from etude.page.database import Database
+from etude.page.digest.mail import LOGIN_KEY
 from etude.page.settings import Settings
 
 LEASE = 120
@@ -147,6 +148,9 @@ def send_due(
 def _sent(db: Database, row: dict) -> None:
     o, s = t.outbox.c, t.subscriber.c
     with db.begin() as c:
+        if (row["key"] or "").startswith(LOGIN_KEY):  # nobody needs it any more, and it holds a secret and an address
+            c.execute(sa.delete(t.outbox).where(o.id == row["id"]))
+            return
         c.execute(sa.update(t.outbox).where(o.id == row["id"]).values(status="sent", lease_until=None, error=None))
         if row["subscriber_id"]:
             c.execute(sa.update(t.subscriber).where(s.id == row["subscriber_id"]).values(soft_failures=0))

@@ -127,6 +127,11 @@ class SemanticIndex:
             how: Any = "exact" if len(rows) <= EXACT_UP_TO else "signs"
             self._index = NearestNeighbors("cosine", search=how).fit(self._vectors)
 
+    def all(self) -> tuple[np.ndarray, np.ndarray]:
+        """Paper ids, shape (n,), and their vectors, shape (n, d), as last read."""
+        with self._lock:
+            return self.ids, self._vectors[: len(self.ids)]
+
     @property
     def ready(self) -> bool:
         """Whether a query can be ranked by meaning now; the first call starts loading the model."""

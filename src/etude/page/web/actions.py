@@ -1,6 +1,6 @@
 """What readers do: vote, save, run, import, submit. Always a POST with the form's token; then back to a page."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Form, Request, UploadFile
@@ -9,26 +9,19 @@ from fastapi.responses import RedirectResponse, Response
 from etude import ROOMS
 from etude.errors import DataError, UsageError
 from etude.lab.registry import runnable
-from etude.page import heat as h
 from etude.page import store
 from etude.page import tables as t
 from etude.page.importers import read
 from etude.page.importers.reading import decode, guess
 from etude.page.records import make_record
 from etude.page.search.lexical import reindex
-from etude.page.security import limit, new_token, safe_next, token_hash
-from etude.page.web.context import check_form, reader, require_account, site
+from etude.page.security import new_token, safe_next, token_hash
+from etude.page.web.context import check_form, count, reader, require_account, site
 from etude.page.web.pages import decorate, find_paper
 from etude.page.web.render import render
 
 router = APIRouter(include_in_schema=False)
 Token = Annotated[str, Form()]
-
-
-def _count(request: Request, what: str) -> None:
-    s, who = site(request), reader(request)
-    with s.db.begin() as c:
-        limit(c, what, str(who.id) if who.id is not None else who.network, s.now)
 
 
 def _back(path: str | None, default: str = "/") -> RedirectResponse:
@@ -41,40 +34,12 @@ def vote(request: Request, slug: str, csrf: Token, wanted: Annotated[bool, Form(
     account = require_account(request)
     s = site(request)
     paper = find_paper(s, slug)
-    _count(request, "vote")
+    count(request, "vote")
     store.set_vote(s.db, paper["id"], account["id"], wanted, now=s.now, network=reader(request).network)
     if request.headers.get("hx-request") == "true":
         (row,) = decorate(s, [find_paper(s, slug)], account["id"])
         return render(request, "_vote.html.j2", row=row)
     return _back(next)
-
-
-@router.post("/save/{slug}")
-def save(
-    request: Request, slug: str, csrf: Token, wanted: Annotated[bool, Form()], tags: Token = "", note: Token = "",
-    read: Annotated[bool, Form()] = False, next: Token = "/library",
-) -> Response:  # fmt: skip
-    """Put a paper into the reader's library, with tags and a private note, or take it out."""
-    check_form(request, csrf)
-    account = require_account(request)
-    s = site(request)
-    paper, lib = find_paper(s, slug), t.library.c
-    mine = sa.and_(lib.paper_id == paper["id"], lib.account_id == account["id"])
-    values: dict[str, Any] = {
-        "tags": sorted({w.strip().lower()[:40] for w in tags.split(",") if w.strip()})[:20], "note": note[:5000],
-        "read": read,
-    }  # fmt: skip
-    with s.db.begin() as c:
-        there = c.execute(sa.select(lib.at).where(mine)).first() is not None
-        if not wanted:
-            c.execute(sa.delete(t.library).where(mine))
-        elif there:
-            c.execute(sa.update(t.library).where(mine).values(**values))
-        else:
-            c.execute(sa.insert(t.library).values(paper_id=paper["id"], account_id=account["id"], at=s.now, **values))
-            key = f"save:{paper['id']}:{account['id']}"
-            store.happened(c, paper["id"], "save", h.WEIGHTS["save"], now=s.now, account=account["id"], key=key)
-    return _back(next, "/library")
 
 
 @router.post("/run/{slug}")
@@ -87,7 +52,7 @@ def run_here(request: Request, slug: str, csrf: Token, tier: Token = "quick") ->
         raise UsageError(f"{slug} has no study yet")
     if tier not in ("quick", "laptop"):
         raise UsageError(f"tier {tier!r} cannot be asked for here: quick or laptop")
-    _count(request, "run")
+    count(request, "run")
     request_id = s.queue.ask(slug, tier, asked_by=account["handle"])
     return RedirectResponse(f"/runs/{request_id}", status_code=303)
 
@@ -98,7 +63,7 @@ async def import_preview(request: Request, csrf: Token, text: Token = "", file: 
     check_form(request, csrf)
     require_account(request)
     s = site(request)
-    _count(request, "import")
+    count(request, "import")
     raw: bytes | str = await file.read() if file is not None and file.filename else text
     try:
         plain = decode(raw)
@@ -154,7 +119,7 @@ def submit(
         page = render(request, "submit.html.j2", rooms=ROOMS, values=values, problem=str(error))
         page.status_code = 422
         return page
-    _count(request, "submit")
+    count(request, "submit")
     with s.db.begin() as c:
         match = store.add(c, record, source="form", now=s.now, by=account["handle"], account=account["id"])
         assert match.paper_id is not None

@@ -17,7 +17,7 @@ from etude.errors import EtudeError
 from etude.page.security import TooMany
 from etude.page.settings import Settings
 from etude.page.store import EditConflict
-from etude.page.web import actions, api, feeds, pages, subscriptions
+from etude.page.web import accounts, actions, api, feeds, moderation, pages, shelf, subscriptions
 from etude.page.web.context import COOKIE, Forbidden, Site
 from etude.page.web.render import render
 
@@ -44,7 +44,7 @@ def create_app(settings: Settings, **site_options: Any) -> FastAPI:
     app = FastAPI(title="Etude", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.site = Site(settings.check(), **site_options)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
-    for module in (pages, actions, subscriptions, feeds, api):
+    for module in (pages, actions, accounts, moderation, shelf, subscriptions, feeds, api):
         app.include_router(module.router)
     app.add_middleware(GZipMiddleware, minimum_size=1024)
     app.middleware("http")(_guard)
@@ -67,12 +67,15 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
         origin = request.headers.get("origin")
         if origin not in (None, "null") and urlsplit(origin).netloc not in s.settings.allowed_hosts:
             return await _etude_error(request, Forbidden("this form was sent from another site"))
+    if request.method not in SAFE and "transfer-encoding" in request.headers:
+        return PlainTextResponse("say how long it is", status_code=411)
     response = await call_next(request)
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
-    if fresh and not request.url.path.startswith(("/api/", "/static/", "/feed")):
+    given = getattr(request.state, "given", None)
+    if given or (fresh and not request.url.path.startswith(("/api/", "/static/", "/feed"))):
         secure = s.settings.address.startswith("https")
-        response.set_cookie(COOKIE, cookie, httponly=True, samesite="lax", secure=secure, max_age=365 * 86_400)
+        response.set_cookie(COOKIE, given or cookie, httponly=True, samesite="lax", secure=secure, max_age=365 * 86_400)
     return response
 
 

@@ -14,9 +14,11 @@ from etude.lab.ledger import Ledger
 from etude.lab.queue import Queue
 from etude.lab.registry import runnable
 from etude.page import tables as t
+from etude.page.accounts import rotate, session_of
 from etude.page.database import Database
+from etude.page.digest.send import Folder, send_due
 from etude.page.search.semantic import SemanticIndex
-from etude.page.security import client_address, keyed_hash, network_prefix, same
+from etude.page.security import client_address, keyed_hash, limit, network_prefix, same
 from etude.page.settings import Settings
 from etude.page.sync import sync_catalogue, sync_verdicts
 
@@ -132,13 +134,33 @@ def site(request: Request) -> Site:
 
 def reader(request: Request) -> Reader:
     """The reader of this request; the cookie was set by the middleware."""
+    known: Reader | None = getattr(request.state, "reader", None)
+    if known is not None:
+        return known
     s = site(request)
     cookie = request.state.cookie
     peer = request.client.host if request.client else ""
     address = client_address(peer, request.headers.get("x-forwarded-for"), s.settings.trusted_proxies)
-    account = s.me() if s.settings.mode == "single" else None
-    csrf = keyed_hash(s.settings.secret, "csrf", cookie)
-    return Reader(account, csrf, network_prefix(address), address)
+    account, csrf = None, keyed_hash(s.settings.secret, "csrf", cookie)
+    if s.settings.mode == "single":
+        account = s.me()
+    elif (signed := session_of(s.db, cookie, s.now)) is not None:
+        account, csrf, old = signed
+        if old and not request.url.path.startswith("/api/"):
+            give_cookie(request, rotate(s.db, cookie, s.now))
+    request.state.reader = Reader(account, csrf, network_prefix(address), address)
+    return request.state.reader  # type: ignore[no-any-return]
+
+
+def give_cookie(request: Request, token: str | None) -> None:
+    """Let the answer to this request carry another cookie; None leaves it as it is."""
+    request.state.given = token
+
+
+def deliver(s: Site) -> None:
+    """Write waiting mails into the folder; with a mail server they are left to the thread that talks to it."""
+    if not s.settings.smtp_url:
+        send_due(s.db, Folder(s.settings.mail_folder), clock=s.clock)
 
 
 def check_form(request: Request, token: str) -> None:
@@ -149,7 +171,7 @@ def check_form(request: Request, token: str) -> None:
     Forbidden
         Otherwise; nothing was changed.
     """
-    if not same(token, keyed_hash(site(request).settings.secret, "csrf", request.state.cookie)):
+    if not same(token, reader(request).csrf):
         raise Forbidden("the form is too old or not ours: reload the page and send it again")
 
 
@@ -165,3 +187,24 @@ def require_account(request: Request) -> dict[str, Any]:
     if account is None:
         raise Forbidden("sign in first")
     return account
+
+
+def require_role(request: Request, *roles: str) -> dict[str, Any]:
+    """The reader's account, when it has one of the roles.
+
+    Raises
+    ------
+    Forbidden
+        Otherwise.
+    """
+    account = require_account(request)
+    if account["role"] not in roles:
+        raise Forbidden(f"this is for {' and '.join(roles)} accounts")
+    return account
+
+
+def count(request: Request, what: str) -> None:
+    """Count one use against the rate limits: of the account, else of the network."""
+    s, who = site(request), reader(request)
+    with s.db.begin() as c:
+        limit(c, what, str(who.id) if who.id is not None else who.network, s.now)

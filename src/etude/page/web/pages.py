@@ -17,7 +17,9 @@ from etude.lab.registry import runnable
 from etude.page import citations
 from etude.page import tables as t
 from etude.page.heat import FORMULA, HALF_LIVES, score
+from etude.page.library import saved_of
 from etude.page.listing import HALF_LIFE, Filters, by_ids, listing, spread, why
+from etude.page.notes import may_edit, notes_of
 from etude.page.search.hybrid import search
 from etude.page.search.query import parse
 from etude.page.web.context import Site, reader, site
@@ -173,7 +175,9 @@ def paper_csl(request: Request, slug: str) -> Response:
 @router.get("/paper/{slug}", response_class=HTMLResponse)
 def paper_page(request: Request, slug: str) -> Response:
     s = site(request)
-    (row,) = decorate(s, [find_paper(s, slug)], reader(request).id)
+    who = reader(request)
+    (row,) = decorate(s, [find_paper(s, slug)], who.id)
+    editable = may_edit(who.account, row)
     card = catalogue.load(slug) if slug in {p.slug for p in catalogue.papers()} else None
     runs = [r for r in s.ledger.latest(slug) if not r["record"].get("user_data")] if card else []
     plots = []
@@ -195,7 +199,8 @@ def paper_page(request: Request, slug: str) -> Response:
         request, "paper.html.j2", related=related, paper=row, card=card, claims=claim_rows(s, slug) if card else [],
         runs=runs,
         plots=plots, stale=stale, history=history[:60], versions=versions, requests=s.queue.recent(slug=slug, limit=5),
-        parts=why(s.db, row["id"], s.now), bibtex=citations.bibtex(row),
+        parts=why(s.db, row["id"], s.now), bibtex=citations.bibtex(row), notes=notes_of(s.db, row["id"], who.id),
+        saved=saved_of(s.db, row["id"], who.id), editable=editable,
     )  # fmt: skip
 
 
@@ -240,20 +245,6 @@ def import_page(request: Request) -> Response:
 @router.get("/submit", response_class=HTMLResponse)
 def submit_page(request: Request) -> Response:
     return render(request, "submit.html.j2", rooms=ROOMS, values={}, problem=None)
-
-
-@router.get("/library", response_class=HTMLResponse)
-def library_page(request: Request) -> Response:
-    s, who = site(request), reader(request)
-    rows: list[dict[str, Any]] = []
-    if who.id is not None:
-        lib = t.library.c
-        saved = s.db.rows(sa.select(t.library).where(lib.account_id == who.id).order_by(lib.at.desc()))
-        by_id = {r["paper_id"]: r for r in saved}
-        papers = s.db.rows(sa.select(t.paper).where(t.paper.c.id.in_(list(by_id))))
-        papers.sort(key=lambda r: -by_id[r["id"]]["at"])
-        rows = [r | {"saved": by_id[r["id"]]} for r in decorate(s, papers, who.id)]
-    return render(request, "library.html.j2", rows=rows)
 
 
 @router.get("/about", response_class=HTMLResponse)

@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse
 from etude import __version__
 from etude.lab.console import number
 from etude.page.web.context import reader, site
+from etude.page.web.markdown import markdown
 
 _env = jinja2.Environment(
     loader=jinja2.PackageLoader("etude.page.web", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -51,7 +52,7 @@ def authors(row: dict[str, Any], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-_env.filters |= {"ago": ago, "day": day, "iso": iso, "number": number, "authors": authors}
+_env.filters |= {"ago": ago, "day": day, "iso": iso, "number": number, "authors": authors, "markdown": markdown}
 
 
 def render(request: Request, name: str, **values: Any) -> HTMLResponse:

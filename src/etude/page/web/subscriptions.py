@@ -13,16 +13,15 @@ from etude import ROOMS
 from etude.page import tables as t
 from etude.page.digest.compose import clean_filters
 from etude.page.digest.schedule import FREQUENCIES
-from etude.page.digest.send import Folder, send_due
 from etude.page.digest.subscribe import ANSWER, Wish, by_token, confirm, pending, subscribe, unsubscribe
-from etude.page.web.context import Forbidden, check_form, reader, site
+from etude.page.web.context import Forbidden, check_form, deliver, reader, site
 from etude.page.web.render import render
 
 router = APIRouter(include_in_schema=False)
 Text = Annotated[str, Form()]
 
 
-def _private(response: HTMLResponse) -> HTMLResponse:
+def private(response: HTMLResponse) -> HTMLResponse:
     """A page whose address holds a token must not hand it on."""
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers["Cache-Control"] = "no-store"
@@ -44,8 +43,7 @@ def subscribe_form(
     filters = clean_filters({"rooms": room or [], "tags": tags.split(","), "q": q})
     wish = Wish(email, frequency, zone, hour, filters)
     subscribe(s.db, s.settings, wish, network=reader(request).network, now=s.now)
-    if not s.settings.smtp_url:
-        send_due(s.db, Folder(s.settings.mail_folder), clock=s.clock)
+    deliver(s)
     return render(request, "subscribe.html.j2", rooms=ROOMS, frequencies=FREQUENCIES, answer=ANSWER)
 
 
@@ -53,7 +51,7 @@ def subscribe_form(
 def confirm_page(request: Request, token: str) -> Response:
     """Shows the button; opening the link changes nothing, so a scanner of links subscribes nobody."""
     s = site(request)
-    page = _private(render(request, "confirm.html.j2", row=pending(s.db, token, s.now), token=token, done=False))
+    page = private(render(request, "confirm.html.j2", row=pending(s.db, token, s.now), token=token, done=False))
     return page
 
 
@@ -62,7 +60,7 @@ def confirm_form(request: Request, token: str, csrf: Text) -> Response:
     check_form(request, csrf)
     s = site(request)
     done = confirm(s.db, token, s.now)
-    return _private(render(request, "confirm.html.j2", row=None, token=token, done=done))
+    return private(render(request, "confirm.html.j2", row=None, token=token, done=done))
 
 
 @router.get("/u/{token}", response_class=HTMLResponse)
@@ -71,7 +69,7 @@ def leave_page(request: Request, token: str) -> Response:
     s = site(request)
     if by_token(s.db, s.settings, token) is None:
         raise HTTPException(404)
-    return _private(render(request, "leave.html.j2", token=token, done=False))
+    return private(render(request, "leave.html.j2", token=token, done=False))
 
 
 @router.post("/u/{token}")
@@ -83,7 +81,7 @@ async def leave(request: Request, token: str) -> Response:
     form = await request.form()
     if form.get("List-Unsubscribe") == "One-Click":
         return PlainTextResponse("unsubscribed")
-    return _private(render(request, "leave.html.j2", token=token, done=True))
+    return private(render(request, "leave.html.j2", token=token, done=True))
 
 
 @router.get("/outbox", response_class=HTMLResponse)
