@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Parts = tuple[Tensor, ...]
+Weights = dict[str, Tensor]
 
 
 def check_lengths(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
@@ -63,8 +64,11 @@ class ScannedRNN(nn.Module, ABC):
     def _suffixes(self, layer: int) -> list[str]:
         return [f"l{layer}"] + ([f"l{layer}_reverse"] if self.bidirectional else [])
 
-    def _p(self, name: str, suffix: str) -> Tensor:
-        return getattr(self, f"{name}_{suffix}")
+    def _weights(self, suffix: str) -> Weights:
+        """Parameters of one layer and direction by their names without suffix; the recurrent one transposed."""
+        names = self._shapes(1)
+        weights = {name: getattr(self, f"{name}_{suffix}") for name in names}
+        return weights | {"weight_hh": weights["weight_hh"].t()}
 
     @abstractmethod
     def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
@@ -75,12 +79,8 @@ class ScannedRNN(nn.Module, ABC):
         """Shape of each part of the state below (num_layers * directions, batch)."""
         return ((self.output_size,),)
 
-    def _input_half(self, x: Tensor, suffix: str) -> Tensor:
-        bias = self._p("bias_ih", suffix) + self._p("bias_hh", suffix)
-        return F.linear(x, self._p("weight_ih", suffix), bias)
-
     @abstractmethod
-    def _step(self, u: Tensor, state: Parts, suffix: str) -> Parts:
+    def _step(self, u: Tensor, state: Parts, w: Weights) -> Parts:
         """Next state from the input half u (batch, ...); its first part is the output."""
 
     def forward(
@@ -100,7 +100,9 @@ class ScannedRNN(nn.Module, ABC):
             for direction, suffix in enumerate(self._suffixes(layer)):
                 source = reverse_padded(x, size) if direction else x
                 first = tuple(part[layer * directions + direction] for part in start)
-                y, last = self._scan(self._input_half(source, suffix), first, suffix, size)
+                w = self._weights(suffix)
+                halves = F.linear(source, w["weight_ih"], w["bias_ih"] + w["bias_hh"])
+                y, last = self._scan(halves, first, w, size)
                 outputs.append(reverse_padded(y, size) if direction else y)
                 final.append(last)
             x = torch.cat(outputs, dim=-1) if directions == 2 else outputs[0]
@@ -109,10 +111,10 @@ class ScannedRNN(nn.Module, ABC):
         parts = tuple(torch.stack(p) for p in zip(*final, strict=True))
         return x, parts if len(parts) > 1 else parts[0]
 
-    def _scan(self, u: Tensor, state: Parts, suffix: str, size: Tensor | None) -> tuple[Tensor, Parts]:
+    def _scan(self, u: Tensor, state: Parts, w: Weights, size: Tensor | None) -> tuple[Tensor, Parts]:
         outputs = []
         for t, u_t in enumerate(u.unbind(1)):
-            new = self._step(u_t, state, suffix)
+            new = self._step(u_t, state, w)
             if size is None:
                 outputs.append(new[0])
                 state = new
@@ -155,8 +157,8 @@ class LinearRNN(ScannedRNN):
         h = self.hidden_size
         return {"weight_ih": (h, width), "weight_hh": (h, h), "bias_ih": (h,), "bias_hh": (h,)}
 
-    def _step(self, u: Tensor, state: Parts, suffix: str) -> Parts:
-        return (u + F.linear(state[0], self._p("weight_hh", suffix)),)
+    def _step(self, u: Tensor, state: Parts, w: Weights) -> Parts:
+        return (torch.addmm(u, state[0], w["weight_hh"]),)
 
 
 class JordanRNN(ScannedRNN):
@@ -187,9 +189,9 @@ class JordanRNN(ScannedRNN):
         return {"weight_ih": (h, width), "weight_hh": (h, o), "bias_ih": (h,), "bias_hh": (h,),
                 "weight_ho": (o, h), "bias_ho": (o,)}  # fmt: skip
 
-    def _step(self, u: Tensor, state: Parts, suffix: str) -> Parts:
-        hidden = self._act(u + F.linear(state[0], self._p("weight_hh", suffix)))
-        return (self._out(F.linear(hidden, self._p("weight_ho", suffix), self._p("bias_ho", suffix))),)
+    def _step(self, u: Tensor, state: Parts, w: Weights) -> Parts:
+        hidden = self._act(torch.addmm(u, state[0], w["weight_hh"]))
+        return (self._out(F.linear(hidden, w["weight_ho"], w["bias_ho"])),)
 
 
 class PeepholeLSTM(ScannedRNN):
@@ -219,20 +221,19 @@ class PeepholeLSTM(ScannedRNN):
     def _sizes(self) -> tuple[tuple[int, ...], ...]:
         return ((self.hidden_size,), (self.hidden_size,))
 
-    def _step(self, u: Tensor, state: Parts, suffix: str) -> Parts:
+    def _step(self, u: Tensor, state: Parts, w: Weights) -> Parts:
         h, c = state
-        parts = (u + F.linear(h, self._p("weight_hh", suffix))).chunk(4 if self.forget_gate else 3, dim=-1)
-        i, g, o = parts[0], parts[-2], parts[-1]
-        f = parts[1] if self.forget_gate else None
+        z = torch.addmm(u, h, w["weight_hh"])
+        n, early = self.hidden_size, (self.forget_gate + 1) * self.hidden_size  # i and f stand together
         if self.peephole:
-            see = self._p("weight_ch", suffix).chunk(3 if self.forget_gate else 2)
-            i = i + see[0] * c
-            f = None if f is None else f + see[1] * c
-        kept = c if f is None else torch.sigmoid(f) * c
-        c = kept + torch.sigmoid(i) * torch.tanh(g)
-        if self.peephole:
-            o = o + see[-1] * c
-        return torch.sigmoid(o) * torch.tanh(c), c
+            see, see_o = w["weight_ch"][:early], w["weight_ch"][early:]
+            gates = torch.sigmoid(torch.addcmul(z[:, :early], see, c.repeat(1, 2) if self.forget_gate else c))
+        else:
+            gates = torch.sigmoid(z[:, :early])
+        kept = gates[:, n:] * c if self.forget_gate else c
+        c = torch.addcmul(kept, gates[:, :n], torch.tanh(z[:, early : early + n]))
+        o = z[:, early + n :]
+        return torch.sigmoid(torch.addcmul(o, see_o, c) if self.peephole else o) * torch.tanh(c), c
 
 
 class OuterProductLSTM(ScannedRNN):
@@ -263,9 +264,9 @@ class OuterProductLSTM(ScannedRNN):
         n = self.hidden_size // self.num_heads
         return ((self.hidden_size,), (self.num_heads, n, n))
 
-    def _step(self, u: Tensor, state: Parts, suffix: str) -> Parts:
+    def _step(self, u: Tensor, state: Parts, w: Weights) -> Parts:
         read, memory = state
-        z = u + F.linear(read, self._p("weight_hh", suffix))
+        z = torch.addmm(u, read, w["weight_hh"])
         h, k = self.hidden_size, self.num_heads
         query, key, value = (p.view(-1, k, h // k) for p in z[:, : 3 * h].chunk(3, dim=-1))
         f, i, o = torch.sigmoid(z[:, 3 * h :]).chunk(3, dim=-1)

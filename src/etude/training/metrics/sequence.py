@@ -63,10 +63,10 @@ def bleu(
         theirs += min((abs(len(r) - len(words)), len(r)) for r in refs)[1]
         for n in range(1, max_order + 1):
             grams = _ngrams(words, n)
-            most: Counter = Counter()
-            for r in refs:
+            most = _ngrams(refs[0], n)
+            for r in refs[1:]:
                 most |= _ngrams(r, n)
-            matched[n - 1] += sum((grams & most).values())
+            matched[n - 1] += sum(min(count, most[g]) for g, count in grams.items() if g in most)
             total[n - 1] += max(0, len(words) - n + 1)
     if min(matched) == 0:
         return 0.0
@@ -158,4 +158,4 @@ def _sentences(given: Any, text: bool) -> Sequence[Any]:
 
 
 def _ngrams(tokens: Sequence[Hashable], n: int) -> Counter:
-    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+    return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
