@@ -115,12 +115,11 @@ def test_a_paper_has_something_to_test(slug: str) -> None:
             assert item.where, item.box
 
 
-@pytest.mark.parametrize("slug", SLUGS)
+@pytest.mark.parametrize("slug", [s for s in SLUGS if study_arms(load(s)) is not None])
 def test_claims_name_arms_of_the_study(slug: str) -> None:
     paper = load(slug)
     arms = study_arms(paper)
-    if arms is None:
-        pytest.skip("no study yet")
+    assert arms is not None
     for claim in paper.claims:
         for name in references(claim):
             assert name.split("@")[0] in arms, f"{claim.id}: no arm {name!r} among {sorted(arms)}"
@@ -134,10 +133,9 @@ def test_entries_resolve_to_documented_names(slug: str) -> None:
         assert (thing.__doc__ or "").strip(), f"{entry} has no docstring"
 
 
-@pytest.mark.parametrize("slug", SLUGS)
+@pytest.mark.parametrize("slug", [s for s in SLUGS if load(s).usage])
 def test_usage_is_at_most_ten_lines_of_python(slug: str) -> None:
     usage = load(slug).usage
-    if usage is None:
-        pytest.skip("no usage yet")
+    assert usage is not None
     compile(usage, f"{slug}.usage", "exec")
     assert len([line for line in usage.splitlines() if line.strip()]) <= 10

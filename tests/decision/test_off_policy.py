@@ -71,7 +71,7 @@ def test_evaluating_the_logging_policy_gives_the_mean_loss():
 
 
 def test_equals_the_open_bandit_pipeline():
-    ope = pytest.importorskip("obp.ope")
+    ope = pytest.importorskip("obp.ope", reason="optional: the peer obp is not installed")
     target, actions, losses, logged, means = _log(300)
     shared = {"reward": losses.numpy(), "action": actions.numpy(), "pscore": logged.numpy()}
     shared["action_dist"] = target.numpy()[:, :, None]

@@ -144,7 +144,7 @@ def test_radius_zero_and_empty_balls():
 
 
 def test_matches_faiss():
-    faiss = pytest.importorskip("faiss")
+    faiss = pytest.importorskip("faiss", reason="optional: the peer faiss is not installed")
     codes, queries = draw(0, 20_000, 16), draw(1, 70, 16)
     peer = faiss.IndexBinaryFlat(128)
     peer.add(codes)
