@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from etude.data.tasks import Split
-from etude.training import DistanceTrace, TrainConfig, WeightDistance, fit_distances, log_spaced, train
+from etude.training import DistanceTrace, TrainConfig, WeightDistance, compare_walks, fit_distances, log_spaced, train
 
 
 @given(st.floats(0.1, 5), st.floats(0.1, 5))
@@ -60,6 +60,17 @@ def test_the_window_of_a_fit():
     assert probe.fit().log_r2 < 0.9
     with pytest.raises(ValueError, match="at least 3"):
         probe.fit(first=28)
+
+
+def test_walks_compared():
+    probes = [WeightDistance(nn.Linear(1, 1)) for _ in range(2)]
+    t = np.arange(1, 30)
+    for probe, factor in zip(probes, (1.0, 3.0)):
+        probe.steps, probe.distances = t.tolist(), (factor * (1 + np.log(t))).tolist()
+    found = compare_walks(probes)
+    assert found["log_r2"] == pytest.approx(1.0)
+    assert found["power_r2"] == pytest.approx(fit_distances(t, 1 + np.log(t)).power_r2)
+    assert found["spread"] == pytest.approx(1.0)  # (3 - 1) / 2
 
 
 def test_trace_of_a_training_run_starts_before_the_first_update():

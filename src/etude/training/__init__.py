@@ -23,6 +23,8 @@ from etude.training.language_modelling import corrupt as corrupt
 from etude.training.language_modelling import lm_loss as lm_loss
 from etude.training.language_modelling import token_rows as token_rows
 from etude.training.language_modelling import train_language_model as train_language_model
+from etude.training.large_batch import large_batch_config as large_batch_config
+from etude.training.large_batch import step_noise as step_noise
 from etude.training.metrics.classification import accuracy as accuracy
 from etude.training.metrics.classification import brier as brier
 from etude.training.metrics.classification import class_accuracy as class_accuracy
@@ -45,6 +47,7 @@ from etude.training.updater import Updater as Updater
 from etude.training.weight_distance import DistanceFit as DistanceFit
 from etude.training.weight_distance import DistanceTrace as DistanceTrace
 from etude.training.weight_distance import WeightDistance as WeightDistance
+from etude.training.weight_distance import compare_walks as compare_walks
 from etude.training.weight_distance import fit_distances as fit_distances
 from etude.training.weight_distance import log_spaced as log_spaced
 from etude.training.workers import Outcome as Outcome

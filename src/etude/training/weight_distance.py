@@ -116,6 +116,18 @@ class WeightDistance:
         return fit_distances([t for t, _ in chosen], [d for _, d in chosen])
 
 
+def compare_walks(probes: Sequence[WeightDistance]) -> dict[str, float]:
+    """How alike walks are: mean R2 of each law over them, and the relative spread of where they ended.
+
+    Returns
+    -------
+    ``log_r2``, ``power_r2``, ``sqrt_r2``; ``spread`` = (largest - smallest) / mean of the last distances.
+    """
+    fits, ends = [p.fit() for p in probes], [p.distances[-1] for p in probes]
+    laws = {name: float(np.mean([getattr(f, name) for f in fits])) for name in ("log_r2", "power_r2", "sqrt_r2")}
+    return laws | {"spread": (max(ends) - min(ends)) / float(np.mean(ends))}
+
+
 def log_spaced(last: int, count: int = 40) -> list[int]:
     """At most `count` different updates from 1 to `last`, evenly spaced in log t."""
     if last < 1 or count < 2:
