@@ -2,6 +2,8 @@
 
 from etude.training.anchors import QuadraticPenalty as QuadraticPenalty
 from etude.training.averaging import EMA as EMA
+from etude.training.averaging import GreedySoup as GreedySoup
+from etude.training.averaging import model_soup as model_soup
 from etude.training.batch_statistics import reestimate_batchnorm as reestimate_batchnorm
 from etude.training.callbacks import Checkpoint as Checkpoint
 from etude.training.config import TrainConfig as TrainConfig
