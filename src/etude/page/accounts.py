@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from etude.errors import UsageError
+from etude.lab.queue import request_table
 from etude.page import tables as t
 from etude.page.database import Database
 from etude.page.digest import mail
@@ -168,9 +169,20 @@ def set_handle(db: Database, account: int, handle: str) -> None:
         raise UsageError("a handle has 2 to 30 letters a-z, digits, - or _, and is none of the reserved words")
     try:
         with db.begin() as c:
+            old = c.execute(sa.select(t.account.c.handle).where(t.account.c.id == account)).scalar_one()
             c.execute(sa.update(t.account).where(t.account.c.id == account).values(handle=name))
+            rename(c, old, name)
     except sa.exc.IntegrityError as error:
         raise UsageError(f"the handle {name!r} is taken: choose another one") from error
+
+
+def rename(c: sa.Connection, old: str, new: str | None) -> None:
+    """Put another name, or "deleted", where a handle stands in versions, the log and requests of studies."""
+    for table in (t.paper_version, t.audit):
+        c.execute(sa.update(table).where(table.c.by == old).values(by=new or "deleted"))
+    if sa.inspect(c).has_table(request_table.name):
+        asked = request_table.c.asked_by
+        c.execute(sa.update(request_table).where(asked == old).values(asked_by=new))
 
 
 def set_role(db: Database, by: dict[str, Any], handle: str, role: str, now: int) -> None:

@@ -51,6 +51,7 @@ def serve(
 
     import uvicorn
 
+    from etude.page.retention import purge
     from etude.page.settings import Settings, from_environment, load_secret
     from etude.page.web.app import create_app
 
@@ -59,6 +60,7 @@ def serve(
         database=ledger, host=host, port=port, mode=mode, base_url=base_url, secret=load_secret(Path.cwd()), **more
     )
     app = create_app(settings)
+    purge(app.state.site.db, app.state.site.now)
     stop = threading.Event()
     if settings.smtp_url:
         threading.Thread(target=_send_mails, args=(settings, stop), daemon=True).start()
@@ -238,6 +240,7 @@ def digest(
     from etude.page.digest.compose import due as compose_due
     from etude.page.digest.compose import preview
     from etude.page.digest.send import send_due, transport
+    from etude.page.retention import purge
     from etude.page.settings import Settings, from_environment, load_secret
 
     if due == dry_run:
@@ -259,6 +262,7 @@ def digest(
     if due:
         queued = compose_due(db, settings, now)
         counts = send_due(db, transport(settings))
+        purge(db, now)
         out.print(f"{queued} composed, " + ", ".join(f"{n} {word}" for word, n in counts.items()))
         return
     rows = db.rows(sa.select(t.subscriber).where(t.subscriber.c.email == (for_ or "").lower()))

@@ -75,8 +75,8 @@ def tags_of(db: Database, account: int) -> list[str]:
     return sorted({tag for r in rows for tag in r["tags"]})
 
 
-def save_search(c: sa.Connection, account: int, name: str, query: str, now: int) -> None:
-    """Remember a search; the same search again only changes its name.
+def save_search(c: sa.Connection, account: int, name: str, query: str, now: int) -> bool:
+    """Remember a search; the same search again only changes its name. True when it is new.
 
     Raises
     ------
@@ -89,10 +89,11 @@ def save_search(c: sa.Connection, account: int, name: str, query: str, now: int)
     k = t.saved_search.c
     mine = sa.and_(k.account_id == account, k.query == text)
     if c.execute(sa.update(t.saved_search).where(mine).values(name=label or text[:120])).rowcount:
-        return
+        return False
     if c.execute(sa.select(sa.func.count()).where(k.account_id == account)).scalar_one() >= MAX_SEARCHES:
         raise UsageError(f"{MAX_SEARCHES} searches are the most: forget one first")
     c.execute(sa.insert(t.saved_search).values(account_id=account, name=label or text[:120], query=text, at=now))
+    return True
 
 
 def searches_of(db: Database, account: int) -> list[dict[str, Any]]:

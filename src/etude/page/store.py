@@ -215,22 +215,27 @@ def vote_weight(c: sa.Connection, paper_id: int, account: int, *, now: int, netw
 
 def set_vote(db: Database, paper_id: int, account: int, wanted: bool, *, now: int, network: str | None = None) -> int:
     """Make the vote be there, or not be there; saying it twice changes nothing. Returns the number of votes."""
-    v = t.vote.c
     with db.begin() as c:
-        locked = sa.select(t.paper.c.id).where(t.paper.c.id == paper_id).with_for_update()
-        if c.execute(locked).first() is None:
-            raise EtudeError(f"there is no paper {paper_id}")
-        there = c.execute(sa.select(v.at).where(v.paper_id == paper_id, v.account_id == account)).first() is not None
-        key = f"vote:{paper_id}:{account}"
-        if wanted and not there:
-            weight = vote_weight(c, paper_id, account, now=now, network=network)
-            c.execute(sa.insert(t.vote).values(paper_id=paper_id, account_id=account, at=now, weight=weight))
-            happened(c, paper_id, "vote", weight, now=now, account=account, key=key, network=network)
-        elif there and not wanted:
-            c.execute(sa.delete(t.vote).where(v.paper_id == paper_id, v.account_id == account))
-            c.execute(sa.delete(t.event).where(t.event.c.key == key))
-            rebuild_heat(c, paper_id)
-        if wanted != there:
-            delta = 1 if wanted else -1
-            c.execute(sa.update(t.paper).where(t.paper.c.id == paper_id).values(votes=t.paper.c.votes + delta))
-        return c.execute(sa.select(t.paper.c.votes).where(t.paper.c.id == paper_id)).scalar_one()
+        return cast(c, paper_id, account, wanted, now=now, network=network)
+
+
+def cast(c: sa.Connection, paper_id: int, account: int, wanted: bool, *, now: int, network: str | None = None) -> int:
+    """`set_vote` inside a transaction."""
+    v = t.vote.c
+    locked = sa.select(t.paper.c.id).where(t.paper.c.id == paper_id).with_for_update()
+    if c.execute(locked).first() is None:
+        raise EtudeError(f"there is no paper {paper_id}")
+    there = c.execute(sa.select(v.at).where(v.paper_id == paper_id, v.account_id == account)).first() is not None
+    key = f"vote:{paper_id}:{account}"
+    if wanted and not there:
+        weight = vote_weight(c, paper_id, account, now=now, network=network)
+        c.execute(sa.insert(t.vote).values(paper_id=paper_id, account_id=account, at=now, weight=weight))
+        happened(c, paper_id, "vote", weight, now=now, account=account, key=key, network=network)
+    elif there and not wanted:
+        c.execute(sa.delete(t.vote).where(v.paper_id == paper_id, v.account_id == account))
+        c.execute(sa.delete(t.event).where(t.event.c.key == key))
+        rebuild_heat(c, paper_id)
+    if wanted != there:
+        delta = 1 if wanted else -1
+        c.execute(sa.update(t.paper).where(t.paper.c.id == paper_id).values(votes=t.paper.c.votes + delta))
+    return c.execute(sa.select(t.paper.c.votes).where(t.paper.c.id == paper_id)).scalar_one()

@@ -54,7 +54,9 @@ def unsubscribe_token(settings: Settings, subscriber_id: int, created_at: int) -
     return f"{subscriber_id}.{keyed_hash(settings.secret, 'unsubscribe', f'{subscriber_id}:{created_at}')}"
 
 
-def subscribe(db: Database, settings: Settings, wish: Wish, *, network: str, now: int) -> None:
+def subscribe(
+    db: Database, settings: Settings, wish: Wish, *, network: str, now: int, account: int | None = None
+) -> None:
     """Ask for a subscription: a pending row and a mail with a link. The answer never says whether it was known.
 
     Raises
@@ -79,6 +81,7 @@ def subscribe(db: Database, settings: Settings, wish: Wish, *, network: str, now
         values = {
             "frequency": wish.frequency, "zone": wish.zone, "hour": wish.hour, "filters": wish.filters or {},
             "confirm_hash": token_hash(token), "confirm_expires_at": now + CONFIRM_SECONDS, "network": network,
+            "account_id": account,
         }  # fmt: skip
         if row is not None and row["status"] == "active":
             mail.queue(c, mail.already_subscribed(settings, email, row, now), now=now)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import sqlalchemy as sa
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from etude.lab.registry import runnable
@@ -14,12 +15,23 @@ from etude.page.citations import bibtex
 from etude.page.listing import Filters, by_ids, listing
 from etude.page.search.hybrid import search
 from etude.page.search.query import parse
-from etude.page.web.context import Site, site
+from etude.page.web.context import Site, count_search, site
 from etude.page.web.pages import filters_of, find_paper
 from etude.page.web.render import iso
 
 router = APIRouter(prefix="/api", tags=["papers"])
 Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+class Problem(BaseModel):
+    """What every refusal looks like."""
+
+    error: str
+
+
+def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """Refusals of an address, for the OpenAPI file."""
+    return {code: {"model": Problem} for code in codes}
 
 
 def public(row: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +44,7 @@ def public(row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@router.get("/papers")
+@router.get("/papers", responses=problems(400, 429))
 def papers(
     request: Request, sort: Literal["trending", "hot", "slow", "new", "top"] = "trending",
     window: Literal["day", "week", "month", "all"] = "all", q: Annotated[str, Query(max_length=500)] = "",
@@ -42,6 +54,7 @@ def papers(
     s = site(request)
     filters = filters_of(s, request)
     if q:
+        count_search(request)
         hits = search(s.db, parse(q), filters=filters, meaning=s.by_meaning(), limit=limit)
         return {"papers": [public(h.row) | {"reason": h.reason} for h in hits], "next": None}
     filters = Filters(filters.room, filters.tag, filters.year, slugs=filters.slugs, since=since)
@@ -49,7 +62,7 @@ def papers(
     return {"papers": [public(r) for r in page.rows], "next": page.cursor}
 
 
-@router.get("/papers/{slug}.md", response_class=PlainTextResponse, responses={404: {}})
+@router.get("/papers/{slug}.md", response_class=PlainTextResponse, responses=problems(404))
 def paper_markdown(request: Request, slug: str) -> Response:
     """A paper as Markdown."""
     row = find_paper(site(request), slug)
@@ -58,19 +71,19 @@ def paper_markdown(request: Request, slug: str) -> Response:
     return PlainTextResponse(text, media_type="text/markdown")
 
 
-@router.get("/papers/{slug}.bib", response_class=PlainTextResponse, responses={404: {}})
+@router.get("/papers/{slug}.bib", response_class=PlainTextResponse, responses=problems(404))
 def paper_bibtex(request: Request, slug: str) -> Response:
     """A paper as BibTeX."""
     return PlainTextResponse(bibtex(find_paper(site(request), slug)), media_type="application/x-bibtex")
 
 
-@router.get("/papers/{slug}", responses={404: {}})
+@router.get("/papers/{slug}", responses=problems(404))
 def paper(request: Request, slug: str) -> dict[str, Any]:
     """One paper."""
     return public(find_paper(site(request), slug))
 
 
-@router.get("/papers/{slug}/related", responses={404: {}})
+@router.get("/papers/{slug}/related", responses=problems(404))
 def related(request: Request, slug: str) -> list[dict[str, Any]]:
     """Papers with a like meaning, as far as their vectors are made."""
     s = site(request)
@@ -79,7 +92,7 @@ def related(request: Request, slug: str) -> list[dict[str, Any]]:
     return [public(r) for r in by_ids(s.db, s.meaning.related(row["id"]))]
 
 
-@router.get("/papers/{slug}/claims", responses={404: {}})
+@router.get("/papers/{slug}/claims", responses=problems(404))
 def claims(request: Request, slug: str) -> list[dict[str, Any]]:
     """The newest verdicts of a paper's claims."""
     s = site(request)
@@ -121,7 +134,7 @@ def daily(s: Site, row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@router.get("/daily_papers", responses={400: {}})
+@router.get("/daily_papers", responses=problems(400))
 def daily_papers(
     request: Request, date: str | None = None, week: str | None = None, month: str | None = None,
     sort: Literal["publishedAt", "trending"] = "publishedAt", limit: Limit = 50,

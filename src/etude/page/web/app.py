@@ -17,7 +17,7 @@ from etude.errors import EtudeError
 from etude.page.security import TooMany
 from etude.page.settings import Settings
 from etude.page.store import EditConflict
-from etude.page.web import accounts, actions, api, feeds, moderation, pages, shelf, subscriptions
+from etude.page.web import accounts, actions, api, api_write, feeds, moderation, pages, personal, shelf, subscriptions
 from etude.page.web.context import COOKIE, Forbidden, Site
 from etude.page.web.render import render
 
@@ -29,8 +29,11 @@ HEADERS = {
     "Content-Security-Policy": CSP, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin", "Permissions-Policy": "interest-cohort=()",
 }  # fmt: skip
+CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Methods": "GET"}
 SAFE = ("GET", "HEAD", "OPTIONS")
 MAX_BODY = 65 * 2**20
+MAX_API_BODY = 2 * 2**20
+OPEN = ("/api/", "/openapi.json", "/feed.atom")  # read by other sites' scripts; they never carry a cookie
 
 
 def create_app(settings: Settings, **site_options: Any) -> FastAPI:
@@ -44,7 +47,7 @@ def create_app(settings: Settings, **site_options: Any) -> FastAPI:
     app = FastAPI(title="Etude", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.site = Site(settings.check(), **site_options)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
-    for module in (pages, actions, accounts, moderation, shelf, subscriptions, feeds, api):
+    for module in (pages, actions, accounts, personal, moderation, shelf, subscriptions, feeds, api_write, api):
         app.include_router(module.router)
     app.add_middleware(GZipMiddleware, minimum_size=1024)
     app.middleware("http")(_guard)
@@ -58,8 +61,9 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
     s: Site = request.app.state.site
     if request.headers.get("host", "") not in s.settings.allowed_hosts:
         return PlainTextResponse("unknown host", status_code=421)
-    if int(request.headers.get("content-length") or 0) > MAX_BODY:
-        return PlainTextResponse("larger than 64 MiB", status_code=413)
+    most = MAX_API_BODY if request.url.path.startswith("/api/") else MAX_BODY
+    if int(request.headers.get("content-length") or 0) > most:
+        return PlainTextResponse(f"larger than {most // 2**20} MiB", status_code=413)
     cookie = request.cookies.get(COOKIE, "")
     fresh = not 20 <= len(cookie) <= 80
     request.state.cookie = cookie = secrets.token_urlsafe(32) if fresh else cookie
@@ -69,7 +73,12 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
             return await _etude_error(request, Forbidden("this form was sent from another site"))
     if request.method not in SAFE and "transfer-encoding" in request.headers:
         return PlainTextResponse("say how long it is", status_code=411)
+    readable = request.url.path.startswith(OPEN)
+    if readable and request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+        return Response(status_code=204, headers=CORS)
     response = await call_next(request)
+    if readable and request.method in ("GET", "HEAD"):
+        response.headers.update(CORS)
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     given = getattr(request.state, "given", None)
@@ -98,7 +107,8 @@ async def _etude_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     words = {404: "there is no such page", 405: "this address takes no such request"}
-    return _problem(request, error.status_code, words.get(error.status_code, str(error.detail)), {})
+    headers = dict(error.headers or {})
+    return _problem(request, error.status_code, words.get(error.status_code, str(error.detail)), headers)
 
 
 def _problem(request: Request, status: int, message: str, headers: dict[str, str]) -> Response:

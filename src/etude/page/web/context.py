@@ -1,5 +1,6 @@
 """What every view needs: the database, the ledger, the queue, the clock, and who is asking."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from etude.page.accounts import rotate, session_of
 from etude.page.database import Database
 from etude.page.digest.send import Folder, send_due
 from etude.page.search.semantic import SemanticIndex
-from etude.page.security import client_address, keyed_hash, limit, network_prefix, same
+from etude.page.security import LIMITS, TooMany, client_address, keyed_hash, limit, network_prefix, same
 from etude.page.settings import Settings
 from etude.page.sync import sync_catalogue, sync_verdicts
 
@@ -36,6 +37,8 @@ class Site:
     ledger: Ledger = field(init=False)
     queue: Queue = field(init=False)
     meaning: SemanticIndex = field(init=False)
+    searches: dict[str, list[int]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     _digests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,6 +110,29 @@ class Site:
                 "counts": {w: words.count(w) for w in ("holds", "fails", "inconclusive") if w in words},
             }
         return out
+
+
+def count_search(request: Request) -> None:
+    """Count one search of a network; in memory, since reading must write nothing.
+
+    Raises
+    ------
+    TooMany
+        If the limit of the window is reached.
+    """
+    s = site(request)
+    times, seconds = LIMITS["search"]
+    who = reader(request).network
+    with s.lock:
+        used = [at for at in s.searches.pop(who, ()) if at > s.now - seconds]
+        if len(used) < times:
+            used.append(s.now)
+            s.searches[who] = used
+            while len(s.searches) > 10_000:
+                s.searches.pop(next(iter(s.searches)))
+            return
+        s.searches[who] = used
+    raise TooMany("search", max(1, used[0] + seconds - s.now))
 
 
 @dataclass(frozen=True)

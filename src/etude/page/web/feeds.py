@@ -10,7 +10,7 @@ from etude.page import tables as t
 from etude.page.listing import listing
 from etude.page.search.hybrid import search
 from etude.page.search.query import parse
-from etude.page.web.context import Site, site
+from etude.page.web.context import Site, count_search, site
 from etude.page.web.pages import filters_of
 from etude.page.web.render import iso
 
@@ -56,6 +56,7 @@ def feed(request: Request, sort: str = "new", window: str = "all", q: str = "") 
     s = site(request)
     filters = filters_of(s, request)
     if q:
+        count_search(request)
         rows = [h.row for h in search(s.db, parse(q), filters=filters)]
         title = f"Etude: {q}"
     else:

@@ -22,7 +22,7 @@ from etude.page.listing import HALF_LIFE, Filters, by_ids, listing, spread, why
 from etude.page.notes import may_edit, notes_of
 from etude.page.search.hybrid import search
 from etude.page.search.query import parse
-from etude.page.web.context import Site, reader, site
+from etude.page.web.context import Site, count_search, reader, site
 from etude.page.web.render import render
 
 router = APIRouter(include_in_schema=False)
@@ -98,6 +98,8 @@ def home(request: Request) -> Response:
 @router.get("/search", response_class=HTMLResponse)
 def search_page(request: Request, q: str = "") -> Response:
     s = site(request)
+    if q:
+        count_search(request)
     query = parse(q)
     filters = filters_of(s, request)
     wanted = query.filters.get("verdict", ()) + tuple("study" for x in query.filters.get("has", ()) if x == "study")

@@ -42,7 +42,9 @@ def subscribe_form(
     s = site(request)
     filters = clean_filters({"rooms": room or [], "tags": tags.split(","), "q": q})
     wish = Wish(email, frequency, zone, hour, filters)
-    subscribe(s.db, s.settings, wish, network=reader(request).network, now=s.now)
+    who = reader(request)
+    owner = who.id if s.settings.mode == "single" else None  # others' belong to whoever proves the address
+    subscribe(s.db, s.settings, wish, network=who.network, now=s.now, account=owner)
     deliver(s)
     return render(request, "subscribe.html.j2", rooms=ROOMS, frequencies=FREQUENCIES, answer=ANSWER)
 

@@ -1,0 +1,28 @@
+"""Forgetting in time: what is only needed for a while does not stay."""
+
+import sqlalchemy as sa
+
+from etude.page import tables as t
+from etude.page.database import Database
+from etude.page.digest.subscribe import PURGE_SECONDS
+
+DAY = 86_400
+MAIL_DAYS, FAILED_DAYS = 30, 90
+
+
+def purge(db: Database, now: int) -> int:
+    """Delete dead links and sessions, old mails, unconfirmed addresses, networks of old votes. Returns rows deleted."""
+    o, s = t.outbox.c, t.subscriber.c
+    old = [
+        sa.delete(t.login_token).where(t.login_token.c.expires_at <= now),
+        sa.delete(t.session).where(t.session.c.expires_at <= now),
+        sa.delete(t.rate).where(t.rate.c.at < now - DAY),
+        sa.delete(t.pending_import).where(t.pending_import.c.at < now - DAY),
+        sa.delete(t.outbox).where(o.status == "sent", o.created_at < now - MAIL_DAYS * DAY),
+        sa.delete(t.outbox).where(o.status.in_(("failed", "bounced")), o.created_at < now - FAILED_DAYS * DAY),
+        sa.delete(t.subscriber).where(s.status == "pending", s.created_at < now - PURGE_SECONDS),
+    ]
+    with db.begin() as c:
+        c.execute(sa.update(t.event).where(t.event.c.at < now - 2 * DAY).values(network=None))
+        c.execute(sa.update(t.subscriber).where(s.status != "pending").values(network=None))
+        return sum(max(0, c.execute(q).rowcount) for q in old)
