@@ -15,7 +15,7 @@ from etude.data.tasks import Split
 from etude.layers.distances import squared_distances
 from etude.training.config import TrainConfig
 from etude.training.estimators import TorchClassifier
-from etude.trust.prototype_network import (
+from etude.trust.prototypes import (
     INITS,
     Explanation,
     Lambdas,
