@@ -185,6 +185,25 @@ class TestProfile:
         lstm97 = gradient_profile(make_rnn("lstm97", 4, 16, generator=stream(4, "l")), inputs)
         assert float(tanh.norms[0]) < 1e-3 < 0.05 < float(lstm97.norms[0])
 
+    @pytest.mark.parametrize("cell", ["elman", "lstm", "outer_product"])
+    def test_stacked_nets_count_the_whole_state(self, cell):
+        model = make_rnn(cell, 4, 3, num_layers=2, generator=stream(5, cell)).double()
+        inputs = x(2, 6, dtype=torch.float64)
+        profile = gradient_profile(model, inputs)
+        assert profile.norms.shape == (6,) and float(profile.norms[-1]) == pytest.approx(1.0)
+        _, state = model(inputs[:1, :3])
+        parts = state if isinstance(state, tuple) else (state,)
+
+        def top(*parts):
+            end = model(inputs[:1, 3:], parts if len(parts) > 1 else parts[0])[1]
+            return (end[0] if isinstance(end, tuple) else end)[-1, 0]
+
+        jacobian = torch.autograd.functional.jacobian(top, parts)
+        joined = torch.cat([j.reshape(3, -1) for j in jacobian], dim=1)
+        alone = gradient_profile(model, inputs[:1])
+        assert float(alone.norms[2]) == pytest.approx(float(torch.linalg.matrix_norm(joined, ord=2)), rel=1e-6)
+        assert math.isfinite(profile.spectral_radius)
+
     def test_training_mode_and_frozen_weights(self):
         model = make_rnn("lstm", 4, 6).eval()
         want = gradient_profile(model, x(2, 6)).norms
@@ -193,9 +212,12 @@ class TestProfile:
             p.requires_grad_(False)
         assert torch.allclose(gradient_profile(model, x(2, 6)).norms, want)
 
+    def test_dropout_is_left_out_and_kept_for_later(self):
+        model = make_rnn("lstm", 4, 3, num_layers=2, dropout=0.5)
+        a, b = (gradient_profile(model, x(2, 5)).norms for _ in range(2))
+        assert torch.equal(a, b) and model.dropout == 0.5
+
     def test_bad_input(self):
-        with pytest.raises(ValueError, match="one layer"):
-            gradient_profile(make_rnn("lstm", 4, 6, num_layers=2), x())
         with pytest.raises(ValueError, match="direction"):
             gradient_profile(make_rnn("lstm", 4, 6, bidirectional=True), x())
         with pytest.raises(ValueError, match="two steps"):

@@ -8,6 +8,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from etude.layers.recurrent import make_rnn, spectral_radius
 from etude.layers.recurrent_cells import LinearRNN
 
+RADIUS_ROWS = 4
+"""Rows whose state Jacobian is decomposed for a spectral radius."""
+State = tuple[Tensor, ...]
 WindowLoss = Callable[[Tensor, slice], Tensor]
 
 
@@ -140,7 +144,8 @@ class Profile(NamedTuple):
     slope: float
     """Of log norm against lag, over the further half of the lags; -inf when the gradient is exactly 0 there."""
     spectral_radius: float
-    """Largest absolute eigenvalue of the recurrent matrix, or, for gated cells, of the last step's state Jacobian."""
+    """Largest absolute eigenvalue of the recurrent matrices, or, for gated cells, of the last step's state Jacobian
+    (mean over the first rows)."""
     verdict: str
 
 
@@ -152,7 +157,8 @@ def gradient_profile(rnn: nn.Module, x: Tensor, *, lags: Tensor | None = None) -
     Parameters
     ----------
     rnn
-        One-layer, one-directional recurrent module of `make_rnn` or `torch.nn` (batch first).
+        One-directional recurrent module of `make_rnn` or `torch.nn` (batch first). With several layers h_T is the top
+        layer's and s_t the state of all layers.
     x
         Shape (batch, time, input), time >= 2.
     lags
@@ -161,46 +167,65 @@ def gradient_profile(rnn: nn.Module, x: Tensor, *, lags: Tensor | None = None) -
     Raises
     ------
     ValueError
-        For stacked or bidirectional nets, or fewer than two steps.
+        For bidirectional nets, or fewer than two steps.
     """
-    if getattr(rnn, "num_layers", 1) != 1 or getattr(rnn, "bidirectional", False):
-        raise ValueError("gradient_profile needs one layer and one direction")
+    if getattr(rnn, "bidirectional", False):
+        raise ValueError("gradient_profile needs one direction: a bidirectional net has no last step")
     if x.dim() != 3 or x.shape[1] < 2:
         raise ValueError(f"x must have shape (batch, time, input) with at least two steps, got {tuple(x.shape)}")
-    x = x.detach().requires_grad_(True)  # a graph even where every weight is frozen
-    was_training = rnn.training
-    rnn.train()  # cuDNN keeps what backward needs in this mode only
-    states: list[tuple[Tensor, ...]] = []
-    state: Any = None
-    try:
-        with torch.enable_grad():
+    with _no_dropout(rnn):
+        states, state = [], None
+        with torch.no_grad():
             for t in range(x.shape[1]):
                 _, state = rnn(x[:, t : t + 1], state)
                 states.append(state if isinstance(state, tuple) else (state,))
-    finally:
-        rnn.train(was_training)
-    last = states[-1][0][0]  # (batch, h)
-    jacobians = _jacobians(last, states)
-    norms = torch.stack([torch.linalg.matrix_norm(j, ord=2).mean() for j in jacobians])
+        norms = _norms(rnn, x, states)
+        radius = _radius(rnn, x[:RADIUS_ROWS], [tuple(p[:, :RADIUS_ROWS] for p in s) for s in states[-2:]])
     lag = torch.arange(x.shape[1] - 1, -1, -1)
     slope = _slope(norms, lag if lags is None else lags)
-    return Profile(norms, lag, slope, _radius(rnn, states), _verdict(slope))
+    return Profile(norms, lag, slope, radius, _verdict(slope))
 
 
-def _jacobians(output: Tensor, states: list[tuple[Tensor, ...]]) -> list[Tensor]:
-    """d output (batch, o) / d each state, as (batch, o, size of the state); rows do not mix, so their sum will do."""
-    parts = [p for s in states for p in s]
-    rows = [
-        torch.autograd.grad(output[:, i].sum(), parts, retain_graph=True, allow_unused=True, materialize_grads=True)
-        for i in range(output.shape[1])
-    ]
-    width, batch = len(states[0]), output.shape[0]
-    return [
-        torch.cat(
-            [torch.stack([r[t * width + k].reshape(batch, -1) for r in rows], dim=1) for k in range(width)], dim=-1
-        )
-        for t in range(len(states))
-    ]
+@contextmanager
+def _no_dropout(rnn: nn.Module) -> Iterator[None]:
+    """Training mode, in which cuDNN keeps what backward needs, yet without dropout."""
+    mode, dropout = rnn.training, getattr(rnn, "dropout", 0.0)
+    rnn.train()
+    rnn.dropout = 0.0  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        rnn.train(mode)
+        rnn.dropout = dropout  # type: ignore[assignment]
+
+
+def _pull_back(rnn: nn.Module, x: Tensor, before: State, grads: State) -> State:
+    """Vector-Jacobian products of one step: `grads` (layers, batch * o, ...) of the state after it, o for each row."""
+    o = grads[0].shape[1] // x.shape[0]
+    leaves = tuple(p.detach().repeat_interleave(o, dim=1).requires_grad_(True) for p in before)
+    with torch.enable_grad():
+        _, after = rnn(x.detach().repeat_interleave(o, dim=0), leaves if len(leaves) > 1 else leaves[0])
+        after = after if isinstance(after, tuple) else (after,)
+        return torch.autograd.grad(after, leaves, grads, allow_unused=True, materialize_grads=True)
+
+
+def _rows(grads: State, batch: int) -> Tensor:
+    """(batch, o, size of the state) from gradients (layers, batch * o, ...)."""
+    return torch.cat([g.transpose(0, 1).flatten(1).view(batch, g.shape[1] // batch, -1) for g in grads], dim=-1)
+
+
+def _norms(rnn: nn.Module, x: Tensor, states: list[State]) -> Tensor:
+    """Spectral norms of dh_T / ds_t, t = 1..T: all rows of the Jacobian go back through a step together."""
+    batch, last = x.shape[0], states[-1]
+    o = last[0].shape[-1]
+    grads = tuple(torch.zeros_like(p).repeat_interleave(o, dim=1) for p in last)
+    grads[0][-1] = torch.eye(o, dtype=x.dtype, device=x.device).repeat(batch, 1)
+    norms = []
+    for t in range(x.shape[1] - 1, -1, -1):
+        norms.append(torch.linalg.matrix_norm(_rows(grads, batch), ord=2).mean())
+        if t:
+            grads = _pull_back(rnn, x[:, t : t + 1], states[t - 1], grads)
+    return torch.stack(norms[::-1])
 
 
 def _slope(norm: Tensor, lag: Tensor) -> float:
@@ -212,11 +237,18 @@ def _slope(norm: Tensor, lag: Tensor) -> float:
     return float((a * b).sum() / (a * a).sum())
 
 
-def _radius(rnn: nn.Module, states: list[tuple[Tensor, ...]]) -> float:
+def _radius(rnn: nn.Module, x: Tensor, states: list[State]) -> float:
     if isinstance(rnn, (nn.RNN, LinearRNN)):
-        return spectral_radius(rnn.get_parameter("weight_hh_l0"))
-    step = [_jacobians(part[0].flatten(1), states[-2:-1])[0] for part in states[-1]]
-    return float(torch.linalg.eigvals(torch.cat(step, dim=1)).abs().amax(-1).mean())
+        return max(spectral_radius(rnn.get_parameter(f"weight_hh_l{i}")) for i in range(rnn.num_layers))
+    before, batch = states[0], x.shape[0]
+    sizes = [p[:, 0].numel() for p in before]
+    pieces = torch.eye(sum(sizes), dtype=x.dtype, device=x.device).split(sizes, dim=1)  # one unit vector a row
+    grads = tuple(
+        e.view(sum(sizes), p.shape[0], *p.shape[2:]).repeat(batch, *[1] * (p.dim() - 1)).transpose(0, 1).contiguous()
+        for e, p in zip(pieces, before, strict=True)
+    )
+    jacobian = _rows(_pull_back(rnn, x[:, -1:], before, grads), batch)
+    return float(torch.linalg.eigvals(jacobian).abs().amax(-1).mean())
 
 
 def _verdict(slope: float) -> str:
