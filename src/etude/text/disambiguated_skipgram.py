@@ -218,6 +218,11 @@ class _SenseVectors(BaseEstimator, ABC):
         """(V, dim), the vectors of context words that senses predict."""
         return self._model.output.cpu().numpy()
 
+    @property
+    def word_weights_(self) -> Tensor:
+        """(V,) share of a word's occurrences that sub-sampling keeps: its weight in a context."""
+        return self._keep
+
     # -- helpers ------------------------------------------------------------------------------------------------
 
     def _of(self, word: str) -> int:

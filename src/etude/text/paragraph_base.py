@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from etude.data.randomness import as_generator, stream
-from etude.text.count_loss import CountRows
+from etude.text.count_loss import CountRows, Precision, product_dtype
 from etude.text.paragraph import (
     Objective,
     ParagraphModel,
@@ -62,7 +62,7 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
     inference_steps: int
     handle_unknown: Literal["warn", "error", "ignore"]
     tokenizer: Tokenizer | None
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     device: str
     random_state: Any
     architecture: Any
@@ -72,7 +72,7 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
         "loss": ("auto", "exact", "sampled"),
         "combine": ("concat", "mean"),
         "handle_unknown": ("warn", "error", "ignore"),
-        "precision": ("fp32", "bf16"),
+        "precision": ("fp32", "bf16", "auto"),
     }
     _positive = ("max_epochs", "lr", "document_lr", "n_negatives", "window", "word_dim", "inference_steps")
 
@@ -252,7 +252,7 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
         return Objective(
             self._model, loss="exact" if exact else "sampled", frequencies=self._frequencies,
             n_negatives=self.n_negatives, generator=stream(self.seed_, "negatives"), optimizer=self.optimizer, lr=lr,
-            product_dtype=torch.bfloat16 if self.precision == "bf16" else None,
+            product_dtype=product_dtype(self.precision, self._model.weight.device),
         )  # fmt: skip
 
     def _unknown(self, rows: NDArray[np.int64]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from etude.text.count_loss import Precision
 from etude.text.paragraph_base import ParagraphEstimator
 
 
@@ -49,7 +50,8 @@ class BinaryParagraphVector(ParagraphEstimator):
     tokenizer
         Function from a document to its words; None: lower-cased runs of word characters.
     precision
-        "bf16" computes the products of the exact softmax in bfloat16.
+        Of the products of the exact softmax: "fp32", "bf16" (several times quicker where the processor has it), or
+        "auto", the quicker one here.
     device
         "auto", "cpu", "cuda" ...
     random_state
@@ -87,7 +89,7 @@ class BinaryParagraphVector(ParagraphEstimator):
         subsample: float | None = 1e-3,
         max_epochs: int = 10,
         batch_size: int | None = None,
-        lr: float = 0.005,
+        lr: float = 0.002,
         document_lr: float = 0.03,
         optimizer: Literal["adam", "adagrad"] = "adam",
         loss: Literal["auto", "exact", "sampled"] = "auto",
@@ -99,7 +101,7 @@ class BinaryParagraphVector(ParagraphEstimator):
         inference_steps: int = 30,
         handle_unknown: Literal["warn", "error", "ignore"] = "warn",
         tokenizer: Callable[[Any], Sequence[str]] | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         device: str = "auto",
         random_state: Any = None,
     ) -> None:
@@ -158,10 +160,10 @@ class ParagraphVector(ParagraphEstimator):
         max_features: int | None = 20_000,
         min_count: int | None = None,
         subsample: float | None = 1e-3,
-        max_epochs: int = 10,
+        max_epochs: int = 25,
         batch_size: int | None = None,
-        lr: float = 0.005,
-        document_lr: float = 0.03,
+        lr: float = 0.002,
+        document_lr: float = 0.003,
         optimizer: Literal["adam", "adagrad"] = "adam",
         loss: Literal["auto", "exact", "sampled"] = "auto",
         n_negatives: int = 64,
@@ -171,7 +173,7 @@ class ParagraphVector(ParagraphEstimator):
         inference_steps: int = 30,
         handle_unknown: Literal["warn", "error", "ignore"] = "warn",
         tokenizer: Callable[[Any], Sequence[str]] | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         device: str = "auto",
         random_state: Any = None,
     ) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from etude.data.randomness import as_generator
 from etude.data.tasks import Split
 from etude.layers.straight_through import binarize
-from etude.text.count_loss import CountRows, Counts, count_cross_entropy
+from etude.text.count_loss import CountRows, Counts, Precision, count_cross_entropy, product_dtype
 from etude.text.vocabulary import Vocabulary, tokenize
 from etude.training import TrainConfig, train
 
@@ -87,7 +87,7 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
         lr: float = 1e-3,
         handle_unknown: Literal["warn", "error", "ignore"] = "warn",
         tokenizer: Callable[[Any], Sequence[str]] | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         device: str = "auto",
         random_state: Any = None,
     ) -> None:
@@ -123,7 +123,7 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
         inputs, targets = CountRows(self._inputs(counts), device), CountRows(counts, device)
         frequencies = torch.from_numpy(np.asarray(counts.sum(axis=0)).reshape(-1).astype(np.float32))
         seed = int(torch.randint(2**31, (1,), generator=as_generator(self.random_state)))
-        dtype = torch.bfloat16 if self.precision == "bf16" else None
+        dtype = product_dtype(self.precision, device)
 
         def loss(model: nn.Module, batch: Split) -> Tensor:
             n = len(batch.x)
