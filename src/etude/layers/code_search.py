@@ -13,7 +13,7 @@ from torch import Tensor
 SIMILARITIES = ("euclidean", "cosine")
 _TILE = {"cpu": 2**19}  # distances held at once; about a CPU's cache, else 256 MiB
 _LARGE_TILE = 2**26
-_BLOCK = 64
+_BLOCKS = ((1024, 64), (64, 32))  # from this many codes on, blocks of that many
 
 
 def nearest_codes(
@@ -176,18 +176,22 @@ def _smallest(scores: Tensor, k: int, slack: Tensor) -> tuple[Tensor, Tensor]:
     """Indices (..., k) of the smallest entries of the last axis; and where another entry lies within `slack` of
     one of them, so that rounding may have decided."""
     width = scores.shape[-1]
-    blocks = width // _BLOCK
-    if k > 1 or blocks < 4:
+    size = next((size for least, size in _BLOCKS if width >= least), width)
+    blocks = width // size
+    if k > 1:
         values, found = scores.topk(min(k + 1, width), largest=False)
         return found[..., :k], (values[..., 1:] - values[..., :-1] <= slack).any(-1)
+    if blocks < 2:
+        best, found = scores.min(-1, keepdim=True)
+        return found, (scores <= best + slack).sum(-1) > 1
     # a minimum vectorises, its position does not: first the block, then the place in it
-    body = scores[..., : blocks * _BLOCK].unflatten(-1, (blocks, _BLOCK))
+    body = scores[..., : blocks * size].unflatten(-1, (blocks, size))
     lowest = body.amin(-1)
-    if blocks * _BLOCK < width:
-        lowest = torch.cat([lowest, scores[..., blocks * _BLOCK :].amin(-1, keepdim=True)], dim=-1)
+    if blocks * size < width:
+        lowest = torch.cat([lowest, scores[..., blocks * size :].amin(-1, keepdim=True)], dim=-1)
     best, block = lowest.min(-1, keepdim=True)
-    start = (block * _BLOCK).clamp_max(width - _BLOCK)  # the last, shorter block: its entries and some before
-    inside = scores.gather(-1, start + torch.arange(_BLOCK, device=scores.device))
+    start = (block * size).clamp_max(width - size)  # the last, shorter block: its entries and some before
+    inside = scores.gather(-1, start + torch.arange(size, device=scores.device))
     found = start + inside.argmin(-1, keepdim=True)
     limit = best + slack
     unsure = ((lowest <= limit).sum(-1) > 1) | ((inside <= limit).sum(-1) > 1)
