@@ -32,3 +32,18 @@ def strip(records: list[Any], row: str = "what", *, column: str = "image") -> di
         alt.Column("j:O", title=column),
     )
     return chart.to_dict()
+
+
+def curves(rows: list[dict[str, Any]], x: str, y: str, *, log: bool = False, color: str = "arm", **more: str) -> Any:
+    """Mean of `value` over seeds against `step`, or another field that `x` names: ``"m: prototypes"``."""
+    field, _, title = x.rpartition(": ")
+    axis = alt.X(f"{field or 'step'}:Q", title=title, scale=alt.Scale(type="log") if log else alt.Scale())
+    lines = alt.Chart(alt.Data(values=rows)).mark_line()
+    return lines.encode(axis, alt.Y("mean(value):Q", title=y), alt.Color(f"{color}:N"), **more)
+
+
+def dots(rows: list[dict[str, Any]], value: str, order: list[str], *, color: str = "metric") -> dict[str, Any]:
+    """One dot a seed, one line an arm in the given order."""
+    x = alt.X("value:Q", title=value, scale=alt.Scale(zero=False))
+    points = alt.Chart(alt.Data(values=rows)).mark_point()
+    return points.encode(x, alt.Y("arm:N", sort=order, title=""), alt.Color(f"{color}:N")).to_dict()

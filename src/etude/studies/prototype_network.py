@@ -18,7 +18,7 @@ from etude.data import load_images
 from etude.data.randomness import seeded_build, stream
 from etude.data.tasks import Split, Task
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
-from etude.studies._pictures import pixel_records, strip
+from etude.studies._pictures import dots, pixel_records, strip
 from etude.training import TrainConfig, accuracy, train
 from etude.trust import Lambdas, PrototypeNetwork
 
@@ -99,9 +99,7 @@ class PrototypeStudy(Study):
             cells = [r | {"what": a["arm"]} for a in results.artifacts("drawn", protocol=protocol) for r in a["value"]]
             if cells := [r for r in cells if r["what"] in ("full", *WEIGHTS, "untrained")]:
                 out.append(Plot(f"ablation-{protocol}", strip(cells), "Decoded prototypes with terms left out."))
-            rows = results.select("accuracy", protocol=protocol, arms=SIZES)
-            points = alt.Chart(alt.Data(values=rows)).mark_point().encode(alt.X("arm:N", sort=[*SIZES], title=""))
-            spec = points.encode(alt.Y("value:Q", title="accuracy, %", scale=alt.Scale(zero=False))).to_dict()
+            spec = dots(results.select("accuracy", protocol=protocol, arms=SIZES), "test accuracy, %", [*SIZES])
             out.append(Plot(f"accuracy-{protocol}", spec, "Test accuracy by number of prototypes."))
         for a in results.artifacts("explanation"):
             x = alt.X("contribution:Q", title="added to the logit of the predicted class")

@@ -5,9 +5,8 @@ Every arm trains the same perceptron with batch norm on the same rows; only batc
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import altair as alt
 import torch
 from pydantic import PositiveInt
 from torch import nn
@@ -20,24 +19,17 @@ from etude.data.tasks import Split, Task
 from etude.errors import SourceUnavailable
 from etude.lab.study import Arm, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.layers import mlp
+from etude.studies._pictures import curves, dots
 
 ONCE = ("mnist", "mnist_5k", "digits")  # where walks and noise are measured
 
 
-class Recipe(NamedTuple):
-    """How an arm trains."""
-
-    large: bool = True
-    rule: str = "none"
-    ghosts: bool = False
-    adapted: bool = False
-
-
-RECIPES = {
-    "small": Recipe(large=False), "large": Recipe(), "large_lr": Recipe(rule="sqrt"),
-    "large_lr_ghost": Recipe(rule="sqrt", ghosts=True), "adapted": Recipe(rule="sqrt", ghosts=True, adapted=True),
-    "large_ghost": Recipe(ghosts=True), "large_linear": Recipe(rule="linear"),
-    "ghost_noop": Recipe(rule="sqrt", ghosts=True), "shuffled": Recipe(large=False),
+PLAIN, RULED = {"rule": "none", "adapted": False}, {"rule": "sqrt", "adapted": False}
+RECIPES: dict[str, tuple[bool, bool, dict[str, Any]]] = {  # large batch, ghosts, how the schedule is carried over
+    "small": (False, False, PLAIN), "large": (True, False, PLAIN), "large_lr": (True, False, RULED),
+    "large_lr_ghost": (True, True, RULED), "adapted": (True, True, {"rule": "sqrt", "adapted": True}),
+    "large_ghost": (True, True, PLAIN), "large_linear": (True, False, {"rule": "linear", "adapted": False}),
+    "ghost_noop": (True, True, RULED), "shuffled": (False, False, PLAIN),
 }  # fmt: skip
 
 
@@ -117,22 +109,16 @@ class LongerStudy(Study):
         out = []
         for protocol in results.protocols:
             rows = [r for m in ("accuracy", "accuracy_running") for r in results.select(m, protocol=protocol)]
-            dots = alt.Chart(alt.Data(values=[r for r in rows if r["arm"] != "shuffled"])).mark_point()
-            x = alt.X("value:Q", title="test accuracy, %", scale=alt.Scale(zero=False))
-            spec = dots.encode(x, alt.Y("arm:N", sort=[*RECIPES]), color="metric:N").to_dict()
+            spec = dots([r for r in rows if r["arm"] != "shuffled"], "test accuracy, %", [*RECIPES])
             out.append(Plot(f"regimes-{protocol}", spec, "Test accuracy, batch-norm statistics as kept and anew."))
             rows = results.select("error", protocol=protocol, arms=("small", "large", "large_lr_ghost", "adapted"))
-            last = {r["arm"]: max(q["step"] for q in rows if q["arm"] == r["arm"]) for r in rows}
-            data = alt.Data(values=[r | {"share": r["step"] / last[r["arm"]]} for r in rows])
-            lines = alt.Chart(data).mark_line().encode(alt.Y("mean(value):Q", title="test error, %"), color="arm:N")
-            log = alt.X("step:Q", title="updates", scale=alt.Scale(type="log"))
-            both = lines.encode(log) | lines.encode(alt.X("share:Q", title="share of the run"))
-            out.append(Plot(f"curves-{protocol}", both.to_dict(), "Test error by updates and by share of the run."))
-            rows = [r for r in results.rows if r["metric"].startswith("distance_") and r["protocol"] == protocol]
-            base = alt.Chart(alt.Data(values=rows)).mark_line().encode(alt.Y("mean(value):Q", title="distance"))
-            if rows:
-                spec = base.encode(log, color="metric:N", strokeDash="arm:N").to_dict()
-                out.append(Plot(f"walk-{protocol}", spec, "Distance from the start, by batch size."))
+            last = {r["arm"]: r["step"] for r in sorted(rows, key=lambda r: r["step"])}
+            rows = [r | {"share": r["step"] / last[r["arm"]]} for r in rows]
+            spec = curves(rows, "updates", "error, %", log=True) | curves(rows, "share: share of the run", "error, %")
+            out.append(Plot(f"curves-{protocol}", spec.to_dict(), "Test error by updates and by share of the run."))
+            if rows := [r for r in results.rows if r["metric"].startswith("distance_") and r["protocol"] == protocol]:
+                spec = curves(rows, "updates", "distance", log=True, color="metric", strokeDash="arm:N")
+                out.append(Plot(f"walk-{protocol}", spec.to_dict(), "Distance from the start, by batch size."))
         return out
 
 
@@ -156,23 +142,22 @@ def _score(net: nn.Module, test: Split) -> float:
 
 def _train(job: Job, tasks: dict[int, Task], arm: str, **walk: Any) -> list[training.Trained]:
     """Train one recipe; `walk` asks for other batches, a constant rate and a trace."""
-    c, task, recipe = job.config, tasks[job.seeds[0]], RECIPES[arm]
+    c, task = job.config, tasks[job.seeds[0]]
+    large, ghosts, changes = RECIPES[arm]
     rows = task.train.n
-    batch = min(walk.get("batch", c.batch_large if recipe.large else c.batch_small), rows)
+    batch = min(walk.get("batch", c.batch_large if large else c.batch_small), rows)
     ghost = batch if arm == "ghost_noop" else c.batch_small
 
     def build(seed: int) -> nn.Module:
         sizes = [task.train.x[0].numel(), *[c.hidden_size] * c.num_hidden, task.num_classes]
         net = nn.Sequential(nn.Flatten(), mlp(sizes, norm="batch"))
-        return training.to_ghost_batchnorm(net, ghost) if recipe.ghosts else net
+        return training.to_ghost_batchnorm(net, ghost) if ghosts else net
 
-    base = training.TrainConfig(
+    config = training.TrainConfig(
         batch_size=c.batch_small, optimizer="sgd", momentum=0.9, weight_decay=1e-4, decay="all", clip_norm=5.0
     )
     regime = {0: c.lr, c.epochs // 2: c.lr / 10, 3 * c.epochs // 4: c.lr / 100}
-    config = training.large_batch_config(
-        base, regime, num_rows=rows, batch=batch, epochs=c.epochs, rule=recipe.rule, adapted=recipe.adapted
-    )
+    config = training.large_batch_config(config, regime, num_rows=rows, batch=batch, epochs=c.epochs, **changes)
     if walk:
         config = replace(config, steps=c.walk_steps, schedule="constant", boundaries=None, eval_every=c.walk_steps)
     return training.train(
