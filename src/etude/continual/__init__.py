@@ -9,6 +9,7 @@ from etude.continual.key_value import Coverage as Coverage
 from etude.continual.key_value import KeyValueBottleneck as KeyValueBottleneck
 from etude.continual.key_value import KeyValueOutput as KeyValueOutput
 from etude.continual.key_value_classifier import KeyValueClassifier as KeyValueClassifier
+from etude.continual.key_value_toy import learn_toy as learn_toy
 from etude.continual.stream_learning import StreamRecord as StreamRecord
 from etude.continual.stream_learning import StreamRecorder as StreamRecorder
 from etude.continual.stream_learning import learn_key_values as learn_key_values

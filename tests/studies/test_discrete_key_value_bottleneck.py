@@ -1,0 +1,32 @@
+import pytest
+
+from etude.lab.runner import run_study
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return run_study("discrete-key-value-bottleneck", "quick", ledger=folder / "ledger.sqlite", jobs=1)
+
+
+def value(run, arm: str, metric: str, protocol: str) -> list[float]:
+    return [
+        r["value"] for r in run.rows
+        if (r["arm"], r["metric"], r["protocol"]) == (arm, metric, protocol) and r["step"] is None
+    ]  # fmt: skip
+
+
+def test_what_must_show_at_this_size(run) -> None:
+    assert run.state == "done" and not run.errors
+    verdicts = {(v.claim, v.protocol): v for v in run.verdicts}
+    assert verdicts["K3", "toy"].verdict == "holds"
+    assert verdicts["K6", "digits"].verdict == "holds" and verdicts["K6", "digits"].effect == 0
+    assert verdicts["K1b", "digits"].effect > 10
+    assert min(value(run, "bottleneck", "class_accuracy", "digits")) > 85
+
+
+def test_the_controls_lose(run) -> None:
+    assert all(v.verdict is not None for v in run.verdicts), [v.notes for v in run.verdicts]
+    for arm in ("shuffled", "one_pair", "far_keys"):
+        assert max(value(run, arm, "class_accuracy", "digits")) < 60
+    assert min(value(run, "linear", "untouched_change", "digits")) > 1e-3
