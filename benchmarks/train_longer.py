@@ -29,7 +29,7 @@ def _chunks(norm: nn.Module, size: int) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.cat([norm(part) for part in x.split(size)])
 
 
-def _case(shape: tuple[int, ...], ghost: int, *, loop_target: float | None) -> list[Case]:
+def _case(shape: tuple[int, ...], ghost: int, *, loop_target: float | None, plain_target: float | None) -> list[Case]:
     groups = shape[0] // ghost
     g = stream(0, "bench")
     x, up = torch.randn(shape, generator=g), torch.randn(shape, generator=g)
@@ -52,7 +52,7 @@ def _case(shape: tuple[int, ...], ghost: int, *, loop_target: float | None) -> l
     name = f"{ours_class.__name__} {'x'.join(map(str, shape))}, {groups} ghosts of {ghost}, forward and backward"
     made = [
         Case(name, ours, loop, "plain batch norm over chunks and cat", same, loop_target),
-        Case(name, ours, plain, "plain batch norm of the whole batch", None, 0.77, "at most 1.3 times its time"),
+        Case(name, ours, plain, "plain batch norm of the whole batch", None, plain_target, "0.77: 1.3 times its time"),
     ]
     if len(shape) == 2 and importlib.util.find_spec("pytorch_tabnet"):
         from pytorch_tabnet.tab_network import GBN
@@ -65,7 +65,7 @@ def _case(shape: tuple[int, ...], ghost: int, *, loop_target: float | None) -> l
 def cases() -> list[Case]:
     """128 ghosts where launches dominate and where arithmetic does, and images."""
     return [
-        *_case((4096, 64), 32, loop_target=5.0),
-        *_case((16384, 512), 128, loop_target=None),
-        *_case((1024, 64, 14, 14), 8, loop_target=None),
+        *_case((4096, 64), 32, loop_target=5.0, plain_target=None),
+        *_case((16384, 512), 128, loop_target=None, plain_target=0.77),
+        *_case((1024, 64, 14, 14), 8, loop_target=None, plain_target=0.77),
     ]

@@ -56,7 +56,7 @@ class LongerStudy(Study):
 
     configs: ClassVar = {
         "quick": LongerConfig(n_seeds=3, protocols=("digits",), pool=1, batch_large=256, epochs=4),
-        "laptop": LongerConfig(),
+        "laptop": LongerConfig(n_seeds=10),
         "gpu": LongerConfig(
             protocols=("mnist",), train_rows=60_000, pool=1, hidden_size=512, num_hidden=5, batch_small=128,
             batch_large=4096, epochs=50,
