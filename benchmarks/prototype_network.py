@@ -82,7 +82,8 @@ def cases() -> list[Case]:
         ),
         Case(
             "one epoch of 1,000 images, deformed", lambda: _train(net, ours_deformed, x, y),
-            lambda: _train(port, port_deformed, x, y), "port of the authors' code", None, 5.0, "convolutions take most of the time",
+            lambda: _train(port, port_deformed, x, y), "port of the authors' code", None, 5.0,
+            "convolutions take most of the time",
         ),
         Case(
             "one epoch of 1,000 images, not deformed", lambda: _train(net, ours_loss, x, y),
