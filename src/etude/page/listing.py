@@ -143,18 +143,20 @@ def listing(
     elif window != "all":
         filters = replace(filters or Filters(), since=now - SECONDS[window])
     query = query.where(condition(filters or Filters()))
+    query, pinned = query.order_by(key.desc(), p.id.desc()), []
     if cursor:
         value, last = decode_cursor(cursor)
         query = query.where(sa.or_(key < value, sa.and_(key == value, p.id < int(last))))
-    rows = db.rows(query.order_by(key.desc(), p.id.desc()).limit(limit + 1))
+    else:
+        pinned = db.rows(query.where(p.pinned).limit(limit - 1))
+        limit -= len(pinned)
+    rows = db.rows(query.where(p.pinned.is_(False)).limit(limit + 1))
     following = None
     if len(rows) > limit:
         rows = rows[:limit]
         name = COLUMN.get(sort, "window_votes" if sort == "top" else "submitted_at")
         following = encode_cursor((rows[-1][name], rows[-1]["id"]))
-    if not cursor:
-        rows.sort(key=lambda r: not r["pinned"])
-    return Page(rows, following)
+    return Page([*pinned, *rows], following)
 
 
 def by_ids(db: Database, ids: Sequence[int], filters: Filters | None = None) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import sqlalchemy as sa
 
 from etude.page import tables as t
 from etude.page.database import Database
+from etude.page.digest.mail import LOGIN_KEY
 from etude.page.digest.subscribe import PURGE_SECONDS
 
 DAY = 86_400
@@ -19,6 +20,7 @@ def purge(db: Database, now: int) -> int:
         sa.delete(t.rate).where(t.rate.c.at < now - DAY),
         sa.delete(t.pending_import).where(t.pending_import.c.at < now - DAY),
         sa.delete(t.outbox).where(o.status == "sent", o.created_at < now - MAIL_DAYS * DAY),
+        sa.delete(t.outbox).where(o.key.like(f"{LOGIN_KEY}%"), o.created_at < now - DAY),
         sa.delete(t.outbox).where(o.status.in_(("failed", "bounced")), o.created_at < now - FAILED_DAYS * DAY),
         sa.delete(t.subscriber).where(s.status == "pending", s.created_at < now - PURGE_SECONDS),
     ]

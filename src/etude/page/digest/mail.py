@@ -57,7 +57,7 @@ def build(
     ValueError
         If an address or the subject holds a line break or another control character.
     """
-    message = EmailMessage(policy=SMTP)
+    message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))  # ASCII on the wire and in the outbox
     name, address = parseaddr(settings.mail_from)
     message["From"] = Address(_plain(name), addr_spec=address)
     message["To"] = Address(addr_spec=_plain(to))
@@ -68,7 +68,7 @@ def build(
         message[key] = _plain(value)
     message.set_content(text)
     message.add_alternative(html, subtype="html")
-    return message.as_bytes().decode("ascii", "surrogateescape")
+    return message.as_bytes().decode("ascii")
 
 
 def _both(template: str, **values: Any) -> tuple[str, str]:

@@ -127,7 +127,7 @@ def send_due(
         while (row := claim(db, int(clock()))) is not None:
             now = int(clock())
             try:
-                way.send(f"{row['id']:08d}", row["recipient"], row["raw"])
+                way.send(f"{row['created_at']}-{row['id']:08d}", row["recipient"], row["raw"])
             except smtplib.SMTPResponseException as error:
                 hard = error.smtp_code >= 500
                 counts["bounced" if hard else "later"] += 1
@@ -148,10 +148,10 @@ def send_due(
 def _sent(db: Database, row: dict) -> None:
     o, s = t.outbox.c, t.subscriber.c
     with db.begin() as c:
-        if (row["key"] or "").startswith(LOGIN_KEY):  # nobody needs it any more, and it holds a secret and an address
-            c.execute(sa.delete(t.outbox).where(o.id == row["id"]))
-            return
-        c.execute(sa.update(t.outbox).where(o.id == row["id"]).values(status="sent", lease_until=None, error=None))
+        login = (row["key"] or "").startswith(LOGIN_KEY)  # such a mail holds a secret, and an address kept nowhere else
+        forgotten = {"recipient": "", "raw": ""} if login else {}
+        values = {"status": "sent", "lease_until": None, "error": None} | forgotten
+        c.execute(sa.update(t.outbox).where(o.id == row["id"]).values(**values))
         if row["subscriber_id"]:
             c.execute(sa.update(t.subscriber).where(s.id == row["subscriber_id"]).values(soft_failures=0))
 
