@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from etude.data.randomness import stream
+from etude.data.tasks import Split
 from etude.layers import TargetError
-from etude.training import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, to_ghost_batchnorm
+from etude.training import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, TrainConfig, to_ghost_batchnorm, train
 from etude.training.ghost_batchnorm import ghost_sizes
 
 SHAPES = {(5,): (nn.BatchNorm1d, GhostBatchNorm1d), (5, 3): (nn.BatchNorm1d, GhostBatchNorm1d)}
@@ -223,3 +224,23 @@ def test_what_cannot_be_swapped_is_named():
         to_ghost_batchnorm(nn.Sequential(nn.SyncBatchNorm(2), nn.BatchNorm1d(2)))
     with pytest.raises(TargetError, match="'0' does not know its width yet"):
         to_ghost_batchnorm(nn.Sequential(nn.LazyBatchNorm1d()))
+
+
+def test_many_seeds_at_once_give_what_each_gives_alone():
+    """Under vmap with stacked weights and buffers, running statistics included."""
+
+    def build(seed: int) -> nn.Module:
+        return to_ghost_batchnorm(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), 4)
+
+    g = stream(0, "data")
+    data = Split(torch.randn(40, 3, generator=g), torch.randint(2, (40,), generator=g))
+    config = TrainConfig(steps=6, batch_size=18, optimizer="sgd", lr=0.1)
+    runs = [
+        train(
+            build, data, loss=lambda m, b: nn.functional.cross_entropy(m(b.x), b.y), config=config, seeds=(0, 1), plan=p
+        )
+        for p in ("sequential", "vmap")
+    ]
+    for alone, together in zip(*runs):
+        for key, value in alone.module.state_dict().items():
+            assert torch.allclose(together.module.state_dict()[key], value, atol=1e-5), key

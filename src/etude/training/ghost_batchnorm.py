@@ -73,8 +73,8 @@ def ghost_batch_norm(
     for count, size in ((whole, sizes[0]), (1, sizes[-1])) if whole < len(sizes) else ((whole, sizes[0]),):
         rows = x if count * size == n else x[start : start + count * size]
         start += count * size
-        mean = torch.zeros(count * channels, dtype=dtype, device=x.device) if kept else None
-        var = torch.ones(count * channels, dtype=dtype, device=x.device) if kept else None
+        mean = x.new_zeros(count * channels, dtype=dtype) if kept else None  # of x: stacked where x is
+        var = x.new_ones(count * channels, dtype=dtype) if kept else None
         outputs.append(_by_groups(rows, count, mean, var, weight, bias, eps, contiguous_groups))
         if mean is not None and var is not None:
             means.append(mean.view(count, channels))
