@@ -220,4 +220,3 @@ def two_sided(n: int, length: int, generator: torch.Generator, *, lag: int = 3, 
 def two_sided_xor(n: int, length: int, generator: torch.Generator, *, lag: int = 3) -> SequenceBatch:
     """`two_sided` with label "xor"."""
     return two_sided(n, length, generator, lag=lag, label="xor")
-
