@@ -35,7 +35,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "binary128": {"n_bits": 128, "lr": 0.002, "max_epochs": 8},
     "binary32": {"n_bits": 32, "lr": 0.002, "max_epochs": 20},
     "bigrams128": {"n_bits": 128, "lr": 0.002, "max_epochs": 8, "ngram_range": (1, 2)},
-    "real_binary28": {"n_bits": 28, "architecture": "real-binary", "lr": 0.005, "max_epochs": 30},
+    "real_binary28": {"n_bits": 28, "architecture": "real-binary", "lr": 0.002, "max_epochs": 30},
     "real": {"lr": 0.002, "document_lr": 0.003, "max_epochs": 25}, "autoencoder128": {"lr": 0.003, "max_epochs": 15},
 }  # fmt: skip
 TUNED: dict[str, dict[str, dict[str, Any]]] = {
@@ -46,7 +46,7 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
     "topics": {
         "binary128": {"lr": 0.005}, "binary32": {"lr": 0.005, "max_epochs": 12}, "bigrams128": {"lr": 0.005},
         "real": {"lr": 0.005, "max_epochs": 10}, "autoencoder128": {"lr": 0.003, "max_epochs": 8},
-        "real_binary28": {"max_epochs": 15},
+        "real_binary28": {"lr": 0.005, "max_epochs": 15},
     },
 }  # fmt: skip
 
