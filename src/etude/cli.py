@@ -19,7 +19,12 @@ Flag = Parameter(negative=())
 LedgerOption = Annotated[str | None, Parameter(name="--ledger")]
 Tier = Literal["quick", "laptop", "gpu"]
 
-app = App(name="etude", version=__version__, help="Papers you can run: does this paper's method work?")
+app = App(
+    name="etude",
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+    help="Papers you can run: does this paper's method work?",
+)
 data_app = App(name="data", help="Data sets: which there are, fetching and checking them.")
 app.command(data_app)
 register_page(app)

@@ -180,7 +180,7 @@ def test_data_of_a_kind_that_the_study_does_not_take(tmp_path):
     [
         (f"x,z,y\n{ROWS}", "label", ("label", "x, z, y")),
         ("", "y", ("empty",)),
-        ("x,z,y\n" + ROWS.replace("b", "a"), "y", ("one class",)),
+        ("x,z,y\n" + ROWS.replace("b", "a"), "y", ("only the class",)),
     ],
 )
 def test_a_table_that_cannot_be_used(tmp_path, text, target, words):
