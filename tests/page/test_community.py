@@ -231,7 +231,7 @@ def test_roles(app):
     assert [r["what"] for r in rows(boss, t.audit)] == ["role"] * 3
 
 
-NOTE = "**bold** [a](javascript:alert(1)) [b](https://x.org) <script>alert(1)</script> ![i](https://x.org/i.png)"
+NOTE = "**bold** [a](javascript:alert(1)) [b](https://x.org) <script>alert(1)</script> ![i](https://x.org/i.png) [c](ftp://x.org)"
 
 
 def test_notes_are_markdown_behind_an_allow_list(app):
@@ -250,6 +250,7 @@ def test_notes_are_markdown_behind_an_allow_list(app):
     assert "<script>alert" not in text
     assert 'href="javascript' not in text
     assert 'src="https://x.org' not in text
+    assert 'href="ftp' not in text
     post(ann, "/paper/gpicl/notes", text="a second one, the same day")
     post(boss, f"/notes/{note['id'] + 1}/state", state="shown")
     assert len(rows(ann, t.event, t.event.c.kind == "note")) == 1  # once a person and day

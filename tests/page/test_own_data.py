@@ -183,7 +183,7 @@ def test_others_subscriptions_are_not_mine(tmp_path):
 def bomb():
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
-        z.writestr("about.json", b"0" * (40 * 2**20))
+        z.writestr("about.json", b'{"format": 1}' + b" " * (40 * 2**20))  # good JSON, once it is all unpacked
     return out.getvalue()
 
 
