@@ -208,7 +208,9 @@ def test_run_here_goes_on_over_reload_and_kill(tmp_path, browser):
         page.goto("/paper/prototype-network")
         page.click("text=Run it here: quick")
         place = page.url
-        page.wait_for_function("document.querySelector('progress').value > 0", timeout=120_000)
+        until = time.time() + 120
+        while page.evaluate("document.querySelector('progress').value") == 0 and time.time() < until:
+            time.sleep(0.1)
         page.reload()
         assert page.locator("progress").count() == 1
         server.stop(signal.SIGKILL)
