@@ -233,10 +233,7 @@ def run_page(request: Request, request_id: str) -> Response:
     if not open_:
         s.refresh_verdicts()
     part = request.headers.get("hx-request") == "true"
-    response = render(request, "_progress.html.j2" if part else "run.html.j2", it=it, open=open_)
-    if open_ and not part:
-        response.headers["Refresh"] = "5"
-    return response
+    return render(request, "_progress.html.j2" if part else "run.html.j2", it=it, open=open_)
 
 
 @router.get("/import", response_class=HTMLResponse)
