@@ -19,7 +19,7 @@ lint: $(STAMP)-test
 	$(BIN)/lint-imports
 
 docs: $(STAMP)-test
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -q --keep-going -b html docs docs/_build/html
 
 bench: $(STAMP)-test
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
@@ -33,7 +33,7 @@ $(STAMP)-run: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(STAMP)-test: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[tables,images,hf,cluster,postgres,docs,test]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[tables,images,hf,cluster,postgres,web,docs,test]'
 	touch $@ $(STAMP)-run
 
 clean:
