@@ -93,16 +93,16 @@ def _plain_squarecb(env: ClassificationBandit, seed: int, rounds: int) -> float:
 
 
 def cases() -> list[Case]:
-    """Rounds of one seed against the public loop, of twenty seeds against a plain loop over them."""
+    """Rounds of four seeds against the public loop, of twenty against a plain loop over them."""
     digits = load_images("digits")
     env = ClassificationBandit(digits.x, digits.y)
     ucb = BanditSettings("ucb", nu=0.001, lr=0.3)
     square = BanditSettings("squarecb", "sqrt", gamma_scale=10.0, lr=0.3, c_p=0.0)
     return [
         Case(
-            f"UCB, 1 seed, {ROUNDS} rounds",
-            lambda: simulate(env, ucb, (0,), ROUNDS),
-            lambda: _public_ucb(env, 0, ROUNDS),
+            f"UCB, 4 seeds, {ROUNDS} rounds",
+            lambda: simulate(env, ucb, range(4), ROUNDS),
+            lambda: [_public_ucb(env, seed, ROUNDS) for seed in range(4)],
             "per-sample loop of the public NeuralUCB baseline",
             None,
             10.0,

@@ -36,7 +36,8 @@ def test_label_noise_costs_what_it_says():
     assert rounds.means.gather(1, right).unique().tolist() == pytest.approx([0.3])
     assert float(rounds.losses.sum(1).mean()) == pytest.approx(2)
     assert float(rounds.means.max()) == pytest.approx(1 - 0.15)
-    clean = _classes().rounds(0, 100)
+    clean = env.with_noise(0.0).rounds(0, 100)
+    assert torch.equal(clean.losses, _classes().rounds(0, 100).losses)
     assert torch.equal(clean.contexts, env.rounds(0, 100).contexts)
 
 

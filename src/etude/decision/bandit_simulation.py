@@ -4,6 +4,7 @@ Classification as a bandit: the arms are the classes, the right one costs 0, the
 of the NeuralUCB experiments, on uniform contexts of the sphere.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -63,13 +64,17 @@ class ClassificationBandit:
         self.n_arms = int(y.max()) + 1 if num_classes is None else num_classes
         if self.n_arms < 2:
             raise ValueError("a bandit of classes needs at least two classes")
-        if not 0 <= label_noise < 1:
-            raise ValueError(f"label_noise must lie in [0, 1), got {label_noise}")
         x = x.flatten(1).float()
         x = (x - x.mean(0)) / x.std(0).clamp_min(1e-6)
         self.x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-6)
-        self.y, self.label_noise, self.n_features = y.long(), label_noise, x.shape[1]
+        self.y, self.label_noise, self.n_features = y.long(), _share(label_noise), x.shape[1]
         self.provenance = provenance
+
+    def with_noise(self, label_noise: float) -> "ClassificationBandit":
+        """The same rows with another share of noisy labels."""
+        other = copy.copy(self)
+        other.label_noise = _share(label_noise)
+        return other
 
     def rounds(self, seed: int, horizon: int) -> Rounds:
         """T rounds of one seed."""
@@ -81,6 +86,12 @@ class ClassificationBandit:
         eye = 1 - torch.eye(k)
         means = torch.where(eye[self.y[rows]] == 1, 1 - self.label_noise / (k - 1), self.label_noise)
         return Rounds(self.x[rows], eye[torch.where(flips, other, self.y[rows])], means)
+
+
+def _share(label_noise: float) -> float:
+    if not 0 <= label_noise < 1:
+        raise ValueError(f"label_noise must lie in [0, 1), got {label_noise}")
+    return label_noise
 
 
 class SyntheticBandit:

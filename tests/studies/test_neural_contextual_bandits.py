@@ -1,0 +1,63 @@
+"""The quick study shows what must show at its size, and its controls lose."""
+
+import pytest
+from etude.studies._bandit_settings import BEST, TUNED
+
+from etude.lab.runner import run_study
+from etude.studies.neural_contextual_bandits import BanditStudy
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    ledger = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
+    return run_study("neural-contextual-bandits", tier="quick", ledger=ledger, jobs=1)
+
+
+def _mean(run, arm, metric, protocol="digits"):
+    values = [
+        r["value"]
+        for r in run.rows
+        if (r["arm"], r["metric"], r["protocol"], r["step"]) == (arm, metric, protocol, None)
+    ]
+    assert len(values) == 3
+    return sum(values) / 3
+
+
+def test_it_runs_whole(run):
+    assert run.state == "done"
+    assert not run.errors
+
+
+def test_no_control_wins(run):
+    broken = [v for v in run.verdicts if v.verdict is None]
+    assert broken == []
+
+
+@pytest.mark.parametrize("protocol", ["digits", "square"])
+@pytest.mark.parametrize("arm", ["fastcb", "squarecb", "ucb", "ts", "epsilon", "greedy"])
+def test_every_policy_beats_chance(run, arm, protocol):
+    assert _mean(run, arm, "log_regret", protocol) < _mean(run, "random", "log_regret", protocol) - 0.1
+
+
+def test_noise_makes_regret_grow_faster_and_chance_grows_fastest(run):
+    clean, noisy, chance = (_mean(run, a, "regret_slope") for a in ("clean_long", "noisy_long", "random_long"))
+    assert clean < noisy < chance
+    assert chance == pytest.approx(1, abs=0.1)
+
+
+def test_the_frozen_network_never_learns(run):
+    frozen = _mean(run, "regression_frozen", "regression_slope")
+    assert frozen > 0.9
+    assert _mean(run, "regression_plain", "regression_slope") < frozen
+
+
+def test_the_best_explorer_is_one_of_the_three(run):
+    best = _mean(run, "best_explorer", "log_regret")
+    assert best == _mean(run, BEST["digits"][0], "log_regret")
+
+
+def test_every_data_set_has_settings_for_every_policy():
+    protocols = set(BanditStudy.configs["laptop"].protocols)
+    assert protocols <= set(TUNED) == set(BEST)
+    for chosen in TUNED.values():
+        assert set(chosen) == {"fastcb", "squarecb", "ucb", "ts", "epsilon", "greedy"}
