@@ -40,7 +40,7 @@ class BanditStudy(Study):
 
     configs: ClassVar = {
         "quick": BanditConfig(
-            n_seeds=3, protocols=("digits", "square"), horizon=300, long_horizons=(100, 200, 400), fit_steps=400,
+            n_seeds=3, protocols=("digits", "square"), horizon=400, long_horizons=(100, 200, 400), fit_steps=600,
         ),
         "laptop": BanditConfig(),
         "gpu": BanditConfig(
