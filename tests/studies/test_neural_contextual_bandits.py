@@ -1,9 +1,9 @@
 """The quick study shows what must show at its size, and its controls lose."""
 
 import pytest
-from etude.studies._bandit_settings import BEST, TUNED
 
 from etude.lab.runner import run_study
+from etude.studies._bandit_settings import BEST, TUNED
 from etude.studies.neural_contextual_bandits import BanditStudy
 
 
