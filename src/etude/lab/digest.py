@@ -1,18 +1,32 @@
 """Digest of the code behind a study: when it moves, a recorded run is stale.
 
-Walks the imports of the study's file through Etude's own modules (data, layers, training, the method
-rooms) and hashes their syntax trees without docstrings and comments, so that prose may change freely.
-A name imported from a room's `__init__` leads to the file that defines it, not to the whole room.
+Follows the names that the study's file uses, definition by definition, through Etude's own modules (data, layers,
+training, the method rooms), and hashes the syntax trees of what it reaches without docstrings and comments: prose may
+change freely, and so may code beside it in the same file that the study never names. A class counts as one piece. A
+module that is handed about as an object counts as a whole, and so does the study's own file.
 """
 
 import ast
 import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 # The lab judges and stores; it does not produce numbers. Its study contract, the card and progress bars neither.
 _OUTSIDE = ("etude.lab", "etude.catalogue", "etude.page", "etude.cli", "etude.errors", "etude.data.progress")
+
+Target = tuple[str, str | None]  # a module and a name in it; no name: the module itself
+
+
+@dataclass
+class _Module:
+    """The top level of a file: what each name stands for, and the statements that run on import."""
+
+    definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
+    imports: dict[str, Target] = field(default_factory=dict)
+    effects: list[ast.stmt] = field(default_factory=list)
 
 
 def _root() -> Path:
@@ -27,76 +41,171 @@ def _path(module: str) -> Path | None:
     return None
 
 
+def _module(name: str) -> _Module | None:
+    path = _path(name) if name.split(".")[0] == "etude" else None
+    return None if path is None else _parsed(path, path.stat().st_mtime_ns)
+
+
 @cache
-def _tree(path: Path, stamp: int) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def _parsed(path: Path, stamp: int) -> _Module:
+    return _top_level(ast.parse(path.read_text(encoding="utf-8")))
 
 
-def _parse(path: Path) -> ast.Module:
-    return _tree(path, path.stat().st_mtime_ns)
+def _top_level(tree: ast.Module) -> _Module:
+    module = _Module()
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module.imports |= _imported(node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            module.definitions.setdefault(node.name, []).append(node)
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for inner in node.body:
+                if isinstance(inner, ast.Import | ast.ImportFrom):
+                    module.imports |= _imported(inner)
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and (names := _assigned(node)):
+            for name in names:
+                module.definitions.setdefault(name, []).append(node)
+        elif not _is_docstring(node):
+            module.effects.append(node)
+    return module
+
+
+def _assigned(node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> list[str]:
+    """The names that the statement binds; empty where it writes into an object, which is an effect."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    flat = [e for t in targets for e in (t.elts if isinstance(t, ast.Tuple | ast.List) else [t])]
+    return [e.id for e in flat if isinstance(e, ast.Name)] if all(isinstance(e, ast.Name) for e in flat) else []
+
+
+def _imported(node: ast.Import | ast.ImportFrom) -> dict[str, Target]:
+    if isinstance(node, ast.ImportFrom):
+        return {a.asname or a.name: (str(node.module), a.name) for a in node.names if node.level == 0}
+    return {a.asname or a.name.split(".")[0]: (a.name if a.asname else a.name.split(".")[0], None) for a in node.names}
 
 
 def _is_docstring(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _strip(tree: ast.Module) -> str:
-    tree = ast.parse(ast.unparse(tree))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            body = [n for n in node.body if not _is_docstring(n)]
-            node.body = body or [ast.Pass()]
+def _strip(node: ast.AST) -> str:
+    tree = ast.parse(ast.unparse(node))
+    for inner in ast.walk(tree):
+        if isinstance(inner, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            body = [n for n in inner.body if not _is_docstring(n)]
+            inner.body = body or [ast.Pass()]
     return ast.dump(tree)
 
 
-def _resolve(module: str, name: str, depth: int = 0) -> str | None:
-    """The module that `from module import name` gets `name` from."""
-    if _path(f"{module}.{name}") is not None:
-        return f"{module}.{name}"
+def _resolve(module: str, name: str | None, depth: int = 0) -> Target:
+    """Where a name is defined: through the imports of a room's `__init__`, to a definition or to a module."""
+    if name is None or depth > 8:
+        return module, name
+    found = _module(module)
+    if found is not None and found.imports.get(name, (module, name)) != (module, name):
+        return _resolve(*found.imports[name], depth + 1)
+    if found is not None and name in found.definitions:
+        return module, name
+    if _path(f"{module}.{name}") is not None and module.split(".")[0] == "etude":
+        return f"{module}.{name}", None
+    return module, name
+
+
+class _Names(ast.NodeVisitor):
+    """Collects what a statement refers to: dotted chains, longest first, and imports of its own."""
+
+    def __init__(self) -> None:
+        self.chains: set[tuple[str, ...]] = set()
+        self.imports: dict[str, Target] = {}
+
+    def visit_Name(self, node: ast.Name) -> None:
+        self.chains.add((node.id,))
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        parts: list[str] = []
+        inner: ast.expr = node
+        while isinstance(inner, ast.Attribute):
+            parts.append(inner.attr)
+            inner = inner.value
+        if isinstance(inner, ast.Name):
+            self.chains.add((inner.id, *reversed(parts)))
+        else:
+            self.visit(inner)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.imports |= _imported(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        self.imports |= _imported(node)
+
+
+def _references(module: str, node: ast.stmt) -> Iterator[Target]:
+    """What the statement of `module` names, inside or outside the module."""
+    top, names = _module(module), _Names()
+    assert top is not None
+    names.visit(node)
+    known = top.imports | names.imports
+    for base, *attributes in names.chains:
+        if base in known:
+            target = _resolve(*known[base])
+            while target[1] is None and attributes:
+                target = _resolve(target[0], attributes.pop(0))
+            yield target
+        elif base in top.definitions:
+            yield module, base
+
+
+@cache
+def _statement(path: Path, stamp: int, name: str | None) -> str:
+    """Digest of a name's statements, or of those that run on import."""
+    module = _parsed(path, stamp)
+    nodes = module.effects if name is None else module.definitions[name]
+    return hashlib.sha256("\n".join(map(_strip, nodes)).encode()).hexdigest()
+
+
+def reached(slug: str) -> tuple[Target, ...]:
+    """Every definition of Etude that the study reaches, sorted; `(module, None)` is what runs on its import."""
+    todo: list[Target] = [(f"etude.studies.{slug.replace('-', '_')}", None)]
+    seen: set[Target] = set()
+    pieces: set[Target] = set()
+
+    def add(module: str, name: str | None, nodes: list[ast.stmt]) -> None:
+        if (module, name) not in pieces:
+            pieces.add((module, name))
+            for node in nodes:
+                todo.extend(_references(module, node))
+
+    while todo:
+        module, name = target = todo.pop()
+        found = _module(module)
+        outside = any(module == o or module.startswith(o + ".") for o in _OUTSIDE)
+        if target in seen or found is None or outside or module == "etude":
+            continue
+        seen.add(target)
+        add(module, None, found.effects)
+        if name in found.definitions:
+            add(module, name, found.definitions[name])
+            continue
+        for each, nodes in found.definitions.items():  # the module as an object, or a name made on the fly
+            add(module, each, nodes)
+        todo.extend(_resolve(*t) for t in found.imports.values() if _path(module) and _is_package(module))
+    return tuple(sorted(pieces, key=lambda t: (t[0], t[1] or "")))
+
+
+def _is_package(module: str) -> bool:
     path = _path(module)
-    if path is None or path.name != "__init__.py" or depth > 5:
-        return module
-    for node in ast.walk(_parse(path)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("etude"):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return _resolve(str(node.module), alias.name, depth + 1)
-    return module
-
-
-def _imports(tree: ast.Module) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("etude"):
-            for alias in node.names:
-                target = _resolve(str(node.module), alias.name)
-                if target:
-                    found.add(target)
-        elif isinstance(node, ast.Import):
-            found |= {a.name for a in node.names if a.name.startswith("etude.")}
-    return {m for m in found if m != "etude" and not any(m == o or m.startswith(o + ".") for o in _OUTSIDE)}
+    return path is not None and path.name == "__init__.py"
 
 
 def modules_behind(slug: str) -> tuple[str, ...]:
     """Etude's own modules that the study reaches, sorted."""
-    start = f"etude.studies.{slug.replace('-', '_')}"
-    todo, seen = [start], set()
-    while todo:
-        module = todo.pop()
-        path = _path(module)
-        if module in seen or path is None:
-            continue
-        seen.add(module)
-        todo += _imports(_parse(path))
-    return tuple(sorted(seen))
+    return tuple(sorted({module for module, _ in reached(slug)}))
 
 
 def code_digest(slug: str) -> str:
     """Twelve hex digits over the study's code and all that it reaches."""
     total = hashlib.sha256()
-    for module in modules_behind(slug):
+    for module, name in reached(slug):
         path = _path(module)
         assert path is not None
-        total.update(f"{module}\n".encode())
-        total.update(_strip(_parse(path)).encode())
+        total.update(f"{module}:{name}\n{_statement(path, path.stat().st_mtime_ns, name)}\n".encode())
     return total.hexdigest()[:12]
