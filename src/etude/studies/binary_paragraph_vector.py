@@ -14,11 +14,11 @@ from etude.data import load_senses, load_texts, numpy_stream, topic_documents
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.layers import hamming_distances
 from etude.studies._codes_plots import codes_plots
+from etude.studies._codes_senses import measure_senses
+from etude.studies._codes_settings import settings_of
 from etude.text import (
     BinaryParagraphVector,
-    DisambiguatedSkipGram,
     IterativeQuantization,
-    MultiSenseSkipGram,
     ParagraphVector,
     RandomHyperplanes,
     SemanticHashing,
@@ -30,25 +30,6 @@ from etude.training.metrics import average_precision, ndcg, precision_recall
 DOCUMENTS = ("newsgroups20", "wikilead", "octis_dblp", "topics")
 SENSES = ("pseudo_words", "semeval2010_task14", "topic_words")
 SOURCES = ("nyt_snippets", "movie_snippets", "amazon_snippets", "tweets")
-# Step sizes and epochs: the best MAP on training documents of pilot seeds, from a grid of about equal size an arm.
-COMMON: dict[str, dict[str, Any]] = {
-    "binary128": {"n_bits": 128, "lr": 0.002, "max_epochs": 8},
-    "binary32": {"n_bits": 32, "lr": 0.002, "max_epochs": 20},
-    "bigrams128": {"n_bits": 128, "lr": 0.002, "max_epochs": 8, "ngram_range": (1, 2)},
-    "real_binary28": {"n_bits": 28, "architecture": "real-binary", "lr": 0.002, "max_epochs": 30},
-    "real": {"lr": 0.002, "document_lr": 0.003, "max_epochs": 25}, "autoencoder128": {"lr": 0.003, "max_epochs": 15},
-}  # fmt: skip
-TUNED: dict[str, dict[str, dict[str, Any]]] = {
-    "wikilead": {
-        "binary128": {"lr": 0.001}, "binary32": {"lr": 0.001, "max_epochs": 12}, "bigrams128": {"lr": 0.001},
-        "real": {"lr": 0.001}, "autoencoder128": {"lr": 0.001, "max_epochs": 8},
-    },
-    "topics": {
-        "binary128": {"lr": 0.005}, "binary32": {"lr": 0.005, "max_epochs": 12}, "bigrams128": {"lr": 0.005},
-        "real": {"lr": 0.005, "max_epochs": 10}, "autoencoder128": {"lr": 0.003, "max_epochs": 8},
-        "real_binary28": {"lr": 0.005, "max_epochs": 15},
-    },
-}  # fmt: skip
 
 
 class CodesConfig(StudyConfig):
@@ -138,7 +119,7 @@ class CodesStudy(Study):
         """Train the arm and score its rankings, or its senses."""
         of_senses = job.arm in ("dsg", "hard", "kmeans", "random_senses", "gradients", "no_choice")
         for seed in job.seeds:
-            yield from _senses(job, seed) if of_senses else _retrieval(job, seed)
+            yield from measure_senses(job, seed) if of_senses else _retrieval(job, seed)
 
     def plots(self, results: Results) -> list[Plot]:
         """Precision and recall, score by bits, histogram of distances, map of one word's senses."""
@@ -149,7 +130,7 @@ def _fit(job: Job, seed: int, arm: str, documents: Any) -> Any:
     """The arm's model, fitted."""
     c = job.config
     kind = {"real": ParagraphVector, "autoencoder128": SemanticHashing}.get(arm, BinaryParagraphVector)
-    own = COMMON[arm] | TUNED.get(job.protocol, {}).get(arm, {})
+    own = settings_of(job.protocol, arm)
     return kind(
         max_features=c.max_features, precision=c.precision, tokenizer=ev.as_tokens, handle_unknown="ignore",
         device=job.device, random_state=seed, **own,
@@ -195,30 +176,3 @@ def _retrieval(job: Job, seed: int) -> Iterator[Measurement | Artifact]:
             yield Measurement(arm, seed, "precision", float(precision), step=float(recall))
     if job.arm == "binary128" and seed == c.seeds[0]:
         yield Artifact(job.arm, seed, "histogram", ev.distance_histogram(ranked[job.arm], draw.relevant))
-
-
-def _senses(job: Job, seed: int) -> Iterator[Measurement | Artifact]:
-    c = job.config
-    if job.arm in ("gradients", "no_choice"):
-        yield Measurement(
-            job.arm, seed, "max_relative_error", ev.gradient_error(seed, through_choice=job.arm == "gradients")
-        )
-        return
-    instances = job.task
-    if isinstance(instances, ev.TokenCorpus):
-        instances = instances.pseudo_words(c.n_pairs, seed, n_documents=c.sense_documents, min_count=c.min_count)
-    kind = MultiSenseSkipGram if job.arm == "hard" else DisambiguatedSkipGram
-    subsample = None if job.protocol == "topic_words" else 1e-4
-    model = kind(
-        1 if job.arm == "kmeans" else c.n_senses, c.sense_dim, subsample=subsample, max_epochs=c.sense_epochs,
-        batch_size=c.sense_batch, device=job.device, random_state=seed,
-    )  # fmt: skip
-    if job.arm == "random_senses":
-        predicted = numpy_stream(seed, "random senses").integers(0, c.n_senses, len(instances.words))
-    elif job.arm == "kmeans":
-        predicted = ev.cluster_contexts(model.fit(instances.documents), instances, c.n_senses, seed)
-    else:
-        predicted = model.fit(instances.documents).predict_proba(instances.words, instances.contexts).argmax(1)
-    yield Measurement(job.arm, seed, "ari", ev.induction_score(instances, predicted))
-    if job.arm == "dsg" and seed == c.seeds[0]:
-        yield Artifact(job.arm, seed, "map", ev.sense_map(model, instances.words[0]))
