@@ -1,4 +1,4 @@
-"""Settings of the arms that learn codes: the best MAP on training documents of pilot seeds, grids of about equal size."""
+"""Settings of the arms that learn codes: the best MAP on training documents of pilot seeds, grids of like size."""
 
 from typing import Any
 
