@@ -1,0 +1,7 @@
+"""`python -m etude.cli`."""
+
+import sys
+
+from etude.cli import main
+
+sys.exit(main())

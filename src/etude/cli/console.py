@@ -1,0 +1,37 @@
+"""What the commands share: consoles, JSON, the types of options."""
+
+import json
+import sys
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+Json = Annotated[bool, Parameter(name="--json", negative=())]
+Flag = Parameter(negative=())
+LedgerOption = Annotated[str | None, Parameter(name="--ledger")]
+Tier = Literal["quick", "laptop", "gpu"]
+
+# Without a terminal (a pipe, a log) a table is as wide as it needs to be readable.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+err = Console(stderr=True, highlight=False)
+
+
+def emit(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=1, default=str, allow_nan=False) + "\n")
+
+
+def finite(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with null for what JSON cannot say (NaN, infinity)."""
+    return {k: None if isinstance(v, float) and v - v != 0 else v for k, v in record.items()}
+
+
+def print_claims(said: list[Any]) -> None:
+    """The table of claims with a line of counts."""
+    from etude.lab.console import below_tier, claims_table, count
+
+    out.print(claims_table(said))
+    out.print(count(said))
+    if line := below_tier(said):
+        out.print(line, style="dim")

@@ -1,0 +1,114 @@
+"""The command that re-tests papers."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich.markup import escape
+
+from etude.cli.console import Flag, Json, LedgerOption, emit, err, finite, out, print_claims
+from etude.errors import UsageError
+
+
+def run(
+    *slugs: str, tier: str = "quick", seeds: int | None = None, data: Path | None = None, target: str | None = None,
+    skip_bad: Annotated[bool, Flag] = False,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (), jobs: int | None = None,
+    on: str = "local", resume: Annotated[bool, Flag] = False, fresh: Annotated[bool, Flag] = False,
+    ledger: LedgerOption = None, report: Path = Path("etude-report"), no_report: Annotated[bool, Flag] = False,
+    quiet: Annotated[bool, Flag] = False, json_: Json = False,
+) -> int:  # fmt: skip
+    """Re-test papers' claims and write the report. Without a SLUG: every paper that runs.
+
+    Parameters
+    ----------
+    slugs
+        Papers to run.
+    tier
+        How much to spend: quick (seconds), laptop (minutes), gpu.
+    seeds
+        Repetitions, at least 3 (default: the tier's).
+    data
+        Your own data: a CSV or Parquet table, a folder of images, JSON-lines or a folder of texts.
+    target
+        The column to predict.
+    skip_bad
+        Leave out images that cannot be read instead of stopping.
+    set_
+        Change a setting of the study, as name=value; may be given several times.
+    jobs
+        Worker processes (default: one a core).
+    on
+        Where jobs run: local, or ray (a cluster; needs the extra).
+    resume
+        Continue an interrupted run and reuse finished ones (the default).
+    fresh
+        Measure again although nothing changed.
+    ledger
+        Path or URL of the ledger (default: ETUDE_LEDGER or etude.sqlite).
+    report
+        Folder of the HTML report.
+    no_report
+        Write no report.
+    quiet
+        No progress.
+    json_
+        One JSON document on standard output.
+    """
+    from etude.lab.console import StudyProgress
+    from etude.lab.jobs import UserData
+    from etude.lab.ledger import Ledger
+    from etude.lab.registry import runnable
+    from etude.lab.runner import run_studies
+
+    if resume and fresh:
+        raise UsageError("--resume and --fresh contradict each other: give one")
+    if target is not None and data is None:
+        raise UsageError("--target names a column of your data: give --data PATH as well")
+    settings = dict(_setting(s) for s in set_)
+    user = UserData(str(data), target, "skip" if skip_bad else "raise") if data is not None else None
+    store = Ledger(ledger)
+    with StudyProgress(quiet or json_) as progress:
+        results = run_studies(
+            slugs or runnable(), tier, ledger=store, seeds=seeds, settings=settings, user=user, jobs=jobs, on=on,
+            fresh=fresh, on_event=progress,
+        )  # fmt: skip
+    page = None
+    if not no_report:
+        from etude.lab.report import write_report
+
+        page = write_report(store, report)
+    said = [v for r in results for v in r.verdicts]
+    if json_:
+        emit([r.record() | {"verdicts": [finite(v.record()) for v in r.verdicts]} for r in results])
+    else:
+        print_claims(said)
+        for r in results:
+            if r.reused:
+                out.print(f"[dim]{r.slug}: taken from the ledger, nothing changed since (--fresh measures again)[/]")
+    for r in results:
+        for protocol, why in r.skipped.items():
+            err.print(f"[yellow]skipped[/] {r.slug}, {protocol}: {escape(why)}", soft_wrap=True)
+        if r.errors:
+            more = f" (and {len(r.errors) - 1} more)" if len(r.errors) > 1 else ""
+            err.print(f"[red]broken[/] {r.slug}: {escape(r.errors[0])}{more}", soft_wrap=True)
+    if page is not None and not json_:
+        out.print(f"Report: {page}", soft_wrap=True)
+    wholly_skipped = [r for r in results if r.state == "skipped" and r.slug in slugs]
+    return 3 if any(r.state == "broken" for r in results) or wholly_skipped else 0
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--set {text!r}: write it as name=value")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value
+
+
+def register(app: App) -> None:
+    """Add the command to the command line."""
+    app.command(run)
