@@ -7,6 +7,10 @@ from etude.training.averaging import model_soup as model_soup
 from etude.training.batch_statistics import reestimate_batchnorm as reestimate_batchnorm
 from etude.training.callbacks import Checkpoint as Checkpoint
 from etude.training.config import TrainConfig as TrainConfig
+from etude.training.distillation import DistillationLoss as DistillationLoss
+from etude.training.distillation import distill as distill
+from etude.training.distillation import distillation_kl as distillation_kl
+from etude.training.distillation import distillation_objective as distillation_objective
 from etude.training.engine import train as train
 from etude.training.estimators import TorchClassifier as TorchClassifier
 from etude.training.estimators import TorchEstimator as TorchEstimator
@@ -45,6 +49,11 @@ from etude.training.schedules import Regime as Regime
 from etude.training.schedules import adapt_regime as adapt_regime
 from etude.training.schedules import make_schedule as make_schedule
 from etude.training.schedules import scale_lr as scale_lr
+from etude.training.similarity import CKAMatrix as CKAMatrix
+from etude.training.similarity import cka as cka
+from etude.training.similarity import cka_matrix as cka_matrix
+from etude.training.similarity import effective_rank as effective_rank
+from etude.training.similarity import rsa as rsa
 from etude.training.updater import Updater as Updater
 from etude.training.weight_distance import DistanceFit as DistanceFit
 from etude.training.weight_distance import DistanceTrace as DistanceTrace
