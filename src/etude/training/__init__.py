@@ -23,6 +23,9 @@ from etude.training.ghost_batchnorm import to_ghost_batchnorm as to_ghost_batchn
 from etude.training.gradients import GradientNoise as GradientNoise
 from etude.training.gradients import gradient_statistics as gradient_statistics
 from etude.training.gradients import per_sample_gradients as per_sample_gradients
+from etude.training.guidance import Guidance as Guidance
+from etude.training.guidance import GuidanceReport as GuidanceReport
+from etude.training.guided_loss import guided_loss as guided_loss
 from etude.training.language_modelling import LMBatch as LMBatch
 from etude.training.language_modelling import bits_per_character as bits_per_character
 from etude.training.language_modelling import corrupt as corrupt
@@ -31,10 +34,12 @@ from etude.training.language_modelling import token_rows as token_rows
 from etude.training.language_modelling import train_language_model as train_language_model
 from etude.training.large_batch import large_batch_config as large_batch_config
 from etude.training.large_batch import step_noise as step_noise
+from etude.training.layer_maps import even_map as even_map
 from etude.training.metrics.classification import accuracy as accuracy
 from etude.training.metrics.classification import brier as brier
 from etude.training.metrics.classification import class_accuracy as class_accuracy
 from etude.training.metrics.classification import confusion as confusion
+from etude.training.metrics.classification import error_consistency as error_consistency
 from etude.training.metrics.classification import expected_calibration_error as expected_calibration_error
 from etude.training.metrics.classification import nll as nll
 from etude.training.optimizers import parameter_groups as parameter_groups

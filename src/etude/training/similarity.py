@@ -65,13 +65,54 @@ def centred_gram(X: Tensor, *, debiased: bool = False) -> Tensor:
 def _gram(X: Tensor, debiased: bool) -> Tensor:
     centred = X - X.mean(0)
     K = centred @ centred.T
-    if debiased:
-        n = len(K)
-        K = K - torch.diag(K.diagonal())
-        rows = K.sum(0) / (n - 2)
-        K = K - rows - rows[:, None] + K.sum() / ((n - 1) * (n - 2))
-        K = K - torch.diag(K.diagonal())
-    return K
+    return _u_centred(K) if debiased else K
+
+
+def _u_centred(K: Tensor) -> Tensor:
+    """(..., n, n) centred without the diagonal, which becomes 0."""
+    n = K.shape[-1]
+    off = 1 - torch.eye(n, dtype=K.dtype, device=K.device)
+    K = K * off
+    rows = K.sum(-1) / (n - 2)
+    K = K - rows.unsqueeze(-1) - rows.unsqueeze(-2) + rows.sum(-1)[..., None, None] / (n - 1)
+    return K * off
+
+
+class _OwnGram(torch.autograd.Function):
+    """C C^T, whose backward pass is one matmul instead of two."""
+
+    @staticmethod
+    def forward(ctx: Any, C: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(C)
+        return C @ C.mT
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (C,) = ctx.saved_tensors
+        return (grad + grad.mT) @ C
+
+
+def unit_grams(features: Sequence[Tensor], *, debiased: bool = False) -> Tensor:
+    """`centred_gram` of many layers, (layers, n, n), for a training loop: layers of one shape go together.
+
+    Each of `features` is (n, ...) with the same n; (n, n) of a layer without spread is 0.
+    """
+    rows = [as_rows(X) for X in features]
+    kind = max((X.dtype for X in rows), key=lambda d: d.itemsize)
+    made: list[Tensor] = [rows[0]] * len(rows)
+    for width in dict.fromkeys(X.shape[1] for X in rows):
+        where = [i for i, X in enumerate(rows) if X.shape[1] == width]
+        X = torch.stack([rows[i].to(kind) for i in where])
+        mean = X.mean(1, keepdim=True)
+        K = _OwnGram.apply(X - mean)
+        spread = K.detach().diagonal(dim1=1, dim2=2).sum(1)
+        flat = spread <= FLAT * (spread + X.shape[1] * mean.detach().square().sum((1, 2)))
+        K = torch.where(flat[:, None, None], 0.0, _u_centred(K) if debiased else K)
+        K = K / K.flatten(1).norm(dim=1).clamp_min(torch.finfo(kind).tiny)[:, None, None]
+        for i, k in zip(where, K.unbind(0), strict=True):
+            made[i] = k
+    return torch.stack(made)
 
 
 def _flat(X: Tensor) -> Tensor:

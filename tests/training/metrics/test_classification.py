@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from etude.training.metrics import accuracy, brier, class_accuracy, confusion, expected_calibration_error, nll
+from etude.training.metrics.classification import error_consistency
 
 
 def sample(seed: int, n: int = 300, classes: int = 5, sharp: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
@@ -121,3 +122,22 @@ def test_a_diverged_net_scores_nan_and_not_class_zero() -> None:
 def test_bad_input(call: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         call()
+
+
+@given(seed=st.integers(0, 1000))
+def test_error_consistency_is_cohens_kappa_of_hits(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.random(80) < 0.7, rng.random(80) < 0.4
+    b[:40] = a[:40]
+    assert error_consistency(a, b) == pytest.approx(sk.cohen_kappa_score(a, b))
+    assert error_consistency(torch.from_numpy(a), torch.from_numpy(a)) == pytest.approx(1)
+
+
+def test_error_consistency_without_errors_is_zero_and_bad_hits_are_refused() -> None:
+    always, some = np.ones(6, bool), np.array([1, 0, 1, 1, 0, 1], bool)
+    assert error_consistency(always, always) == 0
+    assert error_consistency(always, some) == 0
+    assert error_consistency(~some, some) == pytest.approx(sk.cohen_kappa_score(~some, some))
+    for bad in (some[:5], some.astype(int)):
+        with pytest.raises(ValueError, match="two bool arrays of one length"):
+            error_consistency(bad, some)

@@ -108,6 +108,25 @@ def brier(probs: Any, y: Any) -> float:
     return float(((probs - wanted) ** 2).sum(1).mean())
 
 
+def error_consistency(right_a: Any, right_b: Any) -> float:
+    """Cohen's kappa of two classifiers' hits on the same rows: do they err on the same ones more than by chance?
+
+    Geirhos, Meding & Wichmann 2020, arXiv 2006.16736, eq. 1 to 3. 0 where one of them errs never or always, as
+    there is then no pattern to agree on.
+
+    Parameters
+    ----------
+    right_a, right_b
+        (n,) bool: whether each row was answered right.
+    """
+    a, b = _array(right_a), _array(right_b)
+    if a.shape != b.shape or a.ndim != 1 or not len(a) or a.dtype != bool or b.dtype != bool:
+        raise ValueError(f"hits must be two bool arrays of one length, got {a.dtype} {a.shape} and {b.dtype} {b.shape}")
+    p, q = a.mean(), b.mean()
+    expected = p * q + (1 - p) * (1 - q)
+    return 0.0 if expected == 1 else float(((a == b).mean() - expected) / (1 - expected))
+
+
 def _nan(scores: Any) -> bool:
     scores = _array(scores)
     return scores.dtype.kind == "f" and bool(np.isnan(scores).any())

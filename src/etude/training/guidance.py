@@ -1,0 +1,372 @@
+"""Guidance: train a net while its layers are pulled towards those of a frozen guide.
+
+Source: Subramaniam et al. 2024, arXiv 2410.20035, section 3 and the official code. The loss is the task's plus
+``alpha * sum_i (1 - similarity_i)`` over pairs of layers, the similarity being linear CKA of the batch.
+Differs from the official code: the target's activations are those of the pass that computes its logits (there it runs
+twice), and a guide layer that is not called is an error if it was asked for.
+"""
+
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from etude.layers.surgery import Record, TargetError
+from etude.training.layer_maps import Pairs, choose_layers, even_map, without_logits
+from etude.training.similarity import as_rows, rsa, unit_grams
+
+Index = Literal["cka", "rsa"] | Callable[[Tensor, Tensor], Tensor]
+FEW_ROWS = 4
+
+
+@dataclass(frozen=True)
+class GuidanceReport:
+    """What the guidance saw. `similarity` is (steps, pairs); `share` (steps,) the alignment's part of the loss,
+    where the task's loss was given, else empty."""
+
+    pairs: tuple[tuple[str, str], ...]
+    steps: tuple[int, ...]
+    similarity: Tensor
+    share: Tensor
+
+    def records(self) -> list[dict[str, Any]]:
+        """One record a step and pair: step, target, guide, similarity."""
+        return [
+            {"step": step, "target": target, "guide": guide, "similarity": float(value)}
+            for step, row in zip(self.steps, self.similarity, strict=True)
+            for (target, guide), value in zip(self.pairs, row, strict=True)
+        ]
+
+
+class Guidance:
+    """Pulls a target's layers towards a guide's, for any two torch models and any training loop.
+
+    Call the target on a batch, then add ``guidance.loss(x)`` to the task's loss. Hooks on the target keep what its
+    own forward pass computes; the guide runs without gradient and in eval mode.
+
+    Parameters
+    ----------
+    target, guide
+        Two different modules. Only the target gets gradients.
+    map
+        "even", or pairs (target layer, guide layer).
+    layers
+        Names or globs in both models (each must match in one of them). None: what the models call of convolutions,
+        linear and recurrent layers, embeddings, attention, layer norms and pooling, without a last linear layer
+        (the logits).
+    guide_layers
+        Of the guide alone; `layers` then is for the target.
+    index
+        "cka", "rsa", or ``index(X, Y) -> scalar`` with (n, p) and (n, q), 1 = alike.
+    alpha
+        Weight of the sum over pairs. It grows with the number of pairs: with ten or more on a small net start
+        at 0.1, and keep a norm in the target, as CKA does not see activations die out.
+    until_step
+        Guide the first updates only; then the hooks are taken off and the loss is 0.
+    debiased
+        The unbiased estimator, safer for small batches; the paper uses the biased one.
+    max_samples
+        Rows of a batch that the similarity is computed on.
+    guide_input
+        Makes the guide's input from the target's: ``guide_input(x)``.
+    noise
+        A generator: the guide sees standard normal noise of the input's shape (does the data matter?).
+    per_position
+        Sequences (n, time, d) position by position, averaged, instead of flattened.
+    item
+        Part of an output that is a tuple (recurrent layers, attention).
+
+    Raises
+    ------
+    ValueError
+        For unfit settings, a wrapped model whose hooks do not see its layers, or target and guide being one.
+    TargetError
+        For layers that are not there.
+
+    Examples
+    --------
+    >>> target, guide = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), nn.Linear(4, 3)
+    >>> guidance = Guidance(target, guide, map=[("0", "")])
+    >>> x = torch.arange(32.0).view(8, 4).sin()
+    >>> loss = target(x).square().mean() + guidance.loss(x)
+    >>> guidance.report().pairs
+    (('0', ''),)
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        guide: nn.Module,
+        map: Literal["even"] | Pairs = "even",
+        layers: str | Sequence[str] | None = None,
+        index: Index = "cka",
+        alpha: float = 1.0,
+        until_step: int | None = None,
+        debiased: bool = False,
+        max_samples: int | None = 128,
+        *,
+        guide_layers: str | Sequence[str] | None = None,
+        guide_input: Callable[[Any], Any] | None = None,
+        noise: torch.Generator | None = None,
+        per_position: bool = False,
+        item: int | str = 0,
+    ) -> None:
+        for name, model in (("target", target), ("guide", guide)):
+            _check_hookable(name, model)
+        if target is guide:
+            raise ValueError("target and guide are one module: a guide is a frozen other net")
+        if not alpha >= 0:
+            raise ValueError(f"alpha must be at least 0, got {alpha}")
+        if max_samples is not None and max_samples < FEW_ROWS:
+            raise ValueError(f"max_samples must be at least {FEW_ROWS}, got {max_samples}")
+        if isinstance(index, str) and index not in ("cka", "rsa"):
+            raise ValueError(f"index must be 'cka', 'rsa' or a function of two activations, got {index!r}")
+        if until_step is not None and until_step < 1:
+            raise ValueError(f"until_step must be at least 1, got {until_step}")
+        if guide_input is not None and noise is not None:
+            raise ValueError("give guide_input or noise, not both")
+        self.target, self.guide, self.index = target, guide, index
+        self.alpha, self.until_step, self.debiased = float(alpha), until_step, debiased
+        self.max_samples, self.guide_input, self.noise = max_samples, guide_input, noise
+        self.per_position = per_position
+        self.step = 0
+        self._pairs: tuple[tuple[str, str], ...] | None = None
+        mine, theirs = choose_layers(target, guide, map, layers, guide_layers)
+        if map != "even":
+            self._pairs = tuple((t, g) for t, g in map)
+        unnamed = layers is None and self._pairs is None
+        self._default = (unnamed, unnamed and guide_layers is None)
+        self._record = Record(target, mine, item=item)
+        self._guide_record = Record(guide, theirs, item=item, detach=True)
+        self._similarity: list[Tensor] = []
+        self._share: list[Tensor] = []
+        self._steps: list[int] = []
+        self._grams: dict[Hashable, dict[str, Tensor]] = {}
+        self._input: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._buffers_checked = False
+        self._record.__enter__()
+        self._handle = target.register_forward_pre_hook(_note_input(weakref.ref(self)), with_kwargs=True)
+        self._attached = True
+
+    def loss(
+        self, x: Any = None, *, mask: Tensor | None = None, task: Tensor | None = None, key: Hashable = None
+    ) -> Tensor:
+        """``alpha * sum (1 - similarity)`` for the batch that the target has just seen; counts one step.
+
+        Parameters
+        ----------
+        x
+            The guide's input. None: what the target was called with.
+        mask
+            (n, time), True = real token; features of that shape are set to 0 elsewhere before they are compared.
+        task
+            The task's loss, for the share in `report` only.
+        key
+            Name of a batch that comes again unchanged: the guide's Gram matrices are kept for it.
+
+        Raises
+        ------
+        ValueError
+            If the target has not run since, a batch is smaller than four, or rows do not fit.
+        TargetError
+            If a layer that was asked for is not called.
+        """
+        if not self._attached:
+            return next(self.target.parameters()).new_zeros(())
+        features = dict(self._record.features)
+        self._record.clear()
+        if not features:
+            raise ValueError("the target has not run on this batch: call target(x) before loss(x), once for each loss")
+        guided = self._grams.get(key) if key is not None else None
+        if guided is None:
+            guided = self._run_guide(x)
+            if self._pairs is None:
+                self._pairs = self._even(features, guided)
+            self._check_called(features, guided)
+            self._check_rows(features, guided)
+            with torch.no_grad():
+                guided = self._prepared(guided, (g for _, g in self._pairs), mask)
+            if key is not None:
+                self._grams[key] = guided
+        assert self._pairs is not None
+        similar = self._similarities(self._prepared(features, (t for t, _ in self._pairs), mask), guided)
+        value = self.alpha * (1 - similar).sum()
+        self._note(similar.detach(), value.detach(), task)
+        return value
+
+    def _note(self, similar: Tensor, value: Tensor, task: Tensor | None) -> None:
+        self._similarity.append(similar)
+        self._steps.append(self.step)
+        if task is not None:
+            self._share.append(value / (value + task.detach()))
+        self.step += 1
+        if self.until_step is not None and self.step >= self.until_step:
+            self.remove()
+
+    def _even(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[tuple[str, str], ...]:
+        target, guide = list(mine), list(theirs)
+        if self._default[0]:
+            target = without_logits(self.target, target)
+        if self._default[1]:
+            guide = without_logits(self.guide, guide)
+        return tuple((target[j], g) for g, j in zip(guide, even_map(len(guide), len(target)), strict=True))
+
+    def _check_called(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+        assert self._pairs is not None
+        for side, layers, seen, default in (
+            ("target", self._record.layers, mine, self._default[0]),
+            ("guide", self._guide_record.layers, theirs, self._default[1]),
+        ):
+            silent = [n for n in layers if n not in seen and not default]
+            if silent:
+                raise TargetError(f"the {side} does not call {silent}; it called {list(seen)}")
+
+    def _check_rows(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+        for t, g in self._pairs or ():
+            X, Y = mine[t], theirs[g]
+            positions = self.per_position and X.ndim == Y.ndim == 3
+            if len(X) != len(Y) or (positions and X.shape[1] != Y.shape[1]):
+                raise ValueError(
+                    f"{t!r} {tuple(X.shape)} and {g!r} {tuple(Y.shape)} do not hold the same rows and positions: "
+                    "the batch must stand first in both models (batch_first=True)"
+                )
+
+    def _similarities(self, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Tensor:
+        """(pairs,) similarities of prepared layers."""
+        assert self._pairs is not None
+        made: list[Tensor] = []
+        if self.index == "cka":
+            X, Y = (torch.stack([side[p[i]] for p in self._pairs]) for i, side in enumerate((mine, theirs)))
+            products = (X * Y).flatten(2).sum(2) if X.ndim == 4 else (X * Y).flatten(1).sum(1)
+            return products.mean(1) if X.ndim == 4 else products
+        compare = rsa if self.index == "rsa" else self.index
+        assert callable(compare)
+        for t, g in self._pairs:
+            X, Y = mine[t], theirs[g]
+            parts = [compare(a, b) for a, b in zip(X, Y, strict=True)] if X.ndim == 3 else [compare(X, Y)]
+            made.append(torch.stack(parts).mean())
+        return torch.stack(made)
+
+    def _prepared(self, features: Mapping[str, Tensor], names: Iterable[str], mask: Tensor | None) -> dict[str, Tensor]:
+        """Layers ready to compare: (n, n) Gram matrices of length 1 for CKA, else (n, p); by position with one axis
+        more in front."""
+        names = list(dict.fromkeys(names))
+        chosen = [self._rows(features[name], mask) for name in names]
+        with torch.autocast(chosen[0].device.type, enabled=False):
+            by_position = self.per_position and all(X.ndim == 3 for X in chosen)
+            if by_position:
+                steps = [[X[:, t] for X in chosen] for t in range(min(X.shape[1] for X in chosen))]
+                each = [self._flat(layers) for layers in steps]
+                return {name: torch.stack([layers[i] for layers in each]) for i, name in enumerate(names)}
+            return dict(zip(names, self._flat(chosen), strict=True))
+
+    def _flat(self, layers: Sequence[Tensor]) -> Sequence[Tensor]:
+        if self.index == "cka":
+            return unit_grams(layers, debiased=self.debiased).unbind(0)
+        return [as_rows(X) for X in layers]
+
+    def _rows(self, X: Tensor, mask: Tensor | None) -> Tensor:
+        if len(X) < FEW_ROWS:
+            raise ValueError(f"guidance needs at least {FEW_ROWS} rows a batch (64 or more for a steady gradient)")
+        if mask is not None and X.ndim > 2 and X.shape[:2] == mask.shape:
+            X = X.masked_fill(~mask.view(*mask.shape, *[1] * (X.ndim - 2)), 0)
+        return X[: self.max_samples]
+
+    def _run_guide(self, x: Any) -> dict[str, Tensor]:
+        args, kwargs = self._guide_call(x)
+        for module in self.guide.modules():
+            if module.training:
+                self.guide.eval()
+                break
+        before = None if self._buffers_checked else {n: b.clone() for n, b in self.guide.named_buffers()}
+        with torch.no_grad(), self._guide_record as record:
+            self.guide(*args, **kwargs)
+            features = dict(record.features)
+        if before is not None:
+            moved = [n for n, b in self.guide.named_buffers() if not torch.equal(b, before[n])]
+            if moved:
+                raise ValueError(f"the guide changes its own buffers in eval mode ({moved[0]}): it is not frozen")
+            self._buffers_checked = True
+        return features
+
+    def _guide_call(self, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = self._input if x is None and self._input is not None else ((x,), {})
+        if isinstance(x, Mapping):
+            args, kwargs = (), dict(x)
+        if self.guide_input is not None:
+            return (self.guide_input(args[0] if args else kwargs),), {}
+        if self.noise is not None:
+            named = {k: _noise_like(v, self.noise) for k, v in kwargs.items()}
+            return tuple(_noise_like(a, self.noise) for a in args), named
+        return args, kwargs
+
+    def wrap(self, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`loss` plus the guidance on the target's last batch, with the same arguments.
+
+        For trainers that own the loop: Hugging Face's ``Trainer(compute_loss_func=guidance.wrap(f))``, or a
+        Lightning module's loss.
+        """
+
+        def guided(*args: Any, **kwargs: Any) -> Tensor:
+            task = loss(*args, **kwargs)
+            return task + self.loss(task=task)
+
+        return guided
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """(target layer, guide layer); with "even" they are known after the first loss."""
+        return self._pairs or ()
+
+    def report(self) -> GuidanceReport:
+        """Similarity of each pair over the steps so far, and the alignment's share of the loss."""
+        similarity = torch.stack(self._similarity).cpu() if self._similarity else torch.empty(0, len(self.pairs))
+        share = torch.stack(self._share).cpu() if self._share else torch.empty(0)
+        return GuidanceReport(self.pairs, tuple(self._steps), similarity, share)
+
+    def remove(self) -> None:
+        """Take the hooks off the target; the loss is 0 from here on."""
+        if self._attached:
+            self._record.__exit__()
+            self._record.clear()
+            self._handle.remove()
+            self._attached, self._input = False, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """alpha, the step counter and the pairs."""
+        return {"alpha": self.alpha, "step": self.step, "pairs": [list(p) for p in self.pairs]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; past `until_step` the hooks come off."""
+        self.alpha, self.step = float(state["alpha"]), int(state["step"])
+        self._pairs = tuple((t, g) for t, g in state["pairs"]) or self._pairs
+        if self.until_step is not None and self.step >= self.until_step:
+            self.remove()
+
+
+def _note_input(owner: "weakref.ref[Guidance]") -> Callable[..., None]:
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        guidance = owner()
+        if guidance is not None:
+            guidance._input = (args, kwargs)
+
+    return note
+
+
+def _check_hookable(name: str, model: nn.Module) -> None:
+    if isinstance(model, nn.DataParallel):
+        raise ValueError(f"the {name} is a DataParallel, whose replicas the hooks do not see: give its .module")
+    if type(model).__name__ == "OptimizedModule":
+        raise ValueError(f"the {name} is compiled, and hooks may be lost in it: guide the module before torch.compile")
+
+
+def _noise_like(value: Any, generator: torch.Generator) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        if isinstance(value, Tensor) and value.dtype != torch.bool:
+            raise ValueError("noise needs inputs of numbers, not ids: give guide_input to draw random ids")
+        return value
+    drawn = torch.randn(value.shape, generator=generator, device=generator.device, dtype=value.dtype)
+    return drawn.to(value.device)

@@ -1,0 +1,86 @@
+"""Which layers of two models are compared, and which with which."""
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import nn
+
+from etude.layers.surgery import TargetError, match
+from etude.training.similarity import REPRESENTATIONS
+
+Pairs = Sequence[tuple[str, str]]
+
+
+def even_map(num_guide: int, num_target: int) -> list[int]:
+    """For each guide layer the target layer it guides: evenly spread, first to first, last to last.
+
+    ``round(i (m - 1) / (s - 1))``, halves upwards; a single guide layer guides the last target layer.
+
+    >>> even_map(3, 10)
+    [0, 5, 9]
+    """
+    if min(num_guide, num_target) < 1:
+        raise ValueError(f"both nets need at least one layer, got {num_guide} and {num_target}")
+    if num_guide == 1:
+        return [num_target - 1]
+    return [math.floor(i * (num_target - 1) / (num_guide - 1) + 0.5) for i in range(num_guide)]
+
+
+def choose_layers(
+    target: nn.Module,
+    guide: nn.Module,
+    map: Literal["even"] | Pairs,
+    layers: str | Sequence[str] | None,
+    guide_layers: str | Sequence[str] | None,
+) -> tuple[list[str], list[str]]:
+    """Names of the layers to look at in both models; the arguments are those of `etude.training.Guidance`.
+
+    Raises
+    ------
+    TargetError
+        If a name or glob matches nothing, or a model has no layer of the usual kinds.
+    """
+    if map != "even":
+        if isinstance(map, str) or not map:
+            raise ValueError(f"map must be 'even' or pairs (target layer, guide layer), got {map!r}")
+        if layers is not None or guide_layers is not None:
+            raise ValueError("map names the layers already: leave layers and guide_layers out")
+        sides = [list(dict.fromkeys(pair[i] for pair in map)) for i in (0, 1)]
+        return [*match(target, sides[0])], [*match(guide, sides[1])]
+    if layers is None:
+        mine, shared = _standard(target), None
+    else:
+        shared = [layers] if isinstance(layers, str) else list(layers)
+        mine = _matching(target, shared)
+    if guide_layers is not None:
+        theirs = [*match(guide, guide_layers)]
+        if shared is not None:
+            mine = [*match(target, shared)]
+    elif shared is None:
+        theirs = _standard(guide)
+    else:
+        theirs = _matching(guide, shared)
+        lost = [p for p in shared if not _matching(target, [p]) and not _matching(guide, [p])]
+        if lost or not mine or not theirs:
+            match(target if lost or not mine else guide, lost or shared)  # raises, with near names
+    return mine, theirs
+
+
+def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    names = [n for n, _ in model.named_modules() if n]
+    return [n for n in names if any(n == p or fnmatchcase(n, p) for p in patterns)]
+
+
+def _standard(model: nn.Module) -> list[str]:
+    names = [n for n, m in model.named_modules() if isinstance(m, REPRESENTATIONS)]
+    if not names:
+        raise TargetError(f"{type(model).__name__} has no convolution, linear, recurrent or attention layer: name some")
+    return names
+
+
+def without_logits(model: nn.Module, called: list[str]) -> list[str]:
+    """Without the layer called last, where that is linear and others are left."""
+    last = model.get_submodule(called[-1].partition(":")[0]) if called else None
+    return called[:-1] if isinstance(last, nn.Linear) and len(called) > 1 else called
