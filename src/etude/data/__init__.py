@@ -1,5 +1,7 @@
 """Tasks: real data sets by name, the user's own files, exact synthetic generators."""
 
+from etude.data.automata import Automaton as Automaton
+from etude.data.automata import Strings as Strings
 from etude.data.batching import Batches as Batches
 from etude.data.batching import Sampled as Sampled
 from etude.data.batching import sampled as sampled
@@ -34,6 +36,8 @@ from etude.data.sources import verify as verify
 from etude.data.sphere import Labelled as Labelled
 from etude.data.sphere import dirichlet_on_sphere as dirichlet_on_sphere
 from etude.data.sphere import uniform_on_sphere as uniform_on_sphere
+from etude.data.state_machines import TokenMachine as TokenMachine
+from etude.data.state_machines import token_machine as token_machine
 from etude.data.streams import Segment as Segment
 from etude.data.streams import class_stream as class_stream
 from etude.data.streams import drift as drift
