@@ -7,7 +7,7 @@ import numpy as np
 
 from etude.lab.study import Plot, Results
 
-CURVES = ("bottleneck", "paper_rate", "linear", "linear_paper_rate", "mlp")
+CURVES = ("bottleneck", "tuned_rate", "linear", "linear_paper_rate", "mlp")
 
 
 def stream_plots(results: Results) -> list[Plot]:
