@@ -63,7 +63,7 @@ def test_values_errors_and_deaths(pool: WorkerPool) -> None:
     assert isinstance(own_error, Own)
     assert (own_error.a, str(own_error)) == (1, "1 and 2")
     assert "In the worker" in own_error.__notes__[0]
-    assert "test_workers.py" in own_error.__notes__[0]
+    assert "in own\n" in own_error.__notes__[0]  # cloudpickle hides the file of a function sent by value
     assert isinstance(outcomes["extra"].error, MissingExtra)
     assert outcomes["extra"].error.extra == "cluster"
     assert isinstance(outcomes["sys"].error, SystemExit)
@@ -272,7 +272,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: object) -> None:
     assert len(children) == 2
     time.sleep(0.5)
     os.killpg(parent.pid, signal.SIGINT)  # a terminal sends it to every process of the group
-    out, err = parent.communicate(timeout=30)
+    out, err = parent.communicate(timeout=120)
     assert out == "interrupted\n"
     assert err == ""
     assert not any(_alive(pid) for pid in children)
