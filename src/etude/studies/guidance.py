@@ -1,0 +1,199 @@
+"""Guidance: does pulling a net's layers towards a frozen guide's train what does not train by itself?
+
+Each protocol is one target with one guide; arms differ in what is added to the task's loss.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import PositiveInt
+from torch import nn
+
+from etude.data.randomness import seeded_build, stream
+from etude.errors import StudyError
+from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
+from etude.studies._guidance_plots import guidance_plots
+from etude.studies._guidance_problems import Problem, Shuffled, problem, trained_guide, untrained
+from etude.training import (
+    DistillationLoss,
+    Trained,
+    cka_matrix,
+    distillation_objective,
+    error_consistency,
+    guided_loss,
+    train,
+)
+
+FCN, CNN = "deep_fcn", "plain_cnn"
+GUIDED = ("trained_guide", "untrained_guide", "untrained_same_guide", "shuffled_guide")
+EARLY = {"early_stop_trained": "trained_guide", "early_stop_untrained": "untrained_guide"}
+
+
+class GuidanceConfig(StudyConfig):
+    """Lengths are updates; Adam at 1e-3 for targets."""
+
+    protocols: tuple[str, ...] = (FCN, CNN, "copy")
+    """Also "wide_fcn" and "parity"."""
+    batch_size: PositiveInt = 64
+    """Rows of a batch of "plain_cnn" and "copy"; 128 elsewhere, 64 for "parity"."""
+    train_rows: PositiveInt = 4000
+    fcn_depth: PositiveInt = 10
+    fcn_steps: PositiveInt = 800
+    fcn_guide_steps: PositiveInt = 2000
+    cnn_depth: PositiveInt = 24
+    cnn_steps: PositiveInt = 400
+    cnn_guide_steps: PositiveInt = 400
+    copy_length: PositiveInt = 12
+    copy_layers: PositiveInt = 2
+    copy_width: PositiveInt = 64
+    copy_steps: PositiveInt = 800
+    copy_guide_steps: PositiveInt = 500
+    parity_length: PositiveInt = 20
+    parity_steps: PositiveInt = 3000
+    early_share: float = 0.25
+    """Share of the updates that the arms that stop early are guided in."""
+    temperature: float = 4.0
+    """Of logit distillation."""
+
+
+class GuidanceStudy(Study):
+    """Accuracy with a trained, an untrained, a like and a shuffled guide, and with distillation."""
+
+    configs: ClassVar = {
+        "quick": GuidanceConfig(
+            n_seeds=3, protocols=(CNN,), train_rows=1000, cnn_depth=12, cnn_steps=100, cnn_guide_steps=150,
+        ),
+        "laptop": GuidanceConfig(),
+        "gpu": GuidanceConfig(
+            protocols=(FCN, CNN, "copy", "parity"), train_rows=60_000, fcn_depth=20, fcn_steps=5000, cnn_depth=32,
+            cnn_steps=3000, cnn_guide_steps=3000, copy_length=20, copy_layers=4, copy_width=512, copy_steps=5000,
+            copy_guide_steps=3000, batch_size=256,
+        ),
+    }  # fmt: skip
+    arms: ClassVar = {
+        "unguided": Arm("the target alone", role="baseline"),
+        "trained_guide": Arm("a guide trained on the same data"),
+        "untrained_guide": Arm("the guide's architecture, not trained"),
+        "untrained_same_guide": Arm("an untrained net of the target's own kind", role="ablation", protocols=(FCN,)),
+        "distillation": Arm("logits of the trained guide", role="baseline", protocols=(FCN, CNN)),
+        "early_stop_trained": Arm("trained guide for the first quarter", protocols=(FCN, CNN)),
+        "early_stop_untrained": Arm("untrained guide for the first quarter", protocols=(FCN,)),
+        "shuffled_guide": Arm("the trained guide sees a permuted batch", role="control"),
+    }
+    kinds: ClassVar = ("images", "table")
+
+    def task(self, protocol: str, config: GuidanceConfig) -> Any:
+        """Nothing: every protocol generates its data by seed."""
+        return None
+
+    def measure(self, job: Job) -> Iterator[Measurement | Artifact]:
+        """Train the target, score it, and compare its errors and layers with the guide's."""
+        p = problem(job.protocol, job.config, job.task)
+        name = FCN if job.protocol == "user" else job.protocol
+        accuracy = f"token_accuracy_{name}" if name == "copy" else f"accuracy_{name}"
+        for seed, done, guidance in _train(job, p):
+            rows = p.test(seed).to(job.device)
+            right = p.correct(done.module, rows)
+            yield Measurement(job.arm, seed, accuracy, 100 * _mean(right), "points")
+            for point in done.curve:
+                for key, unit in (("loss", "1"), ("val_loss", "1"), ("metric", "points")):
+                    yield Measurement(job.arm, seed, f"curve_{key}", point[key], unit, point["step"])
+            guide = _guide(job, p, seed, "trained_guide")
+            guides = p.correct(guide, rows)
+            if name not in ("copy", "parity"):  # there the guide makes no errors
+                yield Measurement(job.arm, seed, f"error_kappa_{name}", error_consistency(right, guides))
+            if job.arm == "unguided":
+                yield Measurement(job.arm, seed, "guide_accuracy", 100 * _mean(guides), "points")
+                if job.protocol != "user" and _mean(guides) <= _mean(right):
+                    raise StudyError(
+                        f"{job.protocol}: the guide scores {_mean(guides):.3f}, its target alone {_mean(right):.3f}: "
+                        "it has nothing to hand over, so the study is broken"
+                    )
+            if guidance is not None:
+                report = guidance.report()
+                yield Measurement(job.arm, seed, "final_similarity", float(report.similarity[-20:].mean()))
+                yield Measurement(job.arm, seed, "alignment_share", float(report.share[-20:].mean()))
+            if job.arm in ("unguided", "trained_guide") and seed == job.config.seeds[0]:
+                yield from _heat(job, p, seed, done.module, guide, rows.x[:128])
+
+    def plots(self, results: Results) -> list[Plot]:
+        """Accuracy by arm, curves, and CKA of all layers before and after."""
+        return guidance_plots(results, list(self.arms))
+
+
+def _mean(right: torch.Tensor) -> float:
+    return float(right.float().mean())
+
+
+def _guide(job: Job, p: Problem, seed: int, arm: str) -> nn.Module:
+    """What an arm is guided by."""
+    if arm == "untrained_guide":
+        return untrained(p.guide, seed, job.device)
+    if arm == "untrained_same_guide":
+        return untrained(p.target, seed, job.device)
+    trained = trained_guide(p, seed, job.config.digest(), job.device)
+    return Shuffled(trained, stream(seed, "permute")) if arm == "shuffled_guide" else trained
+
+
+def _train(job: Job, p: Problem) -> Iterator[tuple[int, Trained, Any]]:
+    """Train one target a seed; each seed's guide is found by the target that it guides."""
+    owner: dict[nn.Module, int] = {}
+
+    def build(seed: int) -> nn.Module:
+        net = p.target()
+        owner[net] = seed
+        return net
+
+    kind = EARLY.get(job.arm, job.arm)
+    made: dict[int, nn.Module] = {}
+
+    def guide(net: nn.Module) -> nn.Module:
+        seed = owner[net]
+        if seed not in made:
+            made[seed] = _guide(job, p, seed, kind)
+        return made[seed]
+
+    loss: Callable[..., Any] = p.loss
+    if kind in GUIDED:
+        stop = round(job.config.early_share * (p.config.steps or 0)) if job.arm in EARLY else None
+        loss = guided_loss(p.loss, guide, mask=p.mask, map=_pairs(p, kind), alpha=p.alpha, until_step=stop)
+    elif kind == "distillation":
+        soft = distillation_objective(guide, DistillationLoss(temperature=job.config.temperature))
+
+        def loss(net: Any, batch: Any) -> Any:
+            return {"task": p.loss(net, batch)} | (soft(net, batch) if net.training else {})
+
+    for seed, done in zip(
+        job.seeds,
+        train(
+            build, p.data, loss=loss, config=p.config, seeds=job.seeds, val=p.test,
+            metric=lambda net, rows: 100 * _mean(p.correct(net, rows)), plan="sequential", device=job.device,
+        ),
+        strict=True,
+    ):  # fmt: skip
+        yield seed, done, loss.guidance_of(done.module) if kind in GUIDED else None  # type: ignore[attr-defined]
+
+
+def _pairs(p: Problem, kind: str) -> Any:
+    """The problem's pairs under the names that this guide's layers have."""
+    if p.pairs == "even":
+        return p.pairs
+    if kind == "untrained_same_guide":
+        return [(t, t) for t, _ in p.pairs]
+    return [(t, f"guide.{g}" if kind == "shuffled_guide" else g) for t, g in p.pairs]
+
+
+def _heat(job: Job, p: Problem, seed: int, net: nn.Module, guide: nn.Module, x: torch.Tensor) -> Iterator[Artifact]:
+    """CKA of every layer of the target with every layer of the trained guide, before and after training."""
+    start = seeded_build(p.target, stream(seed, "init")).to(job.device)
+    for when, model in (("before", start), ("after", net)):
+        if when == "before" and job.arm != "unguided":
+            continue
+        found = cka_matrix(model, guide, [x])
+        cells: list[Any] = [
+            {"target": i, "guide": j, "cka": round(float(v), 3), "when": f"{when}, {job.arm}"}
+            for (i, j), v in np.ndenumerate(found.values.cpu().numpy())
+        ]
+        yield Artifact(job.arm, seed, f"layers_{when}", cells)

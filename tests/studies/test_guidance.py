@@ -1,0 +1,58 @@
+"""The study at the quick tier shows what it must, its control loses, and it takes the user's table."""
+
+import numpy as np
+import pytest
+
+from etude.lab.jobs import UserData
+from etude.lab.runner import run_study
+from etude.lab.study import Job
+from etude.studies.guidance import GuidanceConfig, GuidanceStudy
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run_study("guidance", ledger=tmp_path_factory.mktemp("ledger") / "l.sqlite", jobs=1)
+
+
+def mean(result, arm, metric="accuracy_plain_cnn"):
+    return np.mean([r["value"] for r in result.rows if r["arm"] == arm and r["metric"] == metric])
+
+
+def test_claims_of_this_size_are_measured(result):
+    assert result.errors == []
+    assert {v.claim for v in result.verdicts} == {"G2", "G2u", "G6t", "G7", "G7k"}
+    assert all(v.n == 3 for v in result.verdicts)
+
+
+def test_a_trained_guide_helps_and_its_content_does(result):
+    (g2,) = [v for v in result.verdicts if v.claim == "G2"]
+    assert g2.effect > 0
+    assert mean(result, "trained_guide") > mean(result, "shuffled_guide") + 5
+    assert mean(result, "unguided", "guide_accuracy") > mean(result, "unguided")
+    assert mean(result, "trained_guide", "final_similarity") > mean(result, "shuffled_guide", "final_similarity")
+
+
+def test_every_protocol_runs_and_its_guide_is_asked_for():
+    tiny = dict(
+        train_rows=300, cnn_depth=3, cnn_steps=3, cnn_guide_steps=60, copy_length=3, copy_layers=1, copy_width=16,
+        copy_steps=2, copy_guide_steps=60, parity_length=4, parity_steps=60, fcn_steps=3, fcn_guide_steps=60,
+    )  # fmt: skip
+    config, study = GuidanceConfig(n_seeds=3, **tiny), GuidanceStudy()
+    for protocol in ("wide_fcn", "plain_cnn", "copy", "parity"):
+        for arm in ("trained_guide", "shuffled_guide", "untrained_guide", "early_stop_trained", "distillation"):
+            found = list(study.measure(Job(protocol, arm, (7,), config, None)))
+            assert any("accuracy_" in getattr(m, "metric", "") for m in found), (protocol, arm)
+
+
+def test_a_table_of_the_user(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 150)
+    rows = rng.normal(size=(150, 4)) + y[:, None]
+    lines = ["a,b,c,d,kind"] + [",".join(f"{v:.3f}" for v in r) + f",k{k}" for r, k in zip(rows, y)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    result = run_study(
+        "guidance", ledger=tmp_path / "l.sqlite", jobs=1, settings={"fcn_steps": 20, "fcn_depth": 2},
+        user=UserData(str(tmp_path / "t.csv"), target="kind"),
+    )  # fmt: skip
+    assert result.errors == []
+    assert mean(result, "trained_guide", "accuracy_deep_fcn") > 40
