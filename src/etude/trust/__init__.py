@@ -1,7 +1,20 @@
 """Interpretable, calibrated and robust models."""
 
 from etude.layers.prototypes import PrototypeLayer as PrototypeLayer
+from etude.trust import codebook as codebook
 from etude.trust import hallucination as hallucination
+from etude.trust.codebook import CodebookModel as CodebookModel
+from etude.trust.codebook_effects import ForcingEffect as ForcingEffect
+from etude.trust.codebook_effects import Purity as Purity
+from etude.trust.codebook_effects import best_unit as best_unit
+from etude.trust.codebook_effects import code_purity as code_purity
+from etude.trust.codebook_effects import forcing_effect as forcing_effect
+from etude.trust.codebook_effects import jensen_shannon as jensen_shannon
+from etude.trust.codebook_effects import unit_purity as unit_purity
+from etude.trust.codebook_layer import CodebookLayer as CodebookLayer
+from etude.trust.codebook_search import CodeHit as CodeHit
+from etude.trust.codebook_search import CodeIndex as CodeIndex
+from etude.trust.codebook_training import finetuning_step as finetuning_step
 from etude.trust.good_turing import GoodTuringGenerator as GoodTuringGenerator
 from etude.trust.prototype_classifier import PrototypeClassifier as PrototypeClassifier
 from etude.trust.prototypes import Explanation as Explanation

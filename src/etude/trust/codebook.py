@@ -1,0 +1,396 @@
+"""Codebook features: a network whose hidden states are sums of a few codes that can be read, searched and forced.
+
+``cb = wrap(model, targets)`` puts codebooks behind (or before) modules of any network by hooks; the network keeps
+its parameters, their names and its way of being saved, and `unwrap` gives it back as it was.
+
+Source: Tamkin, Taufeeque & Goodman 2023, arXiv 2310.17230.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from etude.data.randomness import stream
+from etude.layers.surgery import TargetError, match
+from etude.trust.codebook_layer import CodebookLayer
+from etude.trust.codebook_search import CodeHit, CodeIndex
+
+INPUT = ":in"
+FILE = "codebooks.safetensors"
+
+
+def wrap(
+    model: nn.Module,
+    targets: str | Sequence[str],
+    num_codes: int = 1000,
+    k: int = 1,
+    *,
+    groups: int | Mapping[str, int] = 1,
+    gradient: str = "aeloss",
+    similarity: str = "cosine",
+    dead_after: int | None = None,
+    dim: int | Mapping[str, int] | None = None,
+    example: Any = None,
+    generator: torch.Generator | None = None,
+) -> "CodebookModel":
+    """Put a codebook on every place that `targets` names.
+
+    Parameters
+    ----------
+    targets
+        Names or globs of modules ("*.mlp"): what they put out is quantised, of a tuple the first tensor. With ":in"
+        behind it ("*.attn.c_proj:in") the first tensor that goes in is: the heads' outputs before the projection.
+    num_codes, k
+        Codes in each codebook, and how many of them make up a state (of each group).
+    groups
+        Codebooks side by side, each on its own slice (one a head): one number, or by name or glob as in `targets`.
+    gradient, similarity, dead_after
+        See `CodebookLayer`.
+    dim, example
+        Width of the activations: given, or measured by running the model once on `example` (a tensor, a tuple of
+        arguments or a mapping of keywords), or else taken from the modules' weights.
+    generator
+        Where the codes start, N(0, 1). `CodebookModel.initialize` puts them on data.
+
+    Raises
+    ------
+    ValueError
+        If a target matches nothing (`TargetError`, which lists what there is) or carries a codebook already, k does
+        not lie in 1..num_codes, or a width cannot be told or cut into groups. The model is then as it was.
+    """
+    places = _places(model, [targets] if isinstance(targets, str) else list(targets))
+    if taken := [name for name, (m, _) in places.items() if _carries(m)]:
+        raise ValueError(f"{taken[0]!r} carries a codebook already: unwrap the model first")
+    widths = _widths(model, places, dim, example)
+    like = next(iter(model.parameters()), torch.empty(0))
+    layers = []
+    for name, (module, _) in places.items():
+        layer = CodebookLayer(
+            widths[name], num_codes, k, groups=_by_name(groups, name, 1), gradient=gradient, similarity=similarity,
+            dead_after=dead_after, name=name, generator=generator,
+        )  # fmt: skip
+        layers.append(layer.to(like.device).train(module.training))
+    return CodebookModel(model, places, layers)
+
+
+class CodebookModel(nn.Module):
+    """A network and its codebooks; called as the network is. Made by `wrap`.
+
+    Attributes
+    ----------
+    model
+        The network itself; what runs through it (``cb.model.generate``) runs through the codebooks.
+    codebooks
+        The layers, in the order of `names`.
+    """
+
+    def __init__(
+        self, model: nn.Module, places: Mapping[str, tuple[nn.Module, bool]], layers: Sequence[CodebookLayer]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.codebooks = nn.ModuleList(layers)
+        self.names = tuple(places)
+        self.training = model.training
+        self._handles: list[Any] = [model.register_forward_pre_hook(self._begin)]
+        for (module, at_input), layer in zip(places.values(), layers, strict=True):
+            if at_input:
+                self._handles.append(module.register_forward_pre_hook(layer.on_input, with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(layer.on_output))
+
+    @property
+    def layers(self) -> dict[str, CodebookLayer]:
+        """The codebooks by the name of their place."""
+        if not self._handles:
+            raise RuntimeError("this model has been unwrapped: wrap it anew")
+        return dict(zip(self.names, self.codebooks, strict=True))  # type: ignore[arg-type]
+
+    def _begin(self, *_: Any) -> None:
+        for layer in self.codebooks:
+            layer.calls.clear()  # type: ignore[union-attr,operator]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network says with its states replaced by codes."""
+        return self.model(*args, **kwargs)
+
+    def reconstruction_loss(self) -> Tensor:
+        """Sum over the codebooks of |y - z|^2 of the last pass; has a gradient only with ``gradient="base"``."""
+        losses = [call.loss for layer in self.layers.values() for call in layer.calls]
+        if not losses:
+            raise RuntimeError("run the model before asking for its reconstruction loss")
+        return torch.stack(losses).sum()
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def codes(self, batch: Any) -> dict[str, Tensor]:
+        """Chosen codes (..., G, k) of every place for a batch, in eval mode; a place that runs again is "name:1"."""
+        with self._evaluating():
+            _run(self.model, batch)
+        found = {}
+        for name, layer in self.layers.items():
+            for i, call in enumerate(layer.calls):
+                found[f"{name}:{i}" if i else name] = call.indices
+        return found
+
+    def index(self, dataset: Any, *, tokenizer: Any = None, batch_size: int = 64) -> CodeIndex:
+        """Run a corpus once and remember where every code fires; see `CodeIndex`."""
+        return CodeIndex.build(self.codes, dataset, tokenizer=tokenizer, batch_size=batch_size)
+
+    def search(
+        self, dataset: Any, predicate: Any, *, min_precision: float = 0.9, tokenizer: Any = None, batch_size: int = 64
+    ) -> list[CodeHit]:
+        """Codes by how well they detect a concept; see `CodeIndex.search`."""
+        index = self.index(dataset, tokenizer=tokenizer, batch_size=batch_size)
+        return index.search(predicate, min_precision=min_precision)
+
+    def live_fractions(self) -> dict[str, float]:
+        """Share of each codebook's codes that the last thousand training passes chose."""
+        return {name: layer.live_fraction() for name, layer in self.layers.items()}
+
+    # --- intervening -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def force(
+        self, codes: Mapping[str, Any], *, positions: Any = None, groups: Sequence[int] | None = None
+    ) -> Iterator[None]:
+        """Inside the block, places hold the given codes.
+
+        Parameters
+        ----------
+        codes
+            Name or glob of codebooks to indices (m,), m <= k, the same for all groups, or (G, m).
+        positions
+            Slice, index or list of indices in time; None: everywhere.
+        groups
+            Which groups (heads); None: all.
+
+        Raises
+        ------
+        IndexError
+            If an index lies beyond the codebook, or (when the model runs) a position beyond the sequence.
+        """
+        layers = self.layers
+        with contextlib.ExitStack() as stack:
+            for pattern, wanted in codes.items():
+                names = [n for n in layers if n == pattern or fnmatchcase(n, pattern)]
+                if not names:
+                    raise TargetError(f"no codebook named {pattern!r}; there are {', '.join(layers)}")
+                for name in names:
+                    stack.enter_context(layers[name].quantizer.force(wanted, groups=groups, positions=positions))
+            yield
+
+    @contextlib.contextmanager
+    def shuffled(self, generator: torch.Generator) -> Iterator[None]:
+        """Inside the block every token gets the codes of another token of the batch: a control that must lose."""
+        for layer in self.layers.values():
+            layer.shuffle = generator
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.shuffle = None
+
+    def disable(self) -> None:
+        """The network runs as if there were no codebooks."""
+        for layer in self.layers.values():
+            layer.enabled = False
+
+    def enable(self) -> None:
+        """The codebooks act again."""
+        for layer in self.layers.values():
+            layer.enabled = True
+
+    def unwrap(self) -> nn.Module:
+        """Take all codebooks off; the network itself, which gives the same numbers as if it had never had any."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        return self.model
+
+    # --- training ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def initialize(
+        self,
+        batches: Iterable[Any],
+        *,
+        method: str = "rows",
+        max_rows: int = 20_000,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Start every code at an activation of the network without codebooks.
+
+        Parameters
+        ----------
+        method
+            ``"rows"``: random activations. ``"kmeans"``: their clusters.
+        max_rows
+            Activations kept of each place.
+        """
+        layers, kept = self.layers, {name: [] for name in self.names}  # type: ignore[var-annotated]
+        self.disable()
+        for layer in layers.values():
+            layer.keep_rows = True
+        try:
+            with self._evaluating():
+                for batch in batches:
+                    _run(self.model, batch)
+                    for name, layer in layers.items():
+                        kept[name] += [call.rows.flatten(0, -3) for call in layer.calls if call.rows is not None]
+                    if all(sum(map(len, rows)) >= max_rows for rows in kept.values()):
+                        break
+        finally:
+            self.enable()
+            for layer in layers.values():
+                layer.keep_rows = False
+                layer.calls.clear()
+        generator = stream(0, "codes") if generator is None else generator
+        for name, layer in layers.items():
+            if not kept[name]:
+                raise ValueError(f"{name}: no batch reached this place, so its codes have nowhere to start")
+            rows = torch.cat(kept[name])[:max_rows]
+            layer.quantizer.initialize([rows], method=method, generator=generator)
+
+    def replace_dead(
+        self, generator: torch.Generator, optimizer: torch.optim.Optimizer | None = None, *, noise: float = 0.0
+    ) -> int:
+        """Put idle codes of all places on activations of the last training pass; see `CodebookLayer.replace_dead`."""
+        return sum(layer.replace_dead(generator, optimizer, noise=noise) for layer in self.layers.values())
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        modes = {m: m.training for m in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for m, mode in modes.items():
+                m.training = mode
+
+    # --- keeping -----------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``codebooks.safetensors``: codes, normalisation and counts. The network saves itself as ever."""
+        tensors = {
+            f"{i}.{key}": value.detach().cpu().contiguous()
+            for i, layer in enumerate(self.layers.values())
+            for key, value in layer.state_dict().items()
+        }
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path / FILE, metadata={"names": json.dumps(self.names)})
+        return path / FILE
+
+    def load(self, folder: str | Path) -> "CodebookModel":
+        """Read what `save` wrote into codebooks of the same places and sizes.
+
+        Raises
+        ------
+        ValueError
+            If the file belongs to other places or sizes.
+        """
+        with safe_open(Path(folder) / FILE, framework="pt") as file:
+            names = tuple(json.loads((file.metadata() or {}).get("names", "[]")))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if names != self.names:
+            raise ValueError(
+                f"{Path(folder) / FILE} holds codebooks of {list(names)}, this model has {list(self.names)}"
+            )
+        try:
+            self.codebooks.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"{Path(folder) / FILE} does not fit these codebooks: {error}") from error
+        return self
+
+
+# --- places --------------------------------------------------------------------------------------------------------
+
+
+def _places(model: nn.Module, targets: Sequence[str]) -> dict[str, tuple[nn.Module, bool]]:
+    places: dict[str, tuple[nn.Module, bool]] = {}
+    if not targets:
+        match(model, [])  # raises, and says what there is
+    for target in targets:
+        at_input = target.endswith(INPUT)
+        for name, module in match(model, target.removesuffix(INPUT)).items():
+            places[name + INPUT * at_input] = (module, at_input)
+    return places
+
+
+def _carries(module: nn.Module) -> bool:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(isinstance(getattr(hook, "__self__", None), CodebookLayer) for hook in hooks)
+
+
+def _by_name(value: int | Mapping[str, int] | None, name: str, default: int) -> int:
+    if isinstance(value, Mapping):
+        return next((v for p, v in value.items() if p == name or fnmatchcase(name, p)), default)
+    return default if value is None else value
+
+
+def _run(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def _widths(
+    model: nn.Module, places: Mapping[str, tuple[nn.Module, bool]], dim: Any, example: Any
+) -> dict[str, int]:  # fmt: skip
+    found = {name: width for name in places if (width := _by_name(dim, name, 0))}
+    if example is not None:
+        found = _measured(model, places, example) | found
+    for name, (module, at_input) in places.items():
+        if name not in found:
+            found[name] = _told(model, module, at_input)
+        if not found[name]:
+            raise ValueError(f"the width of {name!r} cannot be told from its weights: give dim= or example=")
+    return found
+
+
+def _measured(model: nn.Module, places: Mapping[str, tuple[nn.Module, bool]], example: Any) -> dict[str, int]:
+    """Widths seen in one run of the model."""
+    seen: dict[str, int] = {}
+
+    class Probe(CodebookLayer):
+        def forward(self, a: Tensor) -> Tensor:
+            seen[self.name] = a.shape[-1]
+            return a
+
+    probes = [Probe(1, 1, name=name) for name in places]
+    wrapped = CodebookModel(model, places, probes)
+    try:
+        with torch.no_grad(), wrapped._evaluating():
+            _run(model, example)
+    finally:
+        wrapped.unwrap()
+    return seen
+
+
+def _told(model: nn.Module, module: nn.Module, at_input: bool) -> int:
+    """The width by the module's weights: its last linear map (its own for ":in"); else the model's hidden size."""
+    sizes = [size for m in module.modules() if (size := _linear(m)) is not None]
+    if sizes:
+        return sizes[0][0] if at_input else sizes[-1][1]
+    if any(True for _ in module.parameters()):
+        return 0
+    config = getattr(model, "config", None)
+    return int(next((v for n in ("hidden_size", "hidden_dim") if (v := getattr(config, n, None))), 0))
+
+
+def _linear(module: nn.Module) -> tuple[int, int] | None:
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers: weight (in, out)
+        return int(module.weight.shape[0]), int(module.nf)  # type: ignore[union-attr,index]
+    return None
