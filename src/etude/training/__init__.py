@@ -48,6 +48,16 @@ from etude.training.probes import LinearProbe as LinearProbe
 from etude.training.probes import ProbeTable as ProbeTable
 from etude.training.probes import probe_layers as probe_layers
 from etude.training.replay import ReplayBuffer as ReplayBuffer
+from etude.training.representations import CatRepresentation as CatRepresentation
+from etude.training.representations import DiversityReport as DiversityReport
+from etude.training.representations import diversity_report as diversity_report
+from etude.training.representations import represent as represent
+from etude.training.rich_finetuning import CatClassifier as CatClassifier
+from etude.training.rich_finetuning import MultiHead as MultiHead
+from etude.training.rich_finetuning import Snapshots as Snapshots
+from etude.training.rich_finetuning import distill_representations as distill_representations
+from etude.training.rich_finetuning import two_stage_finetune as two_stage_finetune
+from etude.training.rich_finetuning import with_new_head as with_new_head
 from etude.training.run import State as State
 from etude.training.run import Trained as Trained
 from etude.training.schedules import Regime as Regime

@@ -1,0 +1,127 @@
+"""Joined representations: shapes, statistics, any architecture, copies, diversity, and bad input."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from torch import nn
+
+from etude.data.randomness import seeded_build, stream
+from etude.layers import TargetError, convnet, make_rnn, mlp
+from etude.training import CatRepresentation, diversity_report, represent
+from etude.training.representations import last_linear
+
+
+def net(seed=0, sizes=(5, 16, 6, 3)):
+    return seeded_build(lambda: mlp(sizes), stream(seed, "init"))
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=stream(seed, "x"))
+
+
+def test_the_representation_is_what_the_last_linear_layer_takes_in():
+    m, x = net(), normal(7, 5)
+    assert last_linear(m) == "4"
+    assert torch.equal(represent(m, x), m[:4](x))
+    assert torch.equal(represent(m, x, "1"), m[:2](x))
+    assert torch.equal(represent(m, (x, "label")), m[:4](x))
+
+
+def test_blocks_stand_side_by_side_in_any_architecture():
+    nets = [
+        convnet((1, 8, 8), (4, 6), 3),
+        seeded_build(lambda: nn.Sequential(nn.Flatten(), *mlp((64, 9, 2))), stream(1, "i")),
+    ]
+    x = normal(10, 1, 8, 8)
+    cat = CatRepresentation(nets, normalize=None)
+    z = cat(x)
+    assert z.shape == (10, 15)
+    assert cat.block_dims == (6, 9)
+    assert torch.equal(z[:, :6], represent(nets[0], x))
+    named = CatRepresentation(nets, layers=["0", "1"], normalize=None)
+    with pytest.warns(UserWarning, match="averaged over its last axes"):
+        assert named(x).shape == (10, 4 + 9)
+
+
+def test_batch_normalisation_uses_the_statistics_of_fit_only():
+    nets, x = [net(0), net(1)], normal(400, 5) * 3
+    cat = CatRepresentation(nets).fit(x)
+    z = cat.transform(x)
+    live = z.std(0, correction=0) > 0
+    assert torch.allclose(z.mean(0), torch.zeros(12), atol=1e-5)
+    assert torch.allclose(z.std(0, correction=0)[live], torch.ones(int(live.sum())), atol=1e-4)
+    assert torch.allclose(cat.transform(x[:3]), z[:3], atol=1e-5)  # a row's features do not depend on its batch
+    loader = [(part, None) for part in x.split(64)]
+    assert torch.allclose(CatRepresentation(nets).fit(loader).transform(loader), z, atol=1e-4)
+    with pytest.raises(RuntimeError, match="call fit"):
+        CatRepresentation(nets)(x)
+
+
+def test_l2_gives_every_block_length_one():
+    z = CatRepresentation([net(0), net(1)], normalize="l2")(normal(9, 5))
+    lengths = torch.stack([z[:, :6].norm(dim=1), z[:, 6:].norm(dim=1)])
+    assert ((lengths - 1).abs() < 1e-5).logical_or(lengths == 0).all()
+
+
+def test_extraction_is_in_eval_mode_and_leaves_no_trace():
+    members = [
+        seeded_build(lambda: mlp((5, 16, 6, 3), norm="batch", dropout=0.5), stream(s, "i")).train() for s in (0, 1)
+    ]
+    cat, x = CatRepresentation(members, normalize=None), normal(20, 5)
+    assert torch.equal(cat.transform(x), cat.transform(x))
+    assert all(m.training for m in members)
+    assert float(members[0][1].num_batches_tracked) == 0
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in cat.modules())
+    cat(x).sum().backward()
+    assert members[1][0].weight.grad is not None
+
+
+def test_in_a_pipeline_of_scikit_learn():
+    x = normal(120, 5).numpy()
+    y = (x[:, 0] * x[:, 1] > 0).astype(int)
+    pipe = make_pipeline(CatRepresentation([net(0), net(1)]), LogisticRegression()).fit(x, y)
+    assert pipe.predict(x).shape == (120,)
+    assert isinstance(CatRepresentation([net(0)]).fit_transform(x), np.ndarray)
+
+
+def test_members_are_moved_to_one_type_and_copies_are_named():
+    cat = CatRepresentation([net(0), net(1).double()], normalize=None)
+    assert cat(normal(4, 5)).dtype == torch.float32
+    with pytest.warns(UserWarning, match="members are copies: net 1 equals net 0"):
+        CatRepresentation([net(0), net(0)])
+    with pytest.warns(UserWarning, match="members are copies: net 2 equals net 0"):
+        CatRepresentation([net(0), net(3), net(0)])
+
+
+def test_bad_members():
+    with pytest.raises(ValueError, match="no nets"):
+        CatRepresentation([])
+    with pytest.raises(TargetError, match="'nine'"):
+        CatRepresentation([net()], "nine")
+    with pytest.raises(TargetError, match="no linear layer"):
+        CatRepresentation([nn.Sequential(nn.ReLU())])
+    with pytest.raises(ValueError, match="need one layer or 2, got 3"):
+        CatRepresentation([net(0), net(1)], ["0", "0", "0"])
+    with pytest.raises(ValueError, match="normalize must be"):
+        CatRepresentation([net()], normalize="layer")
+    with pytest.raises(ValueError, match="name another layer"):
+        represent(make_rnn("elman", 5, 4), normal(3, 2, 5), "")
+
+
+def test_diversity_of_copies_and_of_different_nets():
+    x = normal(200, 5)
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    with pytest.warns(UserWarning, match="copies"):
+        same = CatRepresentation([net(0)] + [net(0)])
+    other = CatRepresentation([net(0), net(1)])
+    copies, different = diversity_report(same, x), diversity_report(other, x, y)
+    assert torch.allclose(copies.cka, torch.ones(2, 2, dtype=copies.cka.dtype), atol=1e-5)
+    assert different.cka[0, 1] < 0.95
+    assert copies.effective_rank == pytest.approx(copies.member_ranks[0], rel=1e-5)
+    assert different.effective_rank > max(different.member_ranks) + 0.5
+    assert copies.probe_scores is None
+    assert len(different.probe_scores) == 2
+    with pytest.raises(ValueError, match="200 rows and 3 labels"):
+        diversity_report(other, x, y[:3])
