@@ -1,0 +1,80 @@
+"""The study at the quick tier shows what it must, its controls lose, and it takes the user's table."""
+
+import numpy as np
+import pytest
+import torch
+
+from etude.data.randomness import stream
+from etude.lab.jobs import UserData
+from etude.lab.runner import run_study
+from etude.studies._rich_problems import _few, five_shot, transfer
+from etude.studies.rich_representations import RichConfig
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run_study("rich-representations", ledger=tmp_path_factory.mktemp("ledger") / "l.sqlite", jobs=1)
+
+
+def mean(result, arm, metric):
+    return np.mean([r["value"] for r in result.rows if r["arm"] == arm and r["metric"] == metric])
+
+
+def test_every_claim_is_measured(result):
+    assert result.errors == []
+    assert {v.claim for v in result.verdicts} == {"R1", "R2", "R2b", "R2c", "R3", "R4", "R4b", "R4c", "R5", "R6", "R7"}
+    assert all(v.n == 3 for v in result.verdicts)
+
+
+def test_joined_nets_know_more_and_copies_do_not(result):
+    probe = "target_probe_accuracy"
+    assert mean(result, "cat5", probe) > mean(result, "single", probe) + 1
+    assert abs(mean(result, "five_copies", probe) - mean(result, "single", probe)) < 1.5
+    assert mean(result, "cat5", "effective_rank") > mean(result, "single", "effective_rank") + 5
+    assert mean(result, "five_copies", "effective_rank") == pytest.approx(mean(result, "single", "effective_rank"))
+    assert mean(result, "random_features_p8", "source_accuracy") < mean(result, "cat5_p8", "source_accuracy") - 5
+
+
+def test_splits_do_not_overlap_and_the_blocks_are_what_they_say():
+    data = transfer("mnist1d", None, 3, RichConfig(signal_rows=500))
+    assert data.source.x.shape[1] == 40
+    assert set(data.target.y.tolist()) == {0, 1, 2, 3, 4}
+    assert not {tuple(r) for r in data.target.x.tolist()} & {tuple(r) for r in data.target_test.x.tolist()}
+    assert torch.bincount(data.target.y).max() - torch.bincount(data.target.y).min() <= 5
+    blocks = transfer("blocks", None, 3, RichConfig(block_rows=4000))
+    x = blocks.source.x.view(-1, 6, 5)
+    agree = ((x[:, :, 0] * x[:, :, 1] > 0) == (blocks.source.y[:, None] == 1)).float().mean(0)
+    assert torch.allclose(agree, torch.full((6,), 0.92), atol=0.02)
+    x = blocks.shifted.x.view(-1, 6, 5)
+    agree = ((x[:, :, 0] * x[:, :, 1] > 0) == (blocks.shifted.y[:, None] == 1)).float().mean()
+    assert float(agree) == pytest.approx((2 * 0.92 + 4 * 0.5) / 6, abs=0.02)
+
+
+def test_five_shot_of_perfect_and_of_useless_features():
+    y = torch.arange(200) % 5
+    perfect = torch.nn.functional.one_hot(y).float()
+    assert five_shot(perfect, y, stream(0, "e")) == 100
+    assert five_shot(torch.randn(200, 8, generator=stream(0, "x")), y, stream(0, "e")) == pytest.approx(20, abs=4)
+    few, rest = _few(data := perfect_rows(perfect, y), 10, stream(0, "l"))
+    assert torch.bincount(few.y).tolist() == [10] * 5
+    assert few.n + rest.n == data.n
+
+
+def perfect_rows(x, y):
+    from etude.data.tasks import Split
+
+    return Split(x, y)
+
+
+def test_a_table_of_the_user(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 240)
+    rows = rng.normal(size=(240, 6)) + 2 * np.eye(6)[y]
+    lines = ["a,b,c,d,e,f,kind"] + [",".join(f"{v:.3f}" for v in r) + f",k{k}" for r, k in zip(rows, y)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    result = run_study(
+        "rich-representations", ledger=tmp_path / "l.sqlite", jobs=1, settings={"steps": 30, "tune_steps": 10},
+        user=UserData(str(tmp_path / "t.csv"), target="kind"),
+    )  # fmt: skip
+    assert result.errors == []
+    assert mean(result, "cat5", "target_probe_accuracy") > 60
