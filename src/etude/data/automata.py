@@ -176,7 +176,8 @@ class Automaton:
         u = torch.rand(n, generator=generator, dtype=torch.float64)
         state = torch.bucketize(u, self.start.cumsum(0), right=True).clamp_max(len(self.states) - 1)
         running = torch.ones(n, dtype=torch.bool)
-        symbols, states = [], [state]
+        symbols: list[Tensor] = []
+        states = [state]
         for _ in range(steps + 1):  # one draw more than symbols: does the last one end the string?
             u = torch.rand(n, generator=generator, dtype=torch.float64)
             place = (u[:, None] >= self._upto[state]).sum(-1)

@@ -392,5 +392,5 @@ def _linear(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers: weight (in, out)
-        return int(module.weight.shape[0]), int(module.nf)  # type: ignore[union-attr,index]
+        return int(module.weight.shape[0]), int(module.nf)  # type: ignore[union-attr,index,arg-type]
     return None

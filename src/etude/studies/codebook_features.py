@@ -1,0 +1,182 @@
+"""Codebook features: what does it cost to put a network's states into a few codes, and what do the codes stand for?
+
+A transformer learns a state machine that is written in digits. From the same trained net three are fine-tuned on the
+same batches: as it is, and with codebooks of one and of four codes. Language models on real text: `_codebook_text`.
+"""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from etude import trust
+from etude.data import TokenMachine, load_texts, sampled, seeded_build, stream, token_machine
+from etude.data.tasks import Split
+from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
+from etude.layers import DecoderConfig, DecoderLM
+from etude.studies._codebook_plots import codebook_plots, top_codes
+from etude.studies._codebook_probes import forced, losses, purities
+from etude.studies._codebook_text import LM_ARMS, text_measurements
+from etude.training import TrainConfig, corrupt, lm_loss, train
+from etude.trust import CodebookModel, codebook
+
+MACHINE = "tokfsm"
+MLP, HEADS = "*.ffn", "*.mixer.merged"
+
+
+class CodebookConfig(StudyConfig):
+    """The machine, the net, the codebooks; and the language models of the text protocols."""
+
+    protocols: tuple[str, ...] = (MACHINE,)
+    num_states: PositiveInt = 50
+    num_successors: PositiveInt = 5
+    length: PositiveInt = 16
+    """States in a sequence."""
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 2
+    hidden_dim: PositiveInt = 64
+    batch_size: PositiveInt = 32
+    steps: PositiveInt = 2000
+    finetune_steps: PositiveInt = 600
+    lr: PositiveFloat = 3e-3
+    num_codes: PositiveInt = 400
+    ks: tuple[int, ...] = (1, 4)
+    dead_after: PositiveInt = 50
+    """Updates after which an idle code is replaced, during the first 60 % of the fine-tuning."""
+    test_rows: PositiveInt = 470
+    text_sizes: tuple[tuple[int, int], ...] = ((64, 2),)
+    """Width and layers of the language models: the small one, and the large one where there is one."""
+    text_steps: PositiveInt = 300
+    text_codes: PositiveInt = 500
+    text_vocab: PositiveInt = 1000
+
+
+class CodebookStudy(Study):
+    """Everything of a seed comes from one job, since its nets share their first training."""
+
+    configs: ClassVar = {
+        "quick": CodebookConfig(
+            n_seeds=3, num_states=20, num_successors=3, length=6, hidden_dim=32, steps=400, finetune_steps=150, lr=1e-2,
+            num_codes=60, test_rows=150, batch_size=64, dead_after=25,
+        ),
+        "laptop": CodebookConfig(),
+        "gpu": CodebookConfig(
+            protocols=(MACHINE, "wikitext2"), num_states=100, num_successors=10, length=64, num_layers=4, num_heads=4,
+            hidden_dim=128, batch_size=512, dead_after=25, steps=6000, finetune_steps=6000, lr=1e-3, num_codes=1000,
+            ks=(1, 4, 16),
+            text_sizes=((128, 1), (320, 6)), text_steps=5000, text_codes=10_000, text_vocab=8000,
+        ),
+    }  # fmt: skip
+    arms: ClassVar = {
+        "plain": Arm("fine-tuned without codebooks; its job brings all other arms", role="baseline"),
+        "codebook_k1": Arm("one code in attention heads and MLPs", derived=True),
+        "codebook_k4": Arm("four codes", derived=True),
+        "codebook_k16": Arm("sixteen codes", role="ablation", derived=True),
+        "codes_shuffled": Arm("one code, each token with another token's", role="control", derived=True),
+        "codes_shuffled_k4": Arm("four codes, each token with another token's", role="control", derived=True),
+        "codebook_untrained": Arm("one code in a net that was never trained", role="control", derived=True),
+        "no_patch": Arm("no code is forced", role="control", derived=True),
+        **LM_ARMS,
+    }
+    kinds: ClassVar = ("documents",)
+
+    def task(self, protocol: str, config: CodebookConfig) -> Any:
+        """A text set by name; the machine is drawn for each seed."""
+        return None if protocol == MACHINE else load_texts(protocol)
+
+    def measure(self, job: Job) -> Iterator[Measurement | Artifact]:
+        """Train, fine-tune three times and look into the codes."""
+        if job.protocol != MACHINE:
+            yield from text_measurements(job)
+        else:
+            c = job.config
+            machines = {
+                s: token_machine(c.num_states, c.num_successors, generator=stream(s, "machine")) for s in job.seeds
+            }
+            nets = _nets(job, machines)
+            for i, seed in enumerate(job.seeds):
+                yield from _measure(job, seed, machines[seed], {arm: found[i] for arm, found in nets.items()})
+
+    def plots(self, results: Results) -> list[Plot]:
+        """Loss against k, purity by layer, divergence removed by place, codes with their states."""
+        return codebook_plots(results)
+
+
+def _nets(job: Job, machines: dict[int, TokenMachine]) -> dict[str, list[nn.Module]]:
+    """For each arm its nets, one a seed."""
+    c = job.config
+    width = machines[job.seeds[0]].digits * c.length + 1
+
+    def batches(name: str) -> Any:
+        def draw(seed: int) -> Any:
+            return sampled(
+                lambda _, t: Split(machines[seed].sample(c.batch_size, width, stream(seed, name, t)).symbols)
+            )
+
+        return draw
+
+    def build(seed: int) -> nn.Module:
+        return DecoderLM(
+            DecoderConfig(
+                num_layers=c.num_layers, hidden_dim=c.hidden_dim, num_heads=c.num_heads, vocab_size=11, position="rope",
+                max_length=width, tie=False, placement="parallel",
+            )
+        )  # fmt: skip
+
+    def loss(net: nn.Module, batch: Split) -> Tensor:
+        return lm_loss(net, corrupt(batch.x))
+
+    config = TrainConfig(steps=c.steps, lr=c.lr, batch_size=c.batch_size)
+    shared: dict[str, Any] = {"seeds": job.seeds, "device": job.device}
+    first = train(build, batches("train"), loss=loss, config=config, **shared)
+    bases = {t.seed: t.module for t in first}
+    config = TrainConfig(steps=c.finetune_steps, lr=c.lr, batch_size=c.batch_size)
+    more = batches("finetune")
+
+    def with_codes(net: nn.Module, seed: int, k: int) -> CodebookModel:
+        start = machines[seed].sample(c.test_rows, width, stream(seed, "start")).symbols.to(job.device)
+        cb = codebook.wrap(
+            net, [MLP, HEADS], c.num_codes, k, groups={HEADS: c.num_heads}, dead_after=c.dead_after, example=start[:1]
+        )
+        cb.initialize([start], generator=stream(seed, "codes"))
+        return cb
+
+    def coded(seed: int, k: int) -> CodebookModel:
+        return with_codes(copy.deepcopy(bases[seed]), seed, k)
+
+    found = {"plain": train(lambda s: copy.deepcopy(bases[s]), more, loss=loss, config=config, **shared)}
+    step = trust.finetuning_step(loss, replace_steps=round(0.6 * c.finetune_steps))
+    for k in c.ks:
+        start = partial(coded, k=k)
+        found[f"codebook_k{k}"] = train(start, more, step=step, config=config, **shared)
+    nets = {arm: [t.module for t in trained] for arm, trained in found.items()}
+    fresh = [seeded_build(lambda s=s: build(s), stream(s, "init")).to(job.device) for s in job.seeds]  # type: ignore[misc]
+    nets["codebook_untrained"] = [with_codes(n, s, 1).eval() for n, s in zip(fresh, job.seeds, strict=True)]
+    return nets
+
+
+@torch.no_grad()
+def _measure(job: Job, seed: int, machine: TokenMachine, nets: dict[str, Any]) -> Iterator[Measurement | Artifact]:
+    c = job.config
+    width = machine.digits * c.length + 1
+    test = machine.sample(c.test_rows, width, stream(seed, "test")).symbols.to(job.device)
+    floor = machine.entropy(width) / (width - 1)
+    yield Measurement("plain", seed, "ce_floor", floor, "nats")
+    for arm, net in nets.items():
+        yield from losses(arm, seed, machine, net, test)
+        for name, value in purities(net, machine, test).items():
+            yield Measurement(arm, seed, name, value)
+        if arm in ("codebook_k1", "codebook_k4"):
+            control = "codes_shuffled" if arm == "codebook_k1" else "codes_shuffled_k4"
+            with net.shuffled(stream(seed, "shuffle")):
+                yield from losses(control, seed, machine, net, test)
+        if arm.startswith("codebook_k"):
+            for name, layer in net.layers.items():
+                yield Measurement(arm, seed, f"live {name}", layer.live_fraction(within=100))
+            yield from forced(arm, seed, machine, net, job.device)
+    if seed == c.seeds[0]:
+        yield Artifact("codebook_k1", seed, "codes", top_codes(nets["codebook_k1"], machine, test))

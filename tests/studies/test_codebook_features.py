@@ -1,0 +1,68 @@
+"""The study at the quick tier shows what it must and its controls lose; a user's texts run through the other half."""
+
+import json
+
+import numpy as np
+import pytest
+
+from etude.lab.jobs import UserData
+from etude.lab.runner import run_study
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run_study("codebook-features", ledger=tmp_path_factory.mktemp("ledger") / "l.sqlite", jobs=1)
+
+
+def mean(result, arm, metric):
+    values = [r["value"] for r in result.rows if r["arm"] == arm and r["metric"] == metric]
+    assert len(values) == 3
+    return float(np.mean(values))
+
+
+def test_every_claim_of_the_machine_is_measured(result):
+    assert result.errors == []
+    found = {v.claim: v for v in result.verdicts}
+    assert {"C1", "C1k", "C2", "C3", "C4", "C4b"} <= set(found)
+    assert all(found[c].n == 3 and found[c].control_mean is not None for c in ("C1", "C1k", "C2", "C3", "C4", "C4b"))
+
+
+def test_the_plain_net_has_learned_the_machine_and_codes_carry_it_on(result):
+    floor, plain = mean(result, "plain", "ce_floor"), mean(result, "plain", "test_ce")
+    assert floor < plain < floor + 0.25
+    assert mean(result, "plain", "legal_transitions") > 75
+    for arm in ("codebook_k1", "codebook_k4"):
+        assert mean(result, arm, "test_ce") < plain + 0.5
+
+
+def test_controls_lose(result):
+    for k in ("", "_k4"):
+        assert mean(result, f"codes_shuffled{k}", "test_ce") > mean(result, "plain", "test_ce") + 1
+        assert mean(result, f"codes_shuffled{k}", "legal_transitions") < 50
+    assert (
+        mean(result, "codebook_untrained", "share_bigram_pure") < mean(result, "codebook_k1", "share_bigram_pure") + 0.1
+    )
+    assert mean(result, "no_patch", "jsd_removed") == pytest.approx(0, abs=1e-9)
+    assert mean(result, "codebook_k1", "jsd_removed") > mean(result, "codebook_k1", "jsd_removed_other_state") + 0.2
+
+
+def test_plots_are_drawn(result):
+    assert {"loss", "purity", "forced", "codes"} <= {p["name"] for p in result.plots}
+
+
+def test_texts_of_the_user(tmp_path):
+    """Two words in turn: what comes next is the word before the last, which only attention can tell."""
+    rng = np.random.default_rng(0)
+    words = ["the", "river", "house", "May", "12", "said", "It", "June"]
+    lines = [{"text": " ".join([*rng.choice(words, 2, replace=False)] * 15), "label": "ab"[i % 2]} for i in range(200)]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    result = run_study(
+        "codebook-features", ledger=tmp_path / "l.sqlite", jobs=1, user=UserData(str(tmp_path / "t.jsonl")),
+        settings={"text_steps": 200, "text_codes": 60, "text_vocab": 60, "batch_size": 16, "text_sizes": ((32, 1),)},
+    )  # fmt: skip
+    assert result.errors == []
+    plain, shuffled = mean(result, "lm_plain", "small_lm_ce"), mean(result, "lm_codes_shuffled", "small_lm_ce")
+    assert plain < 1
+    assert plain - 0.1 < mean(result, "lm_codebook_k8", "small_lm_ce") < shuffled - 0.2
+    for arm in ("lm_codebook_k8", "lm_plain", "lm_codebook_random_concept"):
+        assert 0 <= mean(result, arm, "recall_at_precision_90") <= 1
