@@ -42,6 +42,9 @@ from etude.layers.lm_scoring import enumerate_logprobs as enumerate_logprobs
 from etude.layers.lm_scoring import label_logprobs as label_logprobs
 from etude.layers.lm_scoring import perplexity as perplexity
 from etude.layers.lm_scoring import token_logprobs as token_logprobs
+from etude.layers.masks import apply_masks as apply_masks
+from etude.layers.masks import make_permanent as make_permanent
+from etude.layers.masks import mask_by_score as mask_by_score
 from etude.layers.mixers import Mixed as Mixed
 from etude.layers.mixers import Mixer as Mixer
 from etude.layers.mixers import make_mixer as make_mixer
@@ -93,6 +96,7 @@ from etude.layers.recurrent_lm import RecurrentLM as RecurrentLM
 from etude.layers.seq2seq import Generated as Generated
 from etude.layers.seq2seq import RecurrentSeq2Seq as RecurrentSeq2Seq
 from etude.layers.seq2seq import Seq2SeqOutput as Seq2SeqOutput
+from etude.layers.sequence_classifier import SequenceClassifier as SequenceClassifier
 from etude.layers.straight_through import binarize as binarize
 from etude.layers.straight_through import gumbel_softmax as gumbel_softmax
 from etude.layers.straight_through import round_ste as round_ste
