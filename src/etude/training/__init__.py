@@ -5,6 +5,7 @@ from etude.training.averaging import EMA as EMA
 from etude.training.averaging import GreedySoup as GreedySoup
 from etude.training.averaging import model_soup as model_soup
 from etude.training.batch_statistics import reestimate_batchnorm as reestimate_batchnorm
+from etude.training.blackbox import BlackBox as BlackBox
 from etude.training.callbacks import Checkpoint as Checkpoint
 from etude.training.config import TrainConfig as TrainConfig
 from etude.training.distillation import DistillationLoss as DistillationLoss
@@ -43,6 +44,8 @@ from etude.training.metrics.classification import error_consistency as error_con
 from etude.training.metrics.classification import expected_calibration_error as expected_calibration_error
 from etude.training.metrics.classification import nll as nll
 from etude.training.optimizers import parameter_groups as parameter_groups
+from etude.training.phyll import PhyLL as PhyLL
+from etude.training.physical_boxes import PhysicalBox as PhysicalBox
 from etude.training.plan import SeedsFailed as SeedsFailed
 from etude.training.probes import LinearProbe as LinearProbe
 from etude.training.probes import ProbeTable as ProbeTable

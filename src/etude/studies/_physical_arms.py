@@ -1,0 +1,184 @@
+"""How the study of physical local learning trains each of its arms on one box."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from sklearn.linear_model import RidgeClassifier
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from etude.data.randomness import seeded_build, stream
+from etude.data.tasks import Split, Task
+from etude.training import TrainConfig, train
+from etude.training.phyll import PhyLL
+from etude.training.physical_baselines import TWIN_HIDDEN, PhysicalNet, PhysicsAware, fit_twin, read_out_only, spsa_step
+from etude.training.physical_boxes import PhysicalBox
+from etude.training.physical_costs import backprop_macs
+
+Curve = list[tuple[float, float, float]]  # physical runs, digital MACs, accuracy in percent
+
+
+class Outcome(NamedTuple):
+    """What an arm reached on one box; accuracies in percent."""
+
+    accuracy: float
+    curve: Curve = []
+    before_drift: float = math.nan
+    after_drift: float = math.nan
+
+
+def boxes_of(kind: str, task: Task, config: Any, seed: int, *, label_slots: int) -> list[PhysicalBox]:
+    """The seed's boxes of a kind, of the widths that the net needs."""
+    generator = stream(seed, "boxes", kind)
+    inputs = [task.train.x.shape[1] + label_slots, *config.hidden[:-1]]
+    sizes = [(m, config.box_width or m) for m in inputs]
+    return [PhysicalBox(kind, m, p, generator=generator) for m, p in sizes]  # type: ignore[arg-type]
+
+
+def scaled(task: Task) -> Task:
+    """Columns z-scored by the training rows and shifted so that the least is 0."""
+    assert task.test is not None
+    mean, spread = task.train.x.mean(0), task.train.x.std(0, unbiased=False)
+    span = torch.where(spread > 0, spread, 1.0)
+    least = ((task.train.x - mean) / span).min()
+
+    def change(part: Split) -> Split:
+        return part._replace(x=(part.x - mean) / span - least)
+
+    return Task(task.name, task.kind, change(task.train), test=change(task.test), num_classes=task.num_classes)
+
+
+def local_learning(
+    task: Task, kind: str | None, config: Any, seed: int, *, drift: bool, gradual: bool = False
+) -> Outcome:
+    """PhyLL on one box (None: no physics); with `drift` the boxes turn by 90 degrees after training."""
+    x, y, test = task.train.x.numpy(), task.train.y.numpy(), task.test
+    assert test is not None
+    layers = len(config.hidden)
+    boxes: Any = [None] * layers
+    if kind is not None:
+        boxes = boxes_of(kind, task, config, seed, label_slots=task.num_classes)
+    net = PhyLL(boxes, config.hidden, task.num_classes, bypass=config.bypass, scale=None, random_state=seed)
+    curve: Curve = []
+
+    def score() -> float:
+        return 100 * float(net.score(test.x.numpy(), test.y.numpy()))
+
+    def watch(epoch: int, _: PhyLL) -> None:
+        if gradual:
+            share = (epoch + 1 - config.epochs / 4) / (config.epochs / 2)  # from a quarter to three quarters
+            net.replace_boxes([b.rotated(90 * min(max(share, 0.0), 1.0)) for b in boxes])
+        if (epoch + 1) % config.curve_every == 0:
+            costs = net.cost_report()
+            curve.append((costs["physical_runs_training"], costs["digital_macs_training"], score()))
+
+    options: Any = {"inner_steps": config.inner_steps, "lr": config.lr, "batch_size": config.batch_size}
+    net.fit(x, y, epochs=config.epochs, callback=watch, **options)
+    reached = score()
+    if not drift or kind is None:
+        return Outcome(reached, curve)
+    net.replace_boxes([b.rotated(90) for b in boxes]).partial_fit(x, y, epochs=config.recovery_epochs, **options)
+    return Outcome(reached, curve, reached, score())
+
+
+def twin_maker() -> Callable[[PhysicalBox, int, int], nn.Module]:
+    """`fit_twin` that fits each box once."""
+    known: dict[int, tuple[PhysicalBox, nn.Module]] = {}
+
+    def make(box: PhysicalBox, seed: int, steps: int) -> nn.Module:
+        key = hash((box.kind, box.scatter.abs().sum().item(), seed, steps))
+        if key not in known:
+            known[key] = box, fit_twin(box, box.in_features, seed=seed, steps=steps)
+        return known[key][1]
+
+    return make
+
+
+def back_propagation(
+    task: Task, kind: str, config: Any, seed: int, *, how: str, drift: bool, twin: Any = None
+) -> Outcome:
+    """`how`: "ideal" through the simulator, "in_silico" through a twin, "pat" the box forwards and the twin backwards,
+    "spsa" without gradients; as many updates as local learning makes on a layer."""
+    boxes = boxes_of(kind, task, config, seed, label_slots=0)
+    m = [b.in_features for b in boxes]
+    twins = [
+        fit_twin(b, b.in_features, seed=seed, steps=config.twin_steps) for b in boxes if how in ("in_silico", "pat")
+    ]
+    inside: dict[str, list[Any]] = {
+        "ideal": boxes, "spsa": boxes, "in_silico": twins,
+        "pat": [PhysicsAware(b, t) for b, t in zip(boxes, twins, strict=False)],
+    }  # fmt: skip
+    net = _net(task, inside[how], [b.out_features for b in boxes], config, seed)
+    batch = min(config.batch_size or task.train.n, task.train.n)
+    assert task.test is not None
+    steps = config.epochs * config.inner_steps * -(-task.train.n // batch)
+    shape = [*TWIN_HIDDEN, boxes[0].out_features]
+    twin_macs = sum(config.twin_steps * backprop_macs(128, [width, *shape]) for width in m) if twins else 0
+    pass_macs = sum(2 * batch * _macs([width, *shape]) for width in m) if twins else 0  # forwards and to the inputs
+    linear = sum(3 * batch * k * q for k, q in net.linear_widths)
+    per_step = len(boxes) * batch * {"in_silico": 0, "spsa": 3}.get(how, 1)
+    curve: Curve = []
+
+    def metric(trained: Any, part: Split) -> float:
+        return _score(trained.on(boxes), part)
+
+    config_ = TrainConfig(steps=steps, batch_size=batch, lr=config.bp_lr, eval_every=max(1, steps // 25))
+    more: Any = {"step": spsa_step(_loss)} if how == "spsa" else {"loss": _loss}
+    options: Any = {"val": task.test, "metric": metric, "plan": "sequential"} | more
+    (done,) = train(net, task.train, config=config_, seeds=(seed,), **options)
+    best: Any = done.module
+    for point in done.curve:
+        runs = 9000 * len(twins) + per_step * point["step"]
+        curve.append((runs, twin_macs + (pass_macs + linear) * point["step"], point["metric"]))
+    reached = _score(best.on(boxes), task.test)
+    turned = [b.rotated(90) for b in boxes]
+    after = _score(best.on(turned), task.test) if drift else math.nan
+    return Outcome(reached, curve, reached, after)
+
+
+def reservoir(task: Task, kind: str, config: Any, seed: int) -> Outcome:
+    """Random layers on the box, a ridge read-out."""
+    boxes = boxes_of(kind, task, config, seed, label_slots=0)
+    net = _net(task, boxes, [b.out_features for b in boxes], config, seed)
+    predict = read_out_only(net, task.train.x, task.train.y)
+    assert task.test is not None
+    return Outcome(100 * float((predict(task.test.x) == task.test.y).float().mean()))
+
+
+def ridge(task: Task) -> Outcome:
+    """Ridge regression on the raw features."""
+    assert task.test is not None
+    model = RidgeClassifier().fit(task.train.x.numpy(), task.train.y.numpy())
+    return Outcome(100 * float(model.score(task.test.x.numpy(), task.test.y.numpy())))
+
+
+def costs_to(curve: Curve, share: float = 0.95) -> tuple[float, float]:
+    """Physical runs and digital MACs at the first point that reaches `share` of the last accuracy."""
+    goal = share * curve[-1][2]
+    runs, macs, _ = next(point for point in curve if point[2] >= goal)
+    return runs, macs
+
+
+def _net(task: Task, boxes: list[Any], widths: list[int], config: Any, seed: int) -> PhysicalNet:
+    def build() -> nn.Module:
+        return PhysicalNet(
+            task.train.x.shape[1], config.hidden, task.num_classes, boxes, widths, bypass=config.bypass
+        )  # fmt: skip
+
+    return seeded_build(build, stream(seed, "init"))  # type: ignore[return-value]
+
+
+def _loss(net: Any, batch: Split) -> Tensor:
+    return F.cross_entropy(net(batch.x), batch.y)
+
+
+@torch.no_grad()
+def _score(net: nn.Module, part: Split) -> float:
+    return 100 * float((net(part.x).argmax(1) == part.y).float().mean())
+
+
+def _macs(widths: list[int]) -> int:
+    return sum(a * b for a, b in itertools.pairwise(widths))

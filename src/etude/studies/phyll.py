@@ -1,0 +1,160 @@
+"""Physical local learning: can layers between black boxes be trained one by one, without the boxes' derivatives?
+
+Four simulated boxes; all arms of a seed see the same rows, the same boxes and as many updates of each layer.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+
+from etude.data import load_images
+from etude.data.randomness import stream
+from etude.data.tasks import Task
+from etude.data.vowels import vowels
+from etude.lab.study import Arm, Job, Measurement, Plot, Results, Study, StudyConfig
+from etude.studies import _physical_arms as arms_of
+from etude.studies._physical_plots import physical_plots
+from etude.training.physical_boxes import BOXES, BoxKind
+
+VOWELS, ONE_NET = ("vowels",), ("no_physics", "ridge")
+GRADIENTS = {"ideal_bp": ("ideal",), "pat": ("pat", "in_silico"), "spsa": ("spsa",)}
+
+
+class PhysicalConfig(StudyConfig):
+    """Sizes of the paper's acoustic net; digits have layers of their own."""
+
+    protocols: tuple[str, ...] = ("vowels", "digits")
+    boxes: tuple[BoxKind, ...] = BOXES
+    """Kinds of physics."""
+    hidden: tuple[PositiveInt, ...] = (20, 20)
+    box_width: PositiveInt | None = None
+    """Outputs of a box; None: as many as inputs."""
+    bypass: bool = True
+    epochs: PositiveInt = 100
+    inner_steps: PositiveInt = 10
+    batch_size: PositiveInt | None = None
+    """Rows a batch; None: all."""
+    lr: PositiveFloat = 5e-3
+    bp_lr: PositiveFloat = 5e-3
+    recovery_epochs: PositiveInt = 30
+    curve_every: PositiveInt = 5
+    """Epochs between two points of the curve of accuracy against cost."""
+    twin_steps: PositiveInt = 1000
+    """Updates of a digital twin, on 9,000 runs of its box."""
+    digits_hidden: tuple[PositiveInt, ...] = (200, 200)
+    digits_epochs: PositiveInt = 12
+    digits_inner_steps: PositiveInt = 5
+    train_speakers: PositiveInt = 30
+    test_speakers: PositiveInt = 200
+
+    def for_digits(self) -> "PhysicalConfig":
+        """Wider layers without a bypass, in batches: the physics must be used."""
+        return self.model_copy(update={
+            "hidden": self.digits_hidden, "bypass": False, "epochs": self.digits_epochs, "batch_size": 128,
+            "inner_steps": self.digits_inner_steps, "curve_every": max(1, self.digits_epochs // 6),
+        })  # fmt: skip
+
+
+class PhysicalStudy(Study):
+    """Accuracy, cost and recovery from drift of local learning and its rivals."""
+
+    configs: ClassVar = {
+        "quick": PhysicalConfig(
+            n_seeds=3, protocols=("vowels",), boxes=("optics", "microwave"), epochs=20, recovery_epochs=20,
+            curve_every=2, twin_steps=150, test_speakers=30,
+        ),
+        "laptop": PhysicalConfig(),
+        "gpu": PhysicalConfig(
+            epochs=200, protocols=("vowels", "digits", "mnist"), digits_hidden=(1000, 1000), digits_epochs=40,
+            digits_inner_steps=20, box_width=676, twin_steps=8000,
+        ),
+    }  # fmt: skip
+    arms: ClassVar = {
+        "phyll": Arm("physical local learning"),
+        "ideal_bp": Arm("back-propagation through the simulator", role="baseline"),
+        "in_silico_stale": Arm("back-propagation through a digital twin", role="baseline", derived=True),
+        "pat": Arm("physics-aware training: box forwards, twin backwards", role="baseline", protocols=VOWELS),
+        "spsa": Arm("gradients estimated from two runs", role="reference", protocols=VOWELS),
+        "read_out_only": Arm("random layers, ridge read-out", role="baseline"),
+        "no_physics": Arm("local learning without boxes", role="baseline"),
+        "ridge": Arm("ridge regression on the raw features", role="baseline"),
+        "gradual": Arm("local learning while the boxes turn", role="ablation", protocols=VOWELS),
+        "shuffled_labels": Arm("local learning on shuffled labels", role="control"),
+    }
+    kinds: ClassVar = ("table", "images")
+
+    def task(self, protocol: str, config: PhysicalConfig) -> Any:
+        """Images; vowels are drawn for each seed."""
+        return None if protocol == "vowels" else load_images(protocol)
+
+    def measure(self, job: Job) -> Iterator[Measurement]:
+        """Train the arm on every box and score it on new speakers or test images."""
+        config = job.config if job.protocol == "vowels" else job.config.for_digits()
+        for seed in job.seeds:
+            twin = arms_of.twin_maker()
+            for how in GRADIENTS.get(job.arm, ("",)):
+                kinds = config.boxes[:1] if job.arm in ONE_NET else config.boxes
+                found = {kind: _outcome(job, config, seed, kind, how, twin) for kind in kinds}
+                if job.arm in ONE_NET:
+                    found = dict.fromkeys(config.boxes, found[kinds[0]])
+                yield from _rows("in_silico_stale" if how == "in_silico" else job.arm, seed, found)
+
+    def plots(self, results: Results) -> list[Plot]:
+        """Accuracy by arm, accuracy against physical runs, digital work, the drift in time."""
+        return physical_plots(results)
+
+
+def _task(job: Job, config: PhysicalConfig, seed: int) -> Task:
+    if job.protocol == "vowels":
+        task = vowels(config.train_speakers, config.test_speakers, seed=seed)
+    else:
+        official = getattr(job.task, "test", None) is not None
+        task = job.task.task(seed, (len(job.task.y), 0) if official else (0.7, 0.0, 0.3))
+        flat = [part._replace(x=part.x.flatten(1)) for part in (task.train, task.test)]
+        task = Task(task.name, task.kind, flat[0], test=flat[1], num_classes=task.num_classes)
+    if job.arm == "shuffled_labels":
+        order = torch.randperm(task.train.n, generator=stream(seed, "shuffle"))
+        train = task.train._replace(y=task.train.y[order])
+        task = Task(task.name, task.kind, train, test=task.test, num_classes=task.num_classes)
+    return arms_of.scaled(task)
+
+
+def _outcome(job: Job, config: PhysicalConfig, seed: int, kind: str, how: str, twin: Any) -> arms_of.Outcome:
+    task, drift = _task(job, config, seed), job.protocol == "vowels"
+    if how:
+        return arms_of.back_propagation(task, kind, config, seed, how=how, drift=drift, twin=twin)
+    if job.arm == "read_out_only":
+        return arms_of.reservoir(task, kind, config, seed)
+    if job.arm == "ridge":
+        return arms_of.ridge(task)
+    physics = None if job.arm == "no_physics" else kind
+    gradual = job.arm == "gradual"
+    return arms_of.local_learning(task, physics, config, seed, drift=drift and not gradual, gradual=gradual)
+
+
+def _rows(arm: str, seed: int, found: dict[str, arms_of.Outcome]) -> Iterator[Measurement]:
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    scores = {kind: outcome.accuracy for kind, outcome in found.items()}
+    named = {"accuracy": mean([*scores.values()]), "accuracy_worst_box": min(scores.values())}
+    named |= {f"accuracy_{kind}": score for kind, score in scores.items()}
+    if {"optics", "microwave"} <= set(scores):
+        named["accuracy_optics_microwave"] = mean([scores["optics"], scores["microwave"]])
+    named["error"] = 100 - named["accuracy"]
+    for when in ("before_drift", "after_drift"):
+        values = [getattr(o, when) for o in found.values()]
+        if all(map(math.isfinite, values)):
+            named[f"accuracy_{when}"] = mean(values)
+    yield from (Measurement(arm, seed, name, value, "points") for name, value in named.items())
+    curves = [o.curve for o in found.values() if o.curve]
+    if curves and arm != "no_physics":
+        costs = [arms_of.costs_to(curve) for curve in curves]
+        yield Measurement(arm, seed, "ln_physical_runs", mean([math.log(max(r, 1)) for r, _ in costs]), "ln runs")
+        yield Measurement(arm, seed, "ln_digital_macs", mean([math.log(max(m, 1)) for _, m in costs]), "ln MACs")
+        for points in zip(*curves, strict=False):
+            runs, _, score = (mean([p[i] for p in points]) for i in range(3))
+            yield Measurement(arm, seed, "accuracy_by_runs", score, "points", step=runs)

@@ -1,0 +1,83 @@
+"""A layer that can be run but not differentiated: what goes in and out is checked, gradients never pass.
+
+Source: Momeni et al. 2023, arXiv 2304.11042 ("model-free" layers).
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def amplitude(h: Tensor) -> Tensor:
+    """What a physical input takes: ``|h| / ||h|| + 1e-6``, row by row."""
+    h = h.abs()
+    return h / h.norm(dim=-1, keepdim=True).clamp_min(1e-12) + 1e-6
+
+
+class BlackBox(nn.Module):
+    """Any callable (n, m) -> (n, p) as a layer without gradient: a module, a simulator, a device driver.
+
+    Parameters
+    ----------
+    fn
+        Torch modules get tensors, other callables NumPy arrays (tensors where `torch_input` is set).
+    repeats
+        Runs that are averaged, for a box that is noisy.
+    encode
+        Applied before the box; the amplitude code of the paper by default, None for none.
+
+    Attributes
+    ----------
+    runs
+        Rows that have gone through the box so far.
+
+    Raises
+    ------
+    ValueError
+        For an output that is complex, NaN or infinite, or has another number of rows: the message names box and row.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Any], Any],
+        *,
+        name: str = "box",
+        repeats: int = 1,
+        encode: Callable[[Tensor], Tensor] | None = amplitude,
+        torch_input: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(fn):
+            raise TypeError(f"{name}: a box is a callable (n, m) -> (n, p), got {type(fn).__name__}")
+        if repeats < 1:
+            raise ValueError(f"{name}: repeats must be at least 1, got {repeats}")
+        self.fn, self.name, self.repeats, self.encode = fn, name, repeats, encode
+        self.torch_input = isinstance(fn, nn.Module) if torch_input is None else torch_input
+        self.runs = 0
+
+    @torch.no_grad()
+    def forward(self, h: Tensor) -> Tensor:
+        x = h if self.encode is None else self.encode(h)
+        self.runs += len(x) * self.repeats
+        total = sum(self._run(x) for _ in range(self.repeats))
+        return total / self.repeats  # type: ignore[operator]
+
+    def _run(self, x: Tensor) -> Tensor:
+        y = self.fn(x) if self.torch_input else self.fn(x.cpu().numpy())
+        y = torch.as_tensor(np.asarray(y) if not isinstance(y, Tensor) else y)
+        if y.is_complex():
+            raise ValueError(f"{self.name} returned complex numbers: take abs (amplitude) or real in the box")
+        if y.ndim != 2 or len(y) != len(x):
+            raise ValueError(f"{self.name} got {tuple(x.shape)} and returned {tuple(y.shape)}: need ({len(x)}, p)")
+        y = y.detach().to(x)
+        bad = ~torch.isfinite(y).all(1)
+        if bad.any():
+            row = int(bad.nonzero()[0, 0])
+            raise ValueError(f"{self.name} returned NaN or infinity in row {row} (of {int(bad.sum())} such rows)")
+        if len(y) > 1 and bool((y == y[:1]).all()):
+            warnings.warn(f"{self.name} gives the same output for every row: it is dead", stacklevel=2)
+        return y

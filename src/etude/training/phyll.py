@@ -1,0 +1,376 @@
+"""Physical local learning: trainable layers between black boxes, each trained by itself, without back-propagation.
+
+Right and wrong label enter with the input; every layer turns its output towards a fixed random direction for the right
+one and away from it for the wrong one. No gradient crosses a box, and no model of the boxes is needed.
+
+Source: Momeni et al. 2023, arXiv 2304.11042 (PhyFF) and Science 382, 1297 (PhyLL). Names: `weights` W_l, `biases` b_l,
+`directions` r_l (kept with the state: another draw would give chance accuracy).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from etude.data.progress import track
+from etude.data.randomness import as_generator
+from etude.training.blackbox import BlackBox
+from etude.training.local_goodness import Goodness, cosine_goodness, detected, local_gradient
+from etude.training.physical_costs import Costs
+
+LabelMode = Literal["prepend", "overwrite"]
+
+
+def embed_label(x: Tensor, label: Tensor, num_classes: int, mode: LabelMode = "prepend") -> Tensor:
+    """The input with its label: zeros, and ``max |x|`` of the row at the label's place.
+
+    Shapes: x (n, d), label (n,) -> (n, d + num_classes), or (n, d) where the first columns are overwritten.
+    """
+    slots = torch.zeros(len(x), num_classes, dtype=x.dtype, device=x.device)
+    slots.scatter_(1, label[:, None], x.abs().amax(1, keepdim=True))
+    return torch.cat([slots, x if mode == "prepend" else x[:, num_classes:]], 1)
+
+
+def wrong_labels(y: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
+    """A label for every row, drawn evenly from the others: ``(y + U{1..C-1}) mod C``. `y` itself is left alone."""
+    shift = torch.randint(1, num_classes, y.shape, generator=generator).to(y.device)
+    return (y + shift) % num_classes
+
+
+class PhyLL(ClassifierMixin, BaseEstimator):
+    """A classifier of black boxes and trainable linear layers in turn, trained layer by layer.
+
+    Parameters
+    ----------
+    boxes
+        One callable (n, m) -> (n, p) a layer; None: no physics, the layer sees its input itself.
+    hidden
+        Outputs of each trainable layer; as many as boxes.
+    n_classes
+        Number of classes; None: those of `fit`.
+    bypass
+        The layer also sees the box's input beside its output.
+    goodness
+        "cosine-abs" (a detector) or "cosine-gelu" (digital).
+    theta
+        Steepness of the loss.
+    label_mode
+        "prepend" the label's columns, or "overwrite" the first features.
+    scale
+        "zscore": standardise the columns, then shift so that the least is 0 (the paper's vowels); None: as they are.
+    repeats
+        Runs of a box that are averaged.
+    device
+        Where the trainable layers live; boxes that are modules get their rows there.
+    random_state
+        Seed or generator of weights, directions, wrong labels and batches.
+
+    Attributes
+    ----------
+    weights_, biases_, directions_
+        Lists of (k, q), (k,) and (k,) tensors, one a layer.
+    history_
+        One dictionary an epoch: the local losses before its last step.
+    """
+
+    def __init__(
+        self,
+        boxes: Sequence[Callable[[Any], Any] | None] = (),
+        hidden: Sequence[int] = (),
+        n_classes: int | None = None,
+        *,
+        bypass: bool = True,
+        goodness: Goodness = "cosine-abs",
+        theta: float = 4.0,
+        label_mode: LabelMode = "prepend",
+        scale: Literal["zscore"] | None = "zscore",
+        repeats: int = 1,
+        device: str = "cpu",
+        random_state: Any = None,
+    ) -> None:
+        self.boxes, self.hidden, self.n_classes, self.bypass = boxes, hidden, n_classes, bypass
+        self.goodness_kind, self.theta, self.label_mode = goodness, theta, label_mode
+        self.scale, self.repeats, self.device, self.random_state = scale, repeats, device, random_state
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's parameters; `goodness` lies in `goodness_kind`, as the method has its name."""
+        names = self._get_param_names()
+        return {n: getattr(self, "goodness_kind" if n == "goodness" else n) for n in names}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters of the constructor."""
+        if "goodness" in params:
+            params = dict(params)
+            self.goodness_kind = params.pop("goodness")
+        return super().set_params(**params)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_module(cls, module: nn.Sequential, blackbox: Sequence[str], **options: Any) -> "PhyLL":
+        """A `PhyLL` whose layers are the linear layers of `module` and whose boxes are what stands before each.
+
+        Sub-modules named in `blackbox` are never differentiated; the `nn.Linear` layers not named are trained (their
+        weights are changed in place by `fit`), one for each stretch of boxes and parameter-free modules before it.
+
+        Raises
+        ------
+        ValueError
+            For an unknown name, a trainable module that is not an `nn.Linear`, or modules after the last one.
+        """
+        named = dict(module.named_children())
+        if unknown := sorted(set(blackbox) - set(named)):
+            raise ValueError(f"no sub-module {unknown[0]!r}: there are {', '.join(named)}")
+        boxes: list[Callable[[Tensor], Tensor] | None] = []
+        linears: list[nn.Linear] = []
+        before: list[nn.Module] = []
+        for name, part in named.items():
+            if isinstance(part, nn.Linear) and name not in blackbox:
+                boxes.append(nn.Sequential(*before) if before else None)
+                linears.append(part)
+                before = []
+            elif name not in blackbox and any(True for _ in part.parameters()):
+                raise ValueError(f"{name} ({type(part).__name__}) is neither a black box nor an nn.Linear to train")
+            else:
+                before.append(part)
+        if not linears or before:
+            raise ValueError("the last module must be an nn.Linear that is trained")
+        net = cls(boxes, [layer.out_features for layer in linears], **({"bypass": False} | options))
+        net._linears = linears
+        return net
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        epochs: int = 200,
+        inner_steps: int = 10,
+        lr: float = 5e-3,
+        batch_size: int | None = None,
+        callback: Callable[[int, "PhyLL"], None] | None = None,
+    ) -> Self:
+        """Train from new weights: `epochs` passes in batches (None: all rows at once), `inner_steps` of Adam a layer.
+
+        `callback(epoch, self)` is called after every epoch.
+
+        Raises
+        ------
+        ValueError
+            For one class only, NaN, fewer boxes than layers, or label columns that would swallow all features.
+        """
+        X, y = validate_data(self, X, y, dtype=np.float32)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"need at least 2 classes, got only {self.classes_.tolist()}")
+        self._start(X)
+        return self._train(X, codes, epochs, inner_steps, lr, batch_size, callback)
+
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        epochs: int = 1,
+        inner_steps: int = 10,
+        lr: float = 5e-3,
+        batch_size: int | None = None,
+        callback: Callable[[int, "PhyLL"], None] | None = None,
+    ) -> Self:
+        """Go on from the weights there are, for instance after the boxes have drifted; new classes are refused."""
+        check_is_fitted(self)
+        X, y = validate_data(self, X, y, dtype=np.float32, reset=False)
+        if strange := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
+            raise ValueError(f"class {strange[0]!r} was not there in fit: classes are {self.classes_.tolist()}")
+        return self._train(X, np.searchsorted(self.classes_, y), epochs, inner_steps, lr, batch_size, callback)
+
+    def goodness(self, X: ArrayLike) -> NDArray[np.float32]:
+        """The goodness of every label at every layer: (n, C, L). Costs C runs of every box a row."""
+        check_is_fitted(self)
+        x = self._scaled(validate_data(self, X, dtype=np.float32, reset=False))
+        n, c, before = len(x), self._num_classes, self.costs_.physical_training
+        label = torch.arange(c, device=x.device).repeat(n)
+        h = embed_label(x.repeat_interleave(c, 0), label, c, self.label_mode)
+        found = []
+        for layer in range(len(self.hidden)):
+            h = self._linear(layer, self._features(layer, h))
+            found.append(cosine_goodness(h, self.directions_[layer], self.goodness_kind))
+            self.costs_.predict(len(h), *self.weights_[layer].shape)
+        self.costs_.physical_prediction += self.costs_.physical_training - before
+        self.costs_.physical_training = before
+        return torch.stack(found, -1).view(n, c, -1).cpu().numpy()
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """The label whose summed goodness is largest."""
+        return self.classes_[self.goodness(X).sum(2).argmax(1)]
+
+    def representations(self, X: ArrayLike) -> NDArray[np.float32]:
+        """``[|h_1| ... |h_L|]`` with no label set, for a cheap linear read-out: (n, sum of hidden)."""
+        check_is_fitted(self)
+        x = self._scaled(validate_data(self, X, dtype=np.float32, reset=False))
+        h = embed_label(x, torch.zeros(len(x), dtype=torch.long, device=x.device), self._num_classes, self.label_mode)
+        h[:, : self._num_classes] = 0
+        found = []
+        for layer in range(len(self.hidden)):
+            h = self._linear(layer, self._features(layer, h))
+            found.append(detected(h, self.goodness_kind))
+        return torch.cat(found, 1).cpu().numpy()
+
+    def replace_boxes(self, boxes: Sequence[Callable[[Any], Any] | None]) -> Self:
+        """The same layers on other boxes: a drift. Weights stay."""
+        check_is_fitted(self)
+        if len(boxes) != len(self.hidden):
+            raise ValueError(f"{len(self.hidden)} layers need as many boxes, got {len(boxes)}")
+        self.boxes = boxes
+        self._wrap()
+        return self
+
+    def cost_report(self) -> dict[str, int]:
+        """Rows run through boxes and digital multiply-accumulates so far, of training and of prediction."""
+        check_is_fitted(self)
+        return self.costs_.report()
+
+    def save(self, path: str | Path) -> None:
+        """Weights, directions, scaler and classes as safetensors; the boxes are hardware and stay outside."""
+        check_is_fitted(self)
+        state = {
+            f"{k}.{i}": t for k in ("weights", "biases", "directions") for i, t in enumerate(getattr(self, k + "_"))
+        }
+        state |= {"shift": self.shift_, "span": self.span_, "rng": self._generator.get_state()}
+        classes = json.dumps(self.classes_.tolist())
+        save_file({k: v.cpu().contiguous() for k, v in state.items()}, path, {"classes": classes})
+
+    def load(self, path: str | Path) -> Self:
+        """Take the state of `save`; `boxes` and `hidden` of this object must fit it."""
+        with safe_open(path, "pt") as file:
+            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            self.classes_ = np.array(json.loads(file.metadata()["classes"]))
+        count = sum(k.startswith("weights.") for k in state)
+        if count != len(self.hidden):
+            raise ValueError(f"{path} holds {count} layers, this net has {len(self.hidden)}")
+        for kind in ("weights", "biases", "directions"):
+            setattr(self, kind + "_", [state[f"{kind}.{i}"] for i in range(count)])
+        self.shift_, self.span_ = state["shift"], state["span"]
+        self._generator = torch.Generator()
+        self._generator.set_state(state["rng"])
+        self.n_features_in_ = len(self.shift_)
+        self.history_, self.costs_ = [], Costs()
+        self._wrap()
+        return self
+
+    # -- inside ---------------------------------------------------------------------------------------------
+
+    @property
+    def _num_classes(self) -> int:
+        return self.n_classes or len(self.classes_)
+
+    def _wrap(self) -> None:
+        self._boxes = [
+            None if box is None else box if isinstance(box, BlackBox)
+            else BlackBox(box, name=f"box {i}", repeats=self.repeats) for i, box in enumerate(self.boxes)
+        ]  # fmt: skip
+
+    def _start(self, X: NDArray[np.float32]) -> None:
+        if len(self.boxes) != len(self.hidden) or not self.hidden:
+            raise ValueError(f"need one box a layer, got {len(self.boxes)} boxes and {len(self.hidden)} hidden layers")
+        if self.theta <= 0 or any(k < 1 for k in self.hidden):
+            raise ValueError(f"theta and hidden must be positive, got {self.theta} and {list(self.hidden)}")
+        c, d = self._num_classes, X.shape[1]
+        if c < len(self.classes_):
+            raise ValueError(f"n_classes={c}, but y has {len(self.classes_)} classes")
+        if self.label_mode == "overwrite" and d <= c:
+            raise ValueError(f"{c} label columns would overwrite all {d} features: use label_mode='prepend'")
+        self._generator = as_generator(self.random_state)
+        rows = torch.from_numpy(X).to(self.device)
+        self.shift_, self.span_ = torch.zeros(d, device=self.device), torch.ones(d, device=self.device)
+        if self.scale == "zscore":
+            spread = rows.std(0, unbiased=False)
+            self.span_ = torch.where(spread > 0, spread, 1.0)
+            self.shift_ = rows.mean(0) / self.span_ + ((rows - rows.mean(0)) / self.span_).min()
+        self.costs_, self.history_ = Costs(), []
+        self._wrap()
+        self.weights_, self.biases_, self.directions_ = [], [], []
+        first = self._scaled(X[:2])
+        h = embed_label(first, torch.zeros(2, dtype=torch.long, device=first.device), c, self.label_mode)
+        for layer, k in enumerate(self.hidden):
+            f = self._features(layer, h)
+            weight, bias = self._initial(layer, k, f.shape[1])
+            self.weights_.append(weight)
+            self.biases_.append(bias)
+            r = torch.randn(k, generator=self._generator)
+            self.directions_.append((r / r.norm()).to(self.device))
+            h = self._linear(layer, f)
+
+    def _initial(self, layer: int, k: int, q: int) -> tuple[Tensor, Tensor]:
+        if linears := getattr(self, "_linears", None):
+            if linears[layer].in_features != q:
+                raise ValueError(f"linear layer {layer} takes {linears[layer].in_features} inputs, its box gives {q}")
+            bias = linears[layer].bias
+            return linears[layer].weight.data, torch.zeros(k) if bias is None else bias.data
+        bound = q**-0.5
+        draw = torch.rand(k, q + 1, generator=self._generator) * 2 * bound - bound
+        return draw[:, :q].clone().to(self.device), draw[:, q].clone().to(self.device)
+
+    def _scaled(self, X: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(X)).to(self.device) / self.span_ - self.shift_
+
+    def _features(self, layer: int, h: Tensor) -> Tensor:
+        box = self._boxes[layer]
+        if box is None:
+            return h
+        self.costs_.physical_training += len(h) * box.repeats
+        return torch.cat([box(h), h], 1) if self.bypass else box(h)
+
+    def _linear(self, layer: int, f: Tensor) -> Tensor:
+        return torch.addmm(self.biases_[layer], f, self.weights_[layer].T)
+
+    def _train(
+        self,
+        X: NDArray,
+        codes: NDArray,
+        epochs: int,
+        inner_steps: int,
+        lr: float,
+        batch_size: int | None,
+        callback: Any,
+    ) -> Self:
+        for name, value in (("epochs", epochs), ("inner_steps", inner_steps), ("lr", lr), ("batch_size", batch_size)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        x, y = self._scaled(X), torch.from_numpy(codes.astype(np.int64)).to(self.device)
+        parameters = [*zip(self.weights_, self.biases_, strict=True)]
+        optimizers = [torch.optim.Adam(list(pair), lr=lr, fused=True) for pair in parameters]
+        size = batch_size or len(x)
+        for epoch in track(range(epochs), "PhyLL", epochs):
+            order = torch.randperm(len(x), generator=self._generator) if size < len(x) else torch.arange(len(x))
+            losses: list[float] = []
+            for rows in order.split(size):
+                losses = self._batch(x[rows], y[rows], optimizers, inner_steps)
+            self.history_.append({"epoch": len(self.history_), "losses": losses})
+            if callback is not None:
+                callback(epoch, self)
+        return self
+
+    def _batch(self, x: Tensor, y: Tensor, optimizers: list[torch.optim.Adam], inner_steps: int) -> list[float]:
+        c, n = self._num_classes, len(x)
+        wrong = wrong_labels(y, c, self._generator)
+        h = torch.cat([embed_label(x, y, c, self.label_mode), embed_label(x, wrong, c, self.label_mode)])
+        losses = []
+        for layer, optimizer in enumerate(optimizers):
+            f = self._features(layer, h)  # right and wrong labels in one run; fixed over the inner steps
+            weight, bias = self.weights_[layer], self.biases_[layer]
+            for _ in range(inner_steps):
+                found = local_gradient(f, weight, bias, self.directions_[layer], self.theta, self.goodness_kind)
+                weight.grad, bias.grad = found.weight, found.bias
+                optimizer.step()
+            self.costs_.train(2 * n, *weight.shape, inner_steps)
+            losses.append(float(found.loss))
+            h = self._linear(layer, f)
+        return losses
