@@ -7,6 +7,8 @@ import pytest
 
 from etude.lab.jobs import UserData
 from etude.lab.runner import run_study
+from etude.lab.study import Results
+from etude.studies.codebook_features import CodebookStudy
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,16 @@ def test_controls_lose(result):
 
 
 def test_plots_are_drawn(result):
-    assert {"loss", "purity", "forced", "codes"} <= {p["name"] for p in result.plots}
+    codes = {
+        "protocol": "tokfsm",
+        "arm": "codebook_k1",
+        "seed": 1000,
+        "name": "codes",
+        "value": [{"row": 0, "text": "t"}],
+    }
+    plots = CodebookStudy().plots(Results(result.rows, [codes]))
+    assert [p.name for p in plots] == ["loss", "purity", "forced", "codes"]
+    assert all(p.caption and "$schema" in p.spec for p in plots)
 
 
 def test_texts_of_the_user(tmp_path):
