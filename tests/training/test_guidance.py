@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from etude.data.randomness import seeded_build, stream
 from etude.data.tasks import Split
-from etude.layers import TargetError, convnet, make_rnn, mlp
-from etude.training import Guidance, TrainConfig, cka, even_map, guided_loss, rsa, train
+from etude.layers import DecoderConfig, DecoderLM, TargetError, convnet, make_rnn, mlp
+from etude.training import Guidance, TrainConfig, cka, cka_matrix, even_map, guided_loss, rsa, train
 from etude.training.similarity import centred_gram, unit_grams
 
 
@@ -380,3 +380,16 @@ def test_half_precision_is_compared_in_single(nets):
     assert value.dtype == torch.float32
     exact = 1 - cka(target[0](x), guide[0](x))
     assert torch.isclose(value, exact, atol=0.02)
+
+
+def test_layers_without_rows_are_left_out_where_none_was_named():
+    config = DecoderConfig(num_layers=1, hidden_dim=8, num_heads=2, vocab_size=9, max_length=6)
+    target, guide = made(lambda: DecoderLM(config)), made(lambda: DecoderLM(config), 1)
+    ids = torch.randint(0, 9, (10, 6), generator=stream(0, "ids"))
+    g = Guidance(target, guide)
+    target(ids)
+    assert g.loss(ids).isfinite()
+    names = {n for pair in g.pairs for n in pair}
+    assert "embed" in names
+    assert not any("positions" in n for n in names)
+    assert not any("positions" in n for n in cka_matrix(target, guide, [ids]).rows)

@@ -4,6 +4,7 @@ Each protocol is one target with one guide; arms differ in what is added to the 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -165,10 +166,11 @@ def _train(job: Job, p: Problem) -> Iterator[tuple[int, Trained, Any]]:
         def loss(net: Any, batch: Any) -> Any:
             return {"task": p.loss(net, batch)} | (soft(net, batch) if net.training else {})
 
+    config = replace(p.config, eval_every=max(1, (p.config.steps or 0) // 8))
     for seed, done in zip(
         job.seeds,
         train(
-            build, p.data, loss=loss, config=p.config, seeds=job.seeds, val=p.test,
+            build, p.data, loss=loss, config=config, seeds=job.seeds, val=p.test,
             metric=lambda net, rows: 100 * _mean(p.correct(net, rows)), plan="sequential", device=job.device,
         ),
         strict=True,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from etude.layers.surgery import Record, TargetError
 from etude.training.layer_maps import Pairs, choose_layers, even_map, without_logits
-from etude.training.similarity import as_rows, rsa, unit_grams
+from etude.training.similarity import as_rows, rsa, same_rows, unit_grams
 
 Index = Literal["cka", "rsa"] | Callable[[Tensor, Tensor], Tensor]
 FEW_ROWS = 4
@@ -209,9 +209,9 @@ class Guidance:
     def _even(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[tuple[str, str], ...]:
         target, guide = list(mine), list(theirs)
         if self._default[0]:
-            target = without_logits(self.target, target)
+            target = without_logits(self.target, list(same_rows(mine)))
         if self._default[1]:
-            guide = without_logits(self.guide, guide)
+            guide = without_logits(self.guide, list(same_rows(theirs)))
         return tuple((target[j], g) for g, j in zip(guide, even_map(len(guide), len(target)), strict=True))
 
     def _check_called(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

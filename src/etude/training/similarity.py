@@ -256,10 +256,20 @@ def layer_features(model: nn.Module, batches: Iterable[Any], layers: Targets = N
             for batch in batches:
                 args, kwargs = model_inputs(batch)
                 model(*args, **kwargs)
-                yield record.features
+                yield record.features if layers is not None else same_rows(record.features)
     finally:
         for m, mode in modes.items():
             m.training = mode
+
+
+def same_rows(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without layers that put out something else than one entry a row (tables of positions, single vectors).
+
+    The rows of a batch are what most layers have.
+    """
+    sizes = [len(X) for X in features.values() if X.ndim > 1]
+    rows = max(sizes, key=sizes.count) if sizes else 0
+    return {name: X for name, X in features.items() if X.ndim > 1 and len(X) == rows}
 
 
 def representation_layers(model: nn.Module) -> list[str | nn.Module]:
