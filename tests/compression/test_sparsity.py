@@ -152,6 +152,10 @@ def test_sweep_equals_pruning_one_by_one_and_leaves_the_model_alone():
         assert row.value == pytest.approx(_mean(peer), abs=1e-6)
         assert row.drop == pytest.approx(_mean(net) - row.value)
     assert all(torch.equal(before[n], p) for n, p in net.state_dict().items())
+    pruned = copy.deepcopy(net)
+    prune(pruned, 0.5)
+    gone = sparsity.sweep(pruned, [1.0, 0.2], _mean, parts={"both": sparsity.PARTS["both"]})
+    assert gone[1].value == pytest.approx(_mean(pruned)) != pytest.approx(gone[0].value)  # what was gone stays gone
     again = sparsity.sweep(net, [0.9], _mean, _fit, parts={"recurrent": "weight_hh"}, epochs=2)
     assert [r.epoch for r in again] == [0, 1, 2] and again[2].value > again[0].value
     with pytest.raises(ValueError, match=r"write 0\.9"):

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from etude.compression.graphs import graph_properties as graph_properties
@@ -132,9 +133,14 @@ def sweep(
     rows, dense = [], float(eval_fn(model))
     for part, targets in parts.items():
         ranked = prepared(model, targets, scope=scope)
+        masked = copy.deepcopy(model)
+        apply_masks(masked, ranked.masks(0.0))
+        before = {name: mask.clone() for name, mask in current_masks(masked).items()}
         for amount in track(list(amounts), f"pruning {part}"):
-            pruned = copy.deepcopy(model)
-            apply_masks(pruned, ranked.masks(amount))
+            pruned = masked if fit_fn is None else copy.deepcopy(masked)
+            live = current_masks(pruned)
+            for name, mask in ranked.masks(amount).items():
+                torch.logical_and(before[name], mask, out=live[name])
             history = [dense if amount == 0 else float(eval_fn(pruned))]
             if fit_fn is not None:
                 for _ in range(epochs):

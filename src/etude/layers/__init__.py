@@ -110,3 +110,6 @@ from etude.layers.text_encoders import TextEncoder as TextEncoder
 from etude.layers.text_encoders import TokenStates as TokenStates
 from etude.layers.text_encoders import UpperEncoder as UpperEncoder
 from etude.layers.time_window import TimeWindow as TimeWindow
+from etude.layers.uncertainty import mc_dropout as mc_dropout
+from etude.layers.uncertainty import mutual_information as mutual_information
+from etude.layers.uncertainty import predictive_entropy as predictive_entropy
