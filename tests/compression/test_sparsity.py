@@ -99,6 +99,20 @@ def test_bad_input():
     assert not current_masks(net)
 
 
+def test_tied_weights_are_refused_and_a_shared_module_is_not():
+    net = nn.ModuleDict({"embed": nn.Embedding(5, 4), "head": nn.Linear(4, 5)})
+    net["head"].weight = net["embed"].weight
+    with pytest.raises(TargetError, match=r"'embed\.weight' and 'head\.weight'"):
+        prune(net, 0.5, "weight")
+    assert not current_masks(net)
+    one = nn.Linear(4, 4)
+    twice = nn.Sequential(one, one)
+    assert prune(twice, 0.5, "weight").replaced == ("0.weight",)
+    assert int((twice[1].weight == 0).sum()) == 8
+    prune(twice, 0.75, "weight")  # masked once, still one place
+    assert int((one.weight == 0).sum()) == 12
+
+
 def test_report_counts():
     net = gru()
     prune(net, 0.75, "weight_hh")

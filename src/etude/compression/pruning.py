@@ -65,7 +65,8 @@ def prune(
     ValueError
         For an amount outside [0, 1], or weights that are not finite.
     TargetError
-        For a target that means no weight of the model.
+        For a target that means no weight of the model, or one that is tied to another place (a mask acts where it is
+        put, so the other place would go on with the whole weight).
 
     Notes
     -----
@@ -81,7 +82,22 @@ def prune(
     (192, ('weight_hh_l0',))
     """
     check_amount(amount)
+    refuse_tied(model, targets)
     return apply_masks(model, prepared(model, targets, scope=scope, scores=scores).masks(amount))
+
+
+def refuse_tied(model: nn.Module, targets: str | Sequence[str]) -> None:
+    """Raise if a weight that `targets` means is the parameter of two modules."""
+    places: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for own, p in module._parameters.items():
+            if p is not None:
+                places.setdefault(id(p), []).append(f"{path}.{own}".lstrip("."))
+    wanted = {name for name, _ in match_weights(model, targets).values()}
+    for names in places.values():
+        plain = [n.replace("parametrizations.", "").removesuffix(".original") for n in names]
+        if len(plain) > 1 and wanted & set(plain):
+            raise TargetError(f"{' and '.join(map(repr, plain))} are one tied weight: give each its own copy first")
 
 
 class Prepared:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from etude.compression.graphs import graph_properties as graph_properties
-from etude.compression.pruning import prepared
+from etude.compression.pruning import prepared, refuse_tied
 from etude.data.progress import track
 from etude.layers.masks import Scope, apply_masks, check_amount, current_masks, weight_names
 from etude.layers.masks import make_permanent as make_permanent
@@ -132,6 +132,7 @@ def sweep(
         check_amount(amount)
     rows, dense = [], float(eval_fn(model))
     for part, targets in parts.items():
+        refuse_tied(model, targets)
         ranked = prepared(model, targets, scope=scope)
         masked = copy.deepcopy(model)
         apply_masks(masked, ranked.masks(0.0))
