@@ -90,7 +90,8 @@ def cases() -> list[Case]:
         made.append(
             Case(
                 f"CKA of {len(names)} x {len(names)} layers on {ROWS} images", ours, peer, "torch-cka",
-                lambda x, y: torch.allclose(x, y, atol=1e-5), 3.0,
+                lambda x, y: torch.allclose(x, y, atol=0.05), 3.0,
+                "equal to 0.05: torch-cka does not centre its single-precision Gram matrices and is off by up to 0.02",
             )
         )  # fmt: skip
     target, guide = (net.train() if i == 0 else net for i, net in enumerate(_nets(20)))
