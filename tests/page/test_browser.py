@@ -1,88 +1,13 @@
 """The page in a real headless Chromium, with and without JavaScript; accessibility by axe."""
 
-import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra web is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Server:
-    """`etude serve` as a process of its own, restarted on the same port and database."""
-
-    def __init__(self, folder, workers=1):
-        self.folder, self.port, self.workers = folder, free_port(), workers
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process = None
-
-    def start(self):
-        command = [sys.executable, "-m", "etude.cli", "serve", "--port", str(self.port), "--workers", str(self.workers)]
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, cwd=self.folder, env=env, start_new_session=True)
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{self.url}/about", timeout=2)
-                return self
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError("the server did not start")
-
-    def stop(self, how=signal.SIGTERM):
-        if self.process is not None:
-            os.killpg(self.process.pid, how)
-            self.process.wait(timeout=30)
-            self.process = None
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    made = Server(tmp_path_factory.mktemp("site")).start()
-    yield made
-    made.stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="the extra test is not installed")
-    with api.sync_playwright() as p:
-        made = p.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def tab(browser, server):
-    context = browser.new_context(base_url=server.url)
-    page = context.new_page()
-    problems, foreign = [], []
-    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda e: problems.append(str(e)))
-    page.on("request", lambda r: foreign.append(r.url) if not r.url.startswith(server.url) else None)
-    page.on("dialog", lambda d: problems.append(f"dialog {d.message}"))
-    yield page
-    context.close()
-    assert foreign == []
-    assert [p for p in problems if "status of 4" not in p] == []
 
 
 def test_list_search_and_back_keep_their_place(tab):
@@ -212,3 +137,38 @@ def test_no_sideways_scroll(browser, server, path, width):
     page.goto(path)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     context.close()
+
+
+def test_run_here_goes_on_over_reload_and_kill(tmp_path, browser, make_server):
+    """6: a study asked for on the page shows progress over a reload; the server is killed, and finishes it later."""
+    from etude.lab.ledger import Ledger
+    from etude.lab.queue import Queue, request_table
+
+    server = make_server(tmp_path).start()
+    try:
+        page = browser.new_context(base_url=server.url).new_page()
+        page.goto("/paper/prototype-network")
+        assert page.locator("#claims").count() == 1
+        page.click("text=Run it here: quick")
+        place = page.url
+        ledger = Ledger(tmp_path / "etude.sqlite")
+        until = time.monotonic() + 120
+        while not sum(len(ledger.finished(r["id"])) for r in ledger.runs()) and time.monotonic() < until:
+            time.sleep(0.1)
+        page.reload()
+        assert page.locator("progress").count() == 1
+        server.stop(signal.SIGKILL)
+        before = sum(len(ledger.finished(r["id"])) for r in ledger.runs())
+        assert before > 0
+        with ledger.engine.begin() as c:  # the lease of the killed worker runs out
+            c.execute(request_table.update().values(lease_until=0.0))
+        server.start()
+        page.goto(place)
+        page.wait_for_selector("text=See the claims", timeout=200_000)
+        assert Queue(ledger).get(place.rsplit("/", 1)[1])["state"] == "done"
+        assert len(ledger.runs()) == 1
+        page.click("text=See the claims")
+        assert page.locator("td .badge").count() >= 1
+        page.context.close()
+    finally:
+        server.stop()

@@ -8,9 +8,11 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from etude.errors import MissingExtra, UsageError
+from etude.page import upkeep
 
 Flag = Parameter(negative=())
 LedgerOption = Annotated[str | None, Parameter(name="--ledger")]
+PARENT = "ETUDE_SERVED_BY"  # the process id of the server that started a worker
 out = Console(highlight=False, soft_wrap=True)
 
 
@@ -46,6 +48,7 @@ def serve(
     """
     _need("fastapi", "the page (etude serve)")
     _need("uvicorn", "the page (etude serve)")
+    import os
     import subprocess
     import sys
 
@@ -62,10 +65,12 @@ def serve(
     app = create_app(settings)
     purge(app.state.site.db, app.state.site.now)
     stop = threading.Event()
+    threading.Thread(target=app.state.site.meaning.refresh, daemon=True).start()  # answers do not wait for it
     if settings.smtp_url:
         threading.Thread(target=_send_mails, args=(settings, stop), daemon=True).start()
     command = [sys.executable, "-m", "etude.cli", "worker"] + (["--ledger", ledger] if ledger else [])
-    children = [subprocess.Popen(command) for _ in range(workers)]
+    environment = os.environ | {PARENT: str(os.getpid())}
+    children = [subprocess.Popen(command, env=environment) for _ in range(workers)]
     out.print(f"Etude on {settings.address} (Ctrl-C stops it)")
     try:
         uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
@@ -114,7 +119,18 @@ def worker(*, ledger: LedgerOption = None, jobs: int | None = None, once: Annota
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=_embed, args=(ledger, stop), daemon=True).start()
+    threading.Thread(target=_leave_with_parent, args=(stop,), daemon=True).start()
     work(queue, jobs=jobs, stop=stop)
+
+
+def _leave_with_parent(stop: threading.Event) -> None:
+    """A worker of `etude serve` ends, after the study in hand, when its server was killed and could not tell it."""
+    import os
+
+    parent = os.environ.get(PARENT)
+    while parent and not stop.wait(1.0):
+        if os.getppid() != int(parent):
+            stop.set()
 
 
 def _embed(ledger: str | None, stop: threading.Event) -> None:
@@ -150,7 +166,7 @@ def import_papers(file: Path, *, ledger: LedgerOption = None, dry_run: Annotated
     from etude.page import store
     from etude.page.database import Database
     from etude.page.importers import read
-    from etude.page.search.lexical import reindex
+    from etude.page.search.lexical import index_matches
     from etude.page.sync import sync_catalogue
 
     try:
@@ -165,9 +181,7 @@ def import_papers(file: Path, *, ledger: LedgerOption = None, dry_run: Annotated
     if dry_run:
         matches = store.preview(db, reading.records)
     else:
-        matches = store.add_all(db, reading.records, source=reading.format, now=now)
-        with db.begin() as c:
-            reindex(c, [m.paper_id for m in matches if m.paper_id is not None and m.status != "duplicate"])
+        matches = store.add_all(db, reading.records, source=reading.format, now=now, after=index_matches)
     words = [f"{sum(m.status == w for m in matches)} {w}" for w in ("new", "changed", "duplicate")]
     out.print(f"{reading.format}: {', '.join(words)}, {len(reading.unreadable)} unreadable")
     for bad in reading.unreadable:
@@ -281,4 +295,5 @@ def register(app: App) -> None:
     app.command(digest)
     db = App(name="db", help="The database of page and ledger.")
     db.command(backup)
+    upkeep.register(app, db)
     app.command(db)

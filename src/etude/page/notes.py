@@ -1,5 +1,6 @@
 """Notes on claims in Markdown, waiting until a moderator shows them; pins, hidden papers, edits; all of it logged."""
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,14 +19,15 @@ from etude.page.search.lexical import reindex
 MAX_NOTE = 5000
 MODERATORS = ("moderator", "admin")
 STATES = ("shown", "hidden")
+KINDS = ("note", "dispute")
 EDITED = ("title", "abstract", "authors", "venue", "room", "arxiv_id", "doi", "url", "code_url")
 
 
 def add_note(
     c: sa.Connection, paper_id: int, account: dict[str, Any], text: str, *, claim: str | None, now: int,
-    known: frozenset[str] = frozenset(),
+    known: frozenset[str] = frozenset(), kind: str = "note",
 ) -> str:  # fmt: skip
-    """Keep a note and return its state: shown at once for moderators, else pending.
+    """Keep a note and return its state: shown at once for moderators, else pending. A dispute marks its claim.
 
     Raises
     ------
@@ -37,8 +39,11 @@ def add_note(
         raise UsageError("an empty note says nothing: write a line")
     if claim is not None and claim not in known:
         raise UsageError(f"this paper has no claim {claim!r}")
+    if kind not in KINDS or (kind == "dispute" and claim is None):
+        raise UsageError("a dispute is about a claim: choose which one")
     state = "shown" if account["role"] in MODERATORS else "pending"
-    row = {"paper_id": paper_id, "account_id": account["id"], "claim": claim, "text": words, "at": now, "state": state}
+    row = {"paper_id": paper_id, "account_id": account["id"], "claim": claim, "text": words, "at": now, "state": state,
+           "kind": kind}  # fmt: skip
     c.execute(sa.insert(t.note).values(**row))
     if state == "shown":
         _warm(c, row)
@@ -88,6 +93,14 @@ def notes_of(db: Database, paper_id: int, account: int | None) -> list[dict[str,
     return db.rows(query.where(n.paper_id == paper_id, visible).order_by(n.at, n.id))
 
 
+def disputed(db: Database, paper_id: int) -> dict[str, int]:
+    """Claims that somebody disputes, as a moderator has let it stand, and how often."""
+    n = t.note.c
+    stands = sa.and_(n.paper_id == paper_id, n.kind == "dispute", n.state == "shown")
+    query = sa.select(n.claim, sa.func.count().label("times")).where(stands).group_by(n.claim)
+    return {r["claim"]: r["times"] for r in db.rows(query)}
+
+
 def waiting(db: Database) -> list[dict[str, Any]]:
     """Notes that nobody has judged yet, oldest first."""
     n, p = t.note.c, t.paper.c
@@ -96,11 +109,11 @@ def waiting(db: Database) -> list[dict[str, Any]]:
     return db.rows(query.where(n.state == "pending").order_by(n.id).limit(100))
 
 
-def may_edit(account: dict[str, Any] | None, paper: dict[str, Any]) -> bool:
-    """Moderators edit every paper, others those that they submitted."""
+def may_edit(account: dict[str, Any] | None, paper: dict[str, Any], authors: Collection[int] = ()) -> bool:
+    """Moderators edit every paper, others those that they submitted or, as a moderator has checked, wrote."""
     if account is None:
         return False
-    return account["role"] in MODERATORS or paper["submitted_by"] == account["id"]
+    return account["role"] in MODERATORS or paper["submitted_by"] == account["id"] or account["id"] in authors
 
 
 def set_flag(c: sa.Connection, paper_id: int, flag: str, wanted: bool, by: dict[str, Any], now: int) -> None:

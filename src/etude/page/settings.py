@@ -5,7 +5,7 @@ import secrets
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from etude.errors import UsageError
@@ -75,10 +75,14 @@ class Settings:
         return self
 
 
-def from_environment() -> dict[str, str]:
-    """Mail server, sender and admin, from `ETUDE_SMTP_URL`, `ETUDE_MAIL_FROM` and `ETUDE_ADMIN`, where they are set."""
+def from_environment() -> dict[str, Any]:
+    """Mail server, sender, admin and trusted proxies (by commas), from `ETUDE_SMTP_URL`, `ETUDE_MAIL_FROM`,
+    `ETUDE_ADMIN` and `ETUDE_PROXIES`, where they are set."""
     names = {"smtp_url": "ETUDE_SMTP_URL", "mail_from": "ETUDE_MAIL_FROM", "admin": "ETUDE_ADMIN"}
-    return {key: os.environ[name] for key, name in names.items() if os.environ.get(name)}
+    found: dict[str, Any] = {key: os.environ[name] for key, name in names.items() if os.environ.get(name)}
+    if proxies := [p.strip() for p in os.environ.get("ETUDE_PROXIES", "").split(",") if p.strip()]:
+        found["trusted_proxies"] = tuple(proxies)
+    return found
 
 
 def load_secret(folder: str | Path) -> str:

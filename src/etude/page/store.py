@@ -3,7 +3,7 @@
 Every function takes the time as an argument, so tests and imports of old data need no clock.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -140,11 +140,15 @@ def add_all(
     now: int,
     by: str = "import",
     weight: float = h.NEW_BULK,
+    after: Callable[[sa.Connection, list[Match]], None] | None = None,
 ) -> list[Match]:
-    """Import many records in one transaction: all or none."""
+    """Import many records in one transaction, with what `after` adds to it (the index of words): all or none."""
     with db.begin() as c:
         taken = set(c.execute(sa.select(t.paper.c.slug)).scalars())
-        return [add(c, r, source=source, now=now, by=by, weight=weight, taken=taken) for r in records]
+        matches = [add(c, r, source=source, now=now, by=by, weight=weight, taken=taken) for r in records]
+        if after is not None:
+            after(c, matches)
+    return matches
 
 
 def edit(c: sa.Connection, paper_id: int, changes: dict[str, Any], *, expected: int, by: str, now: int) -> int:

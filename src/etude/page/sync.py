@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from etude import catalogue
 from etude.catalogue import Paper
 from etude.lab.ledger import Ledger
+from etude.lab.queue import Queue
 from etude.lab.verdicts import verdicts
 from etude.page import heat as h
 from etude.page import store
@@ -48,6 +49,25 @@ def sync_catalogue(db: Database, now: int) -> int:
             new.append(match.paper_id)
         reindex(c, new)
     return len(new)
+
+
+def sync_studies(db: Database, queue: Queue, now: int) -> int:
+    """Warm the papers whose studies readers ran to the end, once for every reader and study. Returns how many."""
+    a, warmed = t.account.c, 0
+    done = [r for r in queue.recent(limit=200) if r["state"] == "done" and r["asked_by"]]
+    if not done:
+        return 0
+    with db.begin() as c:
+        people = dict(c.execute(sa.select(a.handle, a.id)).tuples().all())
+        slugs = sa.select(t.alias.c.value, t.alias.c.paper_id).where(t.alias.c.kind == "slug")
+        ids = dict(c.execute(slugs).tuples().all())
+        for r in done:
+            who, paper = people.get(r["asked_by"]), ids.get(r["slug"])
+            if who is None or paper is None:
+                continue
+            at, key = min(now, int(r["ended"] or now)), f"study:{paper}:{who}"
+            warmed += store.happened(c, paper, "study", h.WEIGHTS["study"], now=at, account=who, key=key)
+    return warmed
 
 
 def sync_verdicts(db: Database, ledger: Ledger, now: int) -> int:

@@ -113,6 +113,14 @@ note = sa.Table(
     "note", meta, _id(), _to("paper"), _to("account"), sa.Column("claim", sa.String(40)),
     sa.Column("text", sa.Text, nullable=False), sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("state", sa.String(20), nullable=False, default="pending"),  # pending, shown, hidden
+    sa.Column("kind", sa.String(12), nullable=False, default="note", server_default="note"),  # note, dispute
+)  # fmt: skip
+authorship = sa.Table(  # who says to have written a paper, how it was proved, and what a moderator said
+    "authorship", meta, _id(), _to("paper"), _to("account"),
+    sa.Column("state", sa.String(12), nullable=False),  # pending, verified, refused
+    sa.Column("proof", sa.Text, nullable=False, default=""),
+    sa.Column("token_hash", sa.String(64)), sa.Column("expires_at", sa.BigInteger),  # of a link sent by mail
+    sa.Column("at", sa.BigInteger, nullable=False), sa.UniqueConstraint("paper_id", "account_id"),
 )  # fmt: skip
 audit = sa.Table(  # append-only: moderation, pins, edits, verdict changes
     "audit", meta, _id(), sa.Column("at", sa.BigInteger, nullable=False),

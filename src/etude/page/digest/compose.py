@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from etude import ROOMS
 from etude.page import tables as t
+from etude.page.accounts import address_hash
 from etude.page.database import Database
 from etude.page.digest import mail
 from etude.page.digest.schedule import next_run, period, window
@@ -13,13 +14,14 @@ from etude.page.digest.subscribe import unsubscribe_token
 from etude.page.listing import Filters, listing
 from etude.page.search.hybrid import search
 from etude.page.search.query import parse
+from etude.page.search.taste import Shelf
 from etude.page.settings import Settings
 
 MOST = 10
 
 
 def clean_filters(raw: dict[str, Any]) -> dict[str, Any]:
-    """Only filters that exist: rooms, tags, a search."""
+    """Only filters that exist: rooms, tags, authors, a search, and the order of one's own taste."""
     out: dict[str, Any] = {}
     rooms = [r for r in raw.get("rooms", []) if r in ROOMS]
     tags = [str(x).strip().lower()[:80] for x in raw.get("tags", []) if str(x).strip()]
@@ -27,6 +29,11 @@ def clean_filters(raw: dict[str, Any]) -> dict[str, Any]:
         out["rooms"] = rooms
     if tags:
         out["tags"] = tags[:20]
+    names = [str(x).strip()[:120] for x in raw.get("authors", []) if str(x).strip()]
+    if names:
+        out["authors"] = names[:20]
+    if raw.get("for_you"):
+        out["for_you"] = True
     if raw.get("q"):
         out["q"] = str(raw["q"])[:300]
     return out
@@ -44,15 +51,33 @@ def _candidates(db: Database, filters: dict[str, Any], since: int, now: int) -> 
         tagged = sa.select(t.paper_tag.c.paper_id).where(t.paper_tag.c.tag.in_(filters["tags"]))
         having = {r["paper_id"] for r in db.rows(tagged)}
         rows = [r for r in rows if r["id"] in having]
+    if filters.get("authors"):
+        names = [n.casefold() for n in filters["authors"]]
+        rows = [r for r in rows if any(n in a["name"].casefold() for a in r["authors"] for n in names)]
     return rows
 
 
-def contents(db: Database, row: dict[str, Any], at: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def reader_of(db: Database, settings: Settings, row: dict[str, Any]) -> int | None:
+    """The account whose taste a subscriber's mail may follow: theirs, with "for you" switched on; None for none."""
+    a = t.account.c
+    mine = sa.or_(a.id == row["account_id"], a.email_hash == address_hash(settings, row["email"]))
+    found = db.rows(sa.select(a.id).where(mine, a.for_you, a.role != "banned").order_by(a.id).limit(1))
+    return found[0]["id"] if found else None
+
+
+def contents(
+    db: Database, row: dict[str, Any], at: int, settings: Settings | None = None, shelf: Shelf | None = None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Papers and verdict changes of a subscriber's mail due at a moment; papers sent before never come again."""
     item, log, sent = t.sent_item.c, t.verdict_log.c, t.sent.c
     before = {r["paper_id"] for r in db.rows(sa.select(item.paper_id).where(item.subscriber_id == row["id"]))}
     since = window(at, row["frequency"])
-    rows = [r for r in _candidates(db, row["filters"] or {}, since, at) if r["id"] not in before][:MOST]
+    filters = row["filters"] or {}
+    rows = [r for r in _candidates(db, filters, since, at) if r["id"] not in before]
+    who = reader_of(db, settings, row) if settings is not None and filters.get("for_you") else None
+    if who is not None:
+        rows = (shelf or Shelf(db)).in_order(rows, who)
+    rows = rows[:MOST]
     papers = [
         {"id": r["id"], "slug": r["slug"], "title": r["title"], "short": _short(r["abstract"]),
          "names": ", ".join(a["name"] for a in r["authors"][:4])}
@@ -77,7 +102,7 @@ def _short(text: str, most: int = 280) -> str:
 
 def preview(db: Database, settings: Settings, row: dict[str, Any], at: int) -> mail.Mail | None:
     """The mail that would go out, or None when there is nothing to say."""
-    papers, changes = contents(db, row, at)
+    papers, changes = contents(db, row, at, settings)
     if not papers and not changes:
         return None
     name = period(at, row["frequency"], row["zone"])
@@ -98,11 +123,11 @@ def due(db: Database, settings: Settings, now: int) -> int:
         Mails queued.
     """
     s = t.subscriber.c
-    queued = 0
+    queued, shelf = 0, Shelf(db)
     for row in db.rows(sa.select(t.subscriber).where(s.status == "active", s.next_at <= now).order_by(s.id)):
         at = row["next_at"]
         name = period(at, row["frequency"], row["zone"])
-        papers, changes = contents(db, row, now)
+        papers, changes = contents(db, row, now, settings, shelf)
         with db.begin() as c:
             current = c.execute(sa.select(s.next_at, s.status).where(s.id == row["id"]).with_for_update()).first()
             if current is None or current.status != "active" or current.next_at != at:

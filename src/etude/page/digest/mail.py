@@ -102,6 +102,14 @@ def login_link(settings: Settings, email: str, token: str, minutes: int, now: in
     return Mail(email, subject, raw, key=f"{LOGIN_KEY}{token_hash(token)}")
 
 
+def author_link(settings: Settings, email: str, token: str, title: str, now: int) -> Mail:
+    """The mail that proves that somebody reads the address which a paper prints."""
+    text, html = _both("author", link=f"{settings.address}/author/{token}", title=title, site=settings.address)
+    subject = "Is this paper yours?"
+    raw = build(settings, email, subject, text, html, now, {"Auto-Submitted": "auto-generated"})
+    return Mail(email, subject, raw, key=f"{LOGIN_KEY}author:{token_hash(token)}")
+
+
 def digest(
     settings: Settings, row: dict[str, Any], papers: list[dict[str, Any]], changes: list[dict[str, Any]], *,
     token: str, period: str, now: int,

@@ -1,11 +1,15 @@
 """When a subscriber's next mail is due, in their own zone; a skipped hour sends once, a repeated hour once."""
 
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
 from zoneinfo import ZoneInfo, available_timezones
 
 from etude.errors import UsageError
 
 FREQUENCIES = ("weekdays", "weekly", "monthly")
+
+
+_zones = cache(available_timezones)  # reading them takes a while
 
 
 def zone(name: str) -> ZoneInfo:
@@ -16,7 +20,7 @@ def zone(name: str) -> ZoneInfo:
     UsageError
         If there is no such zone.
     """
-    if name not in available_timezones():
+    if name not in _zones():
         raise UsageError(f"there is no time zone {name[:60]!r}: e.g. Europe/Paris, America/New_York, UTC")
     return ZoneInfo(name)
 

@@ -128,6 +128,25 @@ def by_token(db: Database, settings: Settings, token: str) -> dict[str, Any] | N
     return rows[0]
 
 
+def set_frequency(db: Database, settings: Settings, token: str, frequency: str, now: int) -> bool:
+    """Send to a subscriber more or less often from now on. False for a forged token, or one who has left.
+
+    Raises
+    ------
+    UsageError
+        For an unknown frequency.
+    """
+    row = by_token(db, settings, token)
+    if row is None or row["status"] != "active":
+        return False
+    due = next_run(now, frequency, row["zone"], row["hour"])
+    s = t.subscriber.c
+    with db.begin() as c:
+        active = sa.and_(s.id == row["id"], s.status == "active")
+        c.execute(sa.update(t.subscriber).where(active).values(frequency=frequency, next_at=due))
+    return True
+
+
 def unsubscribe(db: Database, settings: Settings, token: str) -> bool:
     """Leave, at once and for good; saying it twice is the same. False for a forged token."""
     row = by_token(db, settings, token)

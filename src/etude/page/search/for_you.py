@@ -5,12 +5,10 @@ Positive are the papers that the reader voted for or keeps, negative those dismi
 the three liked papers nearest to a suggestion.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
-
-from etude.data.randomness import numpy_stream
 
 LEAST = 3  # liked papers with vectors, before anything is suggested
 SOFT_WEIGHT = 0.25
@@ -24,6 +22,41 @@ class Suggestion:
     paper_id: int
     score: float
     reasons: tuple[int, ...]
+
+
+def fit(
+    vectors: np.ndarray, yes: np.ndarray, no: np.ndarray, others: np.ndarray, *, seed: int = 0, c: float = 0.1
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The model of a taste: a function from vectors (m, d) to probabilities (m,).
+
+    Parameters
+    ----------
+    vectors
+        Shape (n, d).
+    yes, no
+        Masks (n,) of liked and dismissed papers.
+    others
+        Places of the papers that soft negatives are drawn from.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    from etude.data.randomness import numpy_stream  # torch comes with it, and the page should start quickly
+
+    count = min(others.size, max(50, 5 * int(yes.sum())), SOFT_MOST)
+    soft = np.sort(numpy_stream(seed, "for-you").choice(others, size=count, replace=False))
+    rows = np.concatenate([np.flatnonzero(yes), np.flatnonzero(no), soft])
+    target = np.arange(rows.size) < yes.sum()
+    weight = np.ones(rows.size)
+    weight[int(yes.sum() + no.sum()) :] = SOFT_WEIGHT
+    for side in (target, ~target):  # balanced: each class weighs one half
+        weight[side] *= 0.5 * rows.size / weight[side].sum()
+    model = LogisticRegression(C=c, max_iter=500).fit(vectors[rows].astype(np.float64), target, weight)
+
+    def probability(x: np.ndarray) -> np.ndarray:
+        answer: np.ndarray = model.predict_proba(x.astype(np.float64))[:, 1]
+        return answer
+
+    return probability
 
 
 def suggest(
@@ -44,23 +77,12 @@ def suggest(
     list of Suggestion
         Best first; empty while fewer than 3 liked papers have vectors.
     """
-    from sklearn.linear_model import LogisticRegression
-
     yes = np.isin(ids, list(liked))
     no = np.isin(ids, list(dismissed)) & ~yes
     others = np.flatnonzero(~yes & ~no)
     if yes.sum() < LEAST or others.size == 0:
         return []
-    count = min(others.size, max(50, 5 * int(yes.sum())), SOFT_MOST)
-    soft = np.sort(numpy_stream(seed, "for-you").choice(others, size=count, replace=False))
-    rows = np.concatenate([np.flatnonzero(yes), np.flatnonzero(no), soft])
-    target = np.arange(rows.size) < yes.sum()
-    weight = np.ones(rows.size)
-    weight[int(yes.sum() + no.sum()) :] = SOFT_WEIGHT
-    for side in (target, ~target):  # balanced: each class weighs one half
-        weight[side] *= 0.5 * rows.size / weight[side].sum()
-    model = LogisticRegression(C=c, max_iter=500).fit(vectors[rows].astype(np.float64), target, weight)
-    scores: np.ndarray = model.predict_proba(vectors[others].astype(np.float64))[:, 1]
+    scores = fit(vectors, yes, no, others, seed=seed, c=c)(vectors[others])
     best = np.argsort(-scores, kind="stable")[:k]
     liked_ids, liked_vectors = ids[yes], vectors[yes].astype(np.float32)
     near: np.ndarray = vectors[others[best]].astype(np.float32) @ liked_vectors.T

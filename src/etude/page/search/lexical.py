@@ -1,13 +1,16 @@
 """Words: BM25 over titles, tags, authors and abstracts, with trigrams of titles for typos and parts of words."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from etude.page import tables as t
 from etude.page.search.query import Query, fts5
+from etude.page.store import Match
 
 DEPTH = 200
+AT_ONCE = 5000  # ids in one question; SQLite takes 32,766
 # Weights of bm25(): title, tags, authors, abstract.
 WEIGHTS = "5.0, 3.0, 2.0, 1.0"
 _INSERT = "INSERT INTO fts(rowid, title, tags, authors, abstract) VALUES (:id, :title, :tags, :authors, :abstract)"
@@ -40,11 +43,13 @@ def index(c: sa.Connection, documents: list[dict[str, Any]], *, new: bool = Fals
 
 def reindex(c: sa.Connection, paper_ids: list[int]) -> None:
     """Read papers and index them anew."""
-    rows = c.execute(sa.select(t.paper).where(t.paper.c.id.in_(paper_ids))).mappings().all()
-    tags: dict[int, list[str]] = {}
-    for r in c.execute(sa.select(t.paper_tag).where(t.paper_tag.c.paper_id.in_(paper_ids))):
-        tags.setdefault(r.paper_id, []).append(r.tag)
-    index(c, [document(dict(r), tags.get(r["id"], [])) for r in rows])
+    for start in range(0, len(paper_ids), AT_ONCE):
+        part = paper_ids[start : start + AT_ONCE]
+        rows = c.execute(sa.select(t.paper).where(t.paper.c.id.in_(part))).mappings().all()
+        tags: dict[int, list[str]] = {}
+        for r in c.execute(sa.select(t.paper_tag).where(t.paper_tag.c.paper_id.in_(part))):
+            tags.setdefault(r.paper_id, []).append(r.tag)
+        index(c, [document(dict(r), tags.get(r["id"], [])) for r in rows])
 
 
 def rank(c: sa.Connection, query: Query, *, depth: int = DEPTH) -> list[int]:
@@ -99,3 +104,8 @@ def _trigrams(c: sa.Connection, query: Query, depth: int) -> list[int]:
         if share >= 0.5:
             scored.append((-share, len(title), rowid))
     return [rowid for _, _, rowid in sorted(scored)[:depth]]
+
+
+def index_matches(c: sa.Connection, matches: Sequence[Match]) -> None:
+    """Index what an import has added or changed."""
+    reindex(c, [m.paper_id for m in matches if m.paper_id is not None and m.status != "duplicate"])

@@ -14,7 +14,7 @@ from etude.page import tables as t
 from etude.page.importers import read
 from etude.page.importers.reading import decode, guess
 from etude.page.records import make_record
-from etude.page.search.lexical import reindex
+from etude.page.search.lexical import index_matches, reindex
 from etude.page.security import new_token, safe_next, token_hash
 from etude.page.web.context import check_form, count, reader, require_account, site
 from etude.page.web.pages import decorate, find_paper
@@ -92,10 +92,12 @@ def import_confirm(request: Request, csrf: Token, token: Token) -> Response:
     if not rows:
         raise UsageError("this preview was used or is older than a day: paste the text again")
     reading = read(rows[0]["text"], format=rows[0]["format"], now=s.now)
-    matches = store.add_all(s.db, reading.records, source=reading.format, now=s.now, by=account["handle"])
-    with s.db.begin() as c:
-        reindex(c, [m.paper_id for m in matches if m.paper_id is not None and m.status != "duplicate"])
+
+    def after(c: sa.Connection, matches: list[store.Match]) -> None:
+        index_matches(c, matches)
         c.execute(sa.delete(t.pending_import).where(p.token_hash == token_hash(token)))
+
+    store.add_all(s.db, reading.records, source=reading.format, now=s.now, by=account["handle"], after=after)
     return RedirectResponse("/?sort=new", status_code=303)
 
 

@@ -1,5 +1,6 @@
 """The application: routes, headers, hosts, cookies, errors."""
 
+import hashlib
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,7 +18,19 @@ from etude.errors import EtudeError
 from etude.page.security import TooMany
 from etude.page.settings import Settings
 from etude.page.store import EditConflict
-from etude.page.web import accounts, actions, api, api_write, feeds, moderation, pages, personal, shelf, subscriptions
+from etude.page.web import (
+    accounts,
+    actions,
+    api,
+    api_write,
+    authors,
+    feeds,
+    moderation,
+    pages,
+    personal,
+    shelf,
+    subscriptions,
+)
 from etude.page.web.context import COOKIE, Forbidden, Site
 from etude.page.web.render import render
 
@@ -47,7 +60,19 @@ def create_app(settings: Settings, **site_options: Any) -> FastAPI:
     app = FastAPI(title="Etude", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.site = Site(settings.check(), **site_options)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
-    for module in (pages, actions, accounts, personal, moderation, shelf, subscriptions, feeds, api_write, api):
+    for module in (
+        pages,
+        actions,
+        accounts,
+        personal,
+        moderation,
+        authors,
+        shelf,
+        subscriptions,
+        feeds,
+        api_write,
+        api,
+    ):
         app.include_router(module.router)
     app.add_middleware(GZipMiddleware, minimum_size=1024)
     app.middleware("http")(_guard)
@@ -77,6 +102,8 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
     if readable and request.method == "OPTIONS" and "access-control-request-method" in request.headers:
         return Response(status_code=204, headers=CORS)
     response = await call_next(request)
+    if request.url.path.startswith("/api/") and request.method == "GET" and response.status_code == 200:
+        response = await _tagged(request, response)
     if readable and request.method in ("GET", "HEAD"):
         response.headers.update(CORS)
     for name, value in HEADERS.items():
@@ -86,6 +113,16 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
         secure = s.settings.address.startswith("https")
         response.set_cookie(COOKIE, given or cookie, httponly=True, samesite="lax", secure=secure, max_age=365 * 86_400)
     return response
+
+
+async def _tagged(request: Request, response: Any) -> Response:
+    """An answer with an ETag, or 304 for a client that has it already."""
+    body = b"".join([part async for part in response.body_iterator])
+    tag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers={"ETag": tag})
+    kept = {k: v for k, v in response.headers.items() if k != "content-length"}
+    return Response(body, response.status_code, kept | {"ETag": tag})
 
 
 def _exempt(request: Request) -> bool:

@@ -21,7 +21,7 @@ from etude.page.digest.send import Folder, send_due
 from etude.page.search.semantic import SemanticIndex
 from etude.page.security import LIMITS, TooMany, client_address, keyed_hash, limit, network_prefix, same
 from etude.page.settings import Settings
-from etude.page.sync import sync_catalogue, sync_verdicts
+from etude.page.sync import sync_catalogue, sync_studies, sync_verdicts
 
 COOKIE = "etude"
 TIER_ORDER = {"gpu": 0, "laptop": 1, "quick": 2}
@@ -45,8 +45,7 @@ class Site:
         self.ledger = Ledger(self.settings.database)
         self.db = Database(self.settings.database)
         self.queue = Queue(self.ledger, self.clock)
-        self.meaning = SemanticIndex(self.db)
-        self.meaning.refresh()
+        self.meaning = SemanticIndex(self.db)  # reads the vectors when they are first asked for
         sync_catalogue(self.db, self.now)
         self.refresh_verdicts()
         if self.settings.mode == "single":
@@ -57,7 +56,8 @@ class Site:
         return int(self.clock())
 
     def refresh_verdicts(self) -> int:
-        """Log what the ledger says anew."""
+        """Log what the ledger says anew, and count the studies that readers ran."""
+        sync_studies(self.db, self.queue, self.now)
         return sync_verdicts(self.db, self.ledger, self.now)
 
     def by_meaning(self) -> SemanticIndex | None:

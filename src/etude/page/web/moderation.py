@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 from etude import ROOMS, catalogue
 from etude.errors import UsageError
-from etude.page import notes
+from etude.page import authorship, notes
 from etude.page import tables as t
 from etude.page.records import make_record
 from etude.page.store import EditConflict
@@ -23,7 +23,9 @@ FIELDS = ("title", "abstract", "authors", "venue", "room", "arxiv_id", "doi", "u
 
 
 @router.post("/paper/{slug}/notes")
-def note_form(request: Request, slug: str, csrf: Text, text: Text = "", claim: Text = "") -> Response:
+def note_form(
+    request: Request, slug: str, csrf: Text, text: Text = "", claim: Text = "", kind: Text = "note"
+) -> Response:
     check_form(request, csrf)
     account = require_account(request)
     s = site(request)
@@ -31,7 +33,7 @@ def note_form(request: Request, slug: str, csrf: Text, text: Text = "", claim: T
     count(request, "note")
     with s.db.begin() as c:
         known = frozenset(x.id for x in catalogue.load(slug).claims) if _has_card(slug) else frozenset()
-        notes.add_note(c, paper["id"], account, text, claim=claim or None, now=s.now, known=known)
+        notes.add_note(c, paper["id"], account, text, claim=claim or None, now=s.now, known=known, kind=kind)
     return RedirectResponse(f"/paper/{slug}#notes", status_code=303)
 
 
@@ -68,7 +70,14 @@ def moderation_page(request: Request) -> Response:
     p = t.paper.c
     marked = s.db.rows(sa.select(t.paper).where(sa.or_(p.hidden, p.pinned)).order_by(p.id))
     log = s.db.rows(sa.select(t.audit).order_by(t.audit.c.id.desc()).limit(100))
-    return render(request, "moderation.html.j2", waiting=notes.waiting(s.db), marked=marked, log=log)
+    return render(
+        request,
+        "moderation.html.j2",
+        waiting=notes.waiting(s.db),
+        marked=marked,
+        log=log,
+        claims=authorship.waiting(s.db),
+    )
 
 
 @router.post("/paper/{slug}/flag")
@@ -87,8 +96,8 @@ def flag_form(request: Request, slug: str, csrf: Text, flag: Text, wanted: Annot
 
 def _editable(request: Request, slug: str) -> dict[str, Any]:
     account, paper = require_account(request), find_paper(site(request), slug)
-    if not notes.may_edit(account, paper):
-        raise Forbidden("a paper is edited by whoever submitted it, and by moderators")
+    if not notes.may_edit(account, paper, authorship.authors_of(site(request).db, paper["id"])):
+        raise Forbidden("a paper is edited by whoever submitted or wrote it, and by moderators")
     return paper
 
 

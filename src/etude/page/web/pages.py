@@ -14,12 +14,12 @@ from etude.lab.export import export_run
 from etude.lab.forest import forest_row
 from etude.lab.judge import Verdict
 from etude.lab.registry import runnable
-from etude.page import citations
+from etude.page import authorship, citations
 from etude.page import tables as t
 from etude.page.heat import FORMULA, HALF_LIVES, score
 from etude.page.library import saved_of
 from etude.page.listing import HALF_LIFE, Filters, by_ids, listing, spread, why
-from etude.page.notes import may_edit, notes_of
+from etude.page.notes import disputed, may_edit, notes_of
 from etude.page.search.hybrid import search
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, reader, site
@@ -179,7 +179,9 @@ def paper_page(request: Request, slug: str) -> Response:
     s = site(request)
     who = reader(request)
     (row,) = decorate(s, [find_paper(s, slug)], who.id)
-    editable = may_edit(who.account, row)
+    authors = authorship.authors_of(s.db, row["id"])
+    editable = may_edit(who.account, row, authors)
+    own = authorship.repository_token(s.settings, row["id"], who.id) if who.id is not None else ""
     card = catalogue.load(slug) if slug in {p.slug for p in catalogue.papers()} else None
     runs = [r for r in s.ledger.latest(slug) if not r["record"].get("user_data")] if card else []
     plots = []
@@ -202,7 +204,8 @@ def paper_page(request: Request, slug: str) -> Response:
         runs=runs,
         plots=plots, stale=stale, history=history[:60], versions=versions, requests=s.queue.recent(slug=slug, limit=5),
         parts=why(s.db, row["id"], s.now), bibtex=citations.bibtex(row), notes=notes_of(s.db, row["id"], who.id),
-        saved=saved_of(s.db, row["id"], who.id), editable=editable,
+        saved=saved_of(s.db, row["id"], who.id), editable=editable, authors=authors, author_token=own,
+        mine_state=authorship.state_of(s.db, row["id"], who.id), disputed=disputed(s.db, row["id"]),
     )  # fmt: skip
 
 

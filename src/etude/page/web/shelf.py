@@ -10,8 +10,9 @@ from etude.page import library
 from etude.page import tables as t
 from etude.page.listing import by_ids
 from etude.page.search.for_you import LEAST, suggest
+from etude.page.search.taste import taste
 from etude.page.security import safe_next
-from etude.page.web.context import Site, check_form, reader, require_account, site
+from etude.page.web.context import check_form, reader, require_account, site
 from etude.page.web.pages import decorate, find_paper
 from etude.page.web.render import render
 
@@ -86,22 +87,13 @@ def dismiss(request: Request, slug: str, csrf: Text, wanted: Wanted = True) -> R
     return RedirectResponse("/for-you", status_code=303)
 
 
-def taste(s: Site, account: int) -> tuple[set[int], set[int]]:
-    """Papers that somebody voted for or keeps, and those dismissed."""
-    liked: set[int] = set()
-    for table in (t.vote, t.library):
-        liked |= {r["paper_id"] for r in s.db.rows(sa.select(table.c.paper_id).where(table.c.account_id == account))}
-    d = t.dismissal.c
-    return liked, {r["paper_id"] for r in s.db.rows(sa.select(d.paper_id).where(d.account_id == account))} - liked
-
-
 @router.get("/for-you", response_class=HTMLResponse)
 def for_you_page(request: Request) -> Response:
     """Suggestions, for readers who asked for them; the model is fitted now and forgotten after."""
     s, account = site(request), require_account(request)
     rows: list[dict[str, Any]] = []
     problem = None
-    liked, dismissed = taste(s, account["id"])
+    liked, dismissed = taste(s.db, account["id"])
     if account["for_you"]:
         s.meaning.refresh()
         ids, vectors = s.meaning.all()

@@ -13,7 +13,16 @@ from etude import ROOMS
 from etude.page import tables as t
 from etude.page.digest.compose import clean_filters
 from etude.page.digest.schedule import FREQUENCIES
-from etude.page.digest.subscribe import ANSWER, Wish, by_token, confirm, pending, subscribe, unsubscribe
+from etude.page.digest.subscribe import (
+    ANSWER,
+    Wish,
+    by_token,
+    confirm,
+    pending,
+    set_frequency,
+    subscribe,
+    unsubscribe,
+)
 from etude.page.web.context import Forbidden, check_form, deliver, reader, site
 from etude.page.web.render import render
 
@@ -37,10 +46,13 @@ def subscribe_page(request: Request) -> Response:
 def subscribe_form(
     request: Request, csrf: Text, email: Text, frequency: Text = "weekly", zone: Text = "UTC",
     hour: Annotated[int, Form()] = 7, room: Annotated[list[str] | None, Form()] = None, tags: Text = "", q: Text = "",
+    authors: Text = "", for_you: Annotated[bool, Form()] = False,
 ) -> Response:  # fmt: skip
     check_form(request, csrf)
     s = site(request)
-    filters = clean_filters({"rooms": room or [], "tags": tags.split(","), "q": q})
+    filters = clean_filters(
+        {"rooms": room or [], "tags": tags.split(","), "authors": authors.split(","), "q": q, "for_you": for_you}
+    )
     wish = Wish(email, frequency, zone, hour, filters)
     who = reader(request)
     owner = who.id if s.settings.mode == "single" else None  # others' belong to whoever proves the address
@@ -71,7 +83,7 @@ def leave_page(request: Request, token: str) -> Response:
     s = site(request)
     if by_token(s.db, s.settings, token) is None:
         raise HTTPException(404)
-    return private(render(request, "leave.html.j2", token=token, done=False))
+    return private(render(request, "leave.html.j2", token=token, done=False, frequencies=FREQUENCIES))
 
 
 @router.post("/u/{token}")
@@ -84,6 +96,15 @@ async def leave(request: Request, token: str) -> Response:
     if form.get("List-Unsubscribe") == "One-Click":
         return PlainTextResponse("unsubscribed")
     return private(render(request, "leave.html.j2", token=token, done=True))
+
+
+@router.post("/u/{token}/frequency", response_class=HTMLResponse)
+def less_often(request: Request, token: str, frequency: Text) -> Response:
+    """Another frequency instead of leaving; the token in the address is the proof."""
+    s = site(request)
+    if not set_frequency(s.db, s.settings, token, frequency, s.now):
+        raise HTTPException(404)
+    return private(render(request, "leave.html.j2", token=token, done=False, frequencies=FREQUENCIES, chosen=frequency))
 
 
 @router.get("/outbox", response_class=HTMLResponse)
