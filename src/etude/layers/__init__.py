@@ -37,6 +37,16 @@ from etude.layers.efficientnet import EfficientNetLite0 as EfficientNetLite0
 from etude.layers.efficientnet import image_features as image_features
 from etude.layers.hamming import HammingIndex as HammingIndex
 from etude.layers.hamming import hamming_distances as hamming_distances
+from etude.layers.hypernetwork import HyperNetwork as HyperNetwork
+from etude.layers.hypernetwork import ParameterReport as ParameterReport
+from etude.layers.hypernetwork_conditions import DataCondition as DataCondition
+from etude.layers.hypernetwork_conditions import NoiseCondition as NoiseCondition
+from etude.layers.hypernetwork_conditions import ScalarCondition as ScalarCondition
+from etude.layers.hypernetwork_conditions import TaskCondition as TaskCondition
+from etude.layers.hypernetwork_conditions import encode_magnitude as encode_magnitude
+from etude.layers.hypernetwork_magnitude import MagnitudeReport as MagnitudeReport
+from etude.layers.hypernetwork_magnitude import magnitude_report as magnitude_report
+from etude.layers.hypernetwork_recurrent import RecurrentHyperNetwork as RecurrentHyperNetwork
 from etude.layers.lm_scoring import enumerate_logits as enumerate_logits
 from etude.layers.lm_scoring import enumerate_logprobs as enumerate_logprobs
 from etude.layers.lm_scoring import label_logprobs as label_logprobs

@@ -1,0 +1,350 @@
+"""A network whose weights are generated from a condition by another network.
+
+Sources: Chauhan et al. 2023, arXiv 2306.06955 (the frame); Ortiz, Guttag & Dalca 2023, arXiv 2304.07645 (encoding and
+residual output); Chang, Flokas & Lipson 2020 (hyperfan-in).
+"""
+
+import copy
+import fnmatch
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from etude.layers.hypernetwork_conditions import Condition, Encoding, ScalarCondition, TaskCondition, encode_magnitude
+from etude.layers.hypernetwork_generators import AllAtOnce, Recurrent, Strategy, make_generator, widened
+from etude.layers.hypernetwork_magnitude import MagnitudeReport, magnitude_report
+from etude.layers.parameters import Layout, flatten, forward_with, layout_of, unflatten
+from etude.layers.surgery import TargetError
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """`generated` weights of the target, `direct` ones that stay ordinary parameters, all that is `trainable`."""
+
+    generated: int
+    direct: int
+    trainable: int
+    unmatched: tuple[str, ...]
+
+    @property
+    def ratio(self) -> float:
+        """Trainable parameters over the target's own number."""
+        return self.trainable / (self.generated + self.direct)
+
+
+class HyperNetwork(nn.Module):
+    """theta = offset + gain * h(E(c)), or theta_0 + gain * h(E(c)) with `residual`; y = f(x; theta).
+
+    Parameters
+    ----------
+    target
+        Any module; a copy of it is kept, whose selected weights are no parameters any more.
+    condition
+        What the weights depend on.
+    strategy
+        How they come out: "all" at once, by "split" heads, "layerwise", "chunk" by chunk, or by an "rnn" over chunks.
+    hidden
+        Sizes of the generator's hidden layers; for "rnn" one equal size a recurrent layer.
+    targets
+        Globs of parameter or module names that are generated; None: all.
+    encoding
+        Of a condition with a known range ("cos|sin", "z|1-z", None); other conditions are taken as they are.
+    residual
+        Learn theta_0 directly and generate a change of it; with the encoding this is MIP. A theta_0 of zeros would be a
+        dead target, so it starts like an ordinary net.
+    init
+        "default": kaiming-normal by fan-out, tensor by tensor where one head emits all; "gain": every tensor is
+        rescaled by a fixed factor, measured once, to the size of an ordinary net's (biases: 0.01); "hyperfan": by the
+        variance of the head's rows ("all" only).
+    buffers
+        "shared", or "per_condition": a copy of the target's buffers for every task.
+
+    Raises
+    ------
+    ValueError
+        For numbers that do not fit, or a target that cannot run with given weights, by module name.
+    TargetError
+        If `targets` match nothing.
+    """
+
+    theta0: nn.Parameter | None
+    gain: Tensor
+    offset: Tensor
+
+    def __init__(
+        self,
+        target: nn.Module,
+        condition: Condition,
+        *,
+        strategy: Strategy = "all",
+        hidden: Sequence[int] = (16, 64, 128),
+        targets: Sequence[str] | str | None = None,
+        encoding: Encoding | None = "cos|sin",
+        residual: bool = False,
+        init: Literal["gain", "hyperfan", "default"] = "default",
+        activation: str = "leaky_relu",
+        norm: str | None = None,
+        num_heads: int = 4,
+        num_chunks: int = 20,
+        chunk_dim: int = 8,
+        cell: Literal["lstm", "gru", "elman"] = "lstm",
+        buffers: Literal["shared", "per_condition"] = "shared",
+    ) -> None:
+        super().__init__()
+        if init not in ("gain", "hyperfan", "default"):
+            raise ValueError(f'init must be "gain", "hyperfan" or "default", got {init!r}')
+        if init == "hyperfan" and strategy != "all":
+            raise ValueError('init="hyperfan" needs a head row for each weight (strategy="all"): take init="gain"')
+        for name, module in target.named_modules():
+            if isinstance(module, nn.RNNBase | torch.jit.ScriptModule):
+                raise ValueError(f"{name or 'the target'} is a {type(module).__name__}, which ignores given weights")
+        self.target, self.condition, self.strategy, self.encoding = copy.deepcopy(target), condition, strategy, encoding
+        chosen = _select(self.target, targets)
+        self.layout: Layout = layout_of(chosen)
+        norms = [n for n, m in self.target.named_modules() if isinstance(m, _NORMS)]
+        gains = {f"{n}.weight" if n else "weight" for n in norms}
+        self.is_gain = tuple(name in gains for name in self.layout.names)
+        for name, p in chosen.items():
+            owner, _, leaf = name.rpartition(".")
+            module = self.target.get_submodule(owner)
+            del module._parameters[leaf]
+            module.register_buffer(leaf, p.detach(), persistent=False)
+        self.bounded = condition.bounded and encoding is not None
+        encode_magnitude(torch.zeros(1, 1), encoding)  # refuses an unknown one
+        width = condition.width * (2 if self.bounded else 1)
+        self.generator = make_generator(
+            strategy, width, hidden, self.layout, activation=activation, norm=norm, num_heads=num_heads,
+            num_chunks=num_chunks, chunk_dim=chunk_dim, cell=cell, bias=not residual,
+        )  # fmt: skip
+        self.theta0 = nn.Parameter(self._ordinary()) if residual else None
+        ones = [torch.full(s, float(g)) for s, g in zip(self.layout.shapes, self.is_gain, strict=True)]
+        self.register_buffer("offset", torch.cat([o.reshape(-1) for o in ones]) * (0.0 if residual else 1.0))
+        self.register_buffer("gain", torch.ones(len(self.layout.names)))
+        self._init_head(init, activation)
+        self._own_buffers(buffers)
+
+    @classmethod
+    def from_pretrained(
+        cls, net: nn.Module, condition: Condition, *, freeze_theta0: bool = False, **options: Any
+    ) -> "HyperNetwork":
+        """MIP around a trained net: theta_0 is its weights. `freeze_theta0`: train the change alone (an adapter)."""
+        hyper = cls(net, condition, **{**options, "residual": True})
+        hyper.load_theta0(dict(net.named_parameters(remove_duplicate=False)))
+        assert hyper.theta0 is not None
+        hyper.theta0.requires_grad_(not freeze_theta0)
+        return hyper
+
+    @torch.no_grad()
+    def load_theta0(self, weights: dict[str, Tensor]) -> None:
+        """Set theta_0 from tensors by name; ValueError for a missing or extra name or a wrong shape."""
+        if self.theta0 is None:
+            raise ValueError("there is no theta_0: build with residual=True")
+        known = {*self.layout.names, *(n for n, _ in self.layout.tied)}
+        direct = dict(self.target.named_parameters(remove_duplicate=False))
+        missing, extra = set(self.layout.names) - set(weights), set(weights) - known - set(direct)
+        if missing or extra:
+            raise ValueError(f"weights do not fit: missing {sorted(missing)}, extra {sorted(extra)}")
+        for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
+            if weights[name].shape != shape:
+                raise ValueError(f"{name!r} must have shape {tuple(shape)}, got {tuple(weights[name].shape)}")
+        self.theta0.copy_(flatten({n: weights[n] for n in self.layout.names})[0])
+
+    def encode(self, z: Tensor) -> Tensor:
+        """The generator's input of condition rows (C, width)."""
+        return encode_magnitude(z, self.encoding) if self.bounded else z
+
+    def _condition(self, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
+        if args:
+            given = {**dict(zip(self.condition.names, args, strict=True)), **given}
+        return self.condition(**given).to(self.gain.device)  # type: ignore[no-any-return]
+
+    def weights(self, z: Tensor) -> Tensor:
+        """The flat weights (C, P) of condition rows (C, width)."""
+        scale = torch.repeat_interleave(self.gain, self._sizes())
+        change = self.generator(self.encode(z)) * scale
+        return change + (self.offset if self.theta0 is None else self.theta0)  # type: ignore[no-any-return]
+
+    def generate_flat(self, *args: Any, **condition: Any) -> Tensor:
+        """The weights of C conditions in one pass, (C, P)."""
+        return self.weights(self._condition(args, condition))
+
+    def generate(self, *args: Any, **condition: Any) -> dict[str, Tensor]:
+        """The weights by name, tied ones under all names; a leading axis C if there is more than one condition."""
+        flat = self.generate_flat(*args, **condition)
+        return unflatten(flat[0] if len(flat) == 1 else flat, self.layout)
+
+    def forward(self, x: Tensor, **condition: Any) -> Any:
+        """f(x; theta(c)) for one condition, or for one a row of x (ValueError if their numbers differ)."""
+        z = self._condition((), condition)
+        if len(z) == 1:
+            return forward_with(
+                self.target, self._with_buffers(unflatten(self.weights(z)[0], self.layout), condition, 0), x
+            )
+        if len(z) != len(x):
+            raise ValueError(f"{len(z)} conditions for {len(x)} rows: give one, or one for each row")
+        return self._stacked(z, x[:, None], condition, shared=False)[:, 0]
+
+    def forward_each(self, x: Tensor, *, shared: bool = False, **condition: Any) -> Any:
+        """C conditions with batches of their own, x (C, B, ...), or one `shared` batch (B, ...): (C, B, ...)."""
+        return self._stacked(self._condition((), condition), x, condition, shared=shared)
+
+    def _stacked(self, z: Tensor, x: Tensor, condition: dict[str, Any], *, shared: bool) -> Any:
+        params = self._with_buffers(unflatten(self.weights(z), self.layout), condition, None)
+        return forward_with(self.target, params, x, stacked=True, shared=shared)
+
+    def export(self, **condition: Any) -> nn.Module:
+        """An ordinary, frozen copy of the target with the weights of one condition."""
+        with torch.no_grad():
+            flat = self.generate_flat(**condition)
+        if len(flat) != 1:
+            raise ValueError(f"export takes one condition, got {len(flat)}")
+        out, made = copy.deepcopy(self.target), unflatten(flat[0], self.layout)
+        held: dict[int, nn.Parameter] = {}
+        for name, value in made.items():
+            owner, _, leaf = name.rpartition(".")
+            module = out.get_submodule(owner)
+            del module._buffers[leaf]
+            module.register_parameter(leaf, held.setdefault(id(value), nn.Parameter(value.clone())))
+        own = self._with_buffers({}, condition, 0)
+        for name, buffer in out.named_buffers():
+            if name in own:
+                buffer.copy_(own[name])
+        return out.requires_grad_(False).train(self.training)
+
+    def generated_l2(self, **condition: Any) -> Tensor:
+        """Squared norm of the generated weights, mean over conditions: weight decay on phi is not decay on theta."""
+        return self.generate_flat(**condition).square().sum(1).mean()
+
+    def parameter_report(self) -> ParameterReport:
+        """What is generated, what is not, what is trained."""
+        direct = {n: p.numel() for n, p in self.target.named_parameters()}
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return ParameterReport(self.layout.size, sum(direct.values()), trainable, tuple(direct))
+
+    def magnitude_report(self, grid: int = 21) -> MagnitudeReport:
+        """`magnitude_report` over the range of one scalar condition (brought to [0, 1])."""
+        if not isinstance(self.condition, ScalarCondition) or len(self.condition.names) != 1:
+            raise ValueError("magnitude_report sweeps one scalar: for other conditions pass the function a grid")
+        if self.encoding is None and self.theta0 is None:
+            warnings.warn("neither encoding nor residual: expect weights proportional to the condition", stacklevel=2)
+
+        def made(c: float) -> dict[str, Tensor]:
+            return unflatten(self.weights(self.gain.new_full((1, 1), c))[0], self.layout)
+
+        return magnitude_report(made, grid)
+
+    def add_condition(self, count: int = 1, generator: torch.Generator | None = None) -> range:
+        """Room for more tasks; their ids. New parameters: rebuild the optimiser or add them to it."""
+        if not isinstance(self.condition, TaskCondition):
+            raise ValueError(f"only a TaskCondition grows, this is a {type(self.condition).__name__}")
+        ids = self.condition.add(count, generator)
+        for name, stack in list(self.stacks.named_buffers()):
+            setattr(self.stacks, name, torch.cat([stack, stack[:1].expand(count, *stack.shape[1:])]).clone())
+        return ids
+
+    def widen(self, n: int) -> None:
+        """n more units in the last hidden layer ("rnn": in every one); no generated weight changes by it."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        if isinstance(self.generator, Recurrent):
+            self.generator.widen(n)
+            return
+        linears = [m for m in self.generator.modules() if isinstance(m, nn.Linear)]
+        plain = all(not isinstance(m, _NORMS) for m in self.generator.modules())
+        if self.strategy == "split" or len(linears) < 2 or not plain:
+            raise ValueError("widen needs one head over a hidden layer without norm")
+        std = float(linears[-2].weight.detach().std())
+        for old, new in (
+            (linears[-2], widened(linears[-2], rows=n, std=std)),
+            (linears[-1], widened(linears[-1], columns=n)),
+        ):
+            for module in list(self.generator.modules()):
+                for name, child in list(module.named_children()):
+                    if child is old:
+                        setattr(module, name, new)
+
+    def _sizes(self) -> Tensor:
+        return torch.tensor([math.prod(s) for s in self.layout.shapes], device=self.gain.device)
+
+    def _stds(self) -> list[float]:
+        """The size of each tensor in an ordinary net: kaiming by fan-in, 0.01 for biases and norm gains."""
+        return [math.sqrt(2 / math.prod(s[1:])) if len(s) > 1 else 0.01 for s in self.layout.shapes]
+
+    def _ordinary(self) -> Tensor:
+        parts = [
+            torch.randn(s) * std if len(s) > 1 else torch.full(s, float(g))
+            for s, std, g in zip(self.layout.shapes, self._stds(), self.is_gain, strict=True)
+        ]
+        return torch.cat([p.reshape(-1) for p in parts])
+
+    @torch.no_grad()
+    def _init_head(self, init: str, activation: str) -> None:
+        heads = [
+            m
+            for n, m in self.generator.named_modules()
+            if n.split(".")[0] in ("head", "heads") and isinstance(m, nn.Linear)
+        ]
+        for head in heads:
+            nn.init.kaiming_normal_(head.weight, mode="fan_out")
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
+        z = self.encode(self.condition.probe().to(heads[0].weight)) if init != "default" else None
+        if isinstance(self.generator, AllAtOnce):
+            energy = 1.0 if z is None else float(self.generator.trunk(z).square().mean())
+            for name, part in self.layout.slices().items():
+                rows = self.generator.head.weight[part]
+                shape = self.layout.shapes[self.layout.names.index(name)]
+                if init == "hyperfan":  # Var(theta) = 2 / fan_in (weights), halved between weight and bias
+                    owner = name.rpartition(".")[0]
+                    both = (f"{owner}.bias" if owner else "bias") in self.layout.names
+                    fan = math.prod(shape[1:]) if len(shape) > 1 else 1
+                    rows.normal_(0, math.sqrt((1 if both or len(shape) == 1 else 2) / (fan * rows.shape[1] * energy)))
+                else:
+                    rows.normal_(0, math.sqrt(2 / len(rows)))
+        if init == "gain":
+            assert z is not None
+            flat = self.generator(z)
+            for i, (part, std) in enumerate(zip(self.layout.slices().values(), self._stds(), strict=True)):
+                self.gain[i] = std / float(flat[:, part].square().mean().sqrt().clamp_min(1e-12))
+
+    def _own_buffers(self, buffers: str) -> None:
+        self.stacks = nn.Module()
+        self.buffer_names: dict[str, str] = {}
+        generated = {*self.layout.names, *(n for n, _ in self.layout.tied)}
+        own = {n: b for n, b in self.target.named_buffers() if n not in generated}
+        if buffers == "per_condition":
+            if not isinstance(self.condition, TaskCondition):
+                raise ValueError('buffers="per_condition" needs a TaskCondition')
+            for name, value in own.items():
+                key = name.replace(".", "__")
+                self.buffer_names[name] = key
+                self.stacks.register_buffer(key, value.expand(self.condition.num_tasks, *value.shape).clone())
+        elif buffers != "shared":
+            raise ValueError(f'buffers must be "shared" or "per_condition", got {buffers!r}')
+        elif any(n.endswith("running_mean") for n in own):
+            text = "conditions share batch norm's running statistics: prefer GroupNorm, or buffers='per_condition'"
+            warnings.warn(text, stacklevel=3)
+
+    def _with_buffers(self, params: dict[str, Tensor], condition: dict[str, Any], row: int | None) -> dict[str, Tensor]:
+        if not self.buffer_names:
+            return params
+        ids = torch.as_tensor(condition["task"]).reshape(-1)
+        at: Any = ids if row is None else int(ids[row])  # a view, so that training updates the task's own statistics
+        return {**params, **{n: getattr(self.stacks, k)[at] for n, k in self.buffer_names.items()}}
+
+
+def _select(target: nn.Module, targets: Sequence[str] | str | None) -> dict[str, nn.Parameter]:
+    named = dict(target.named_parameters(remove_duplicate=False))
+    globs = ["*"] if targets is None else [targets] if isinstance(targets, str) else list(targets)
+    for glob in globs:
+        if not any(fnmatch.fnmatch(n, glob) or n.startswith(glob + ".") for n in named):
+            raise TargetError(f"{glob!r} matches none of the target's parameters: {', '.join(named) or 'it has none'}")
+    hit = {id(p) for n, p in named.items() if any(fnmatch.fnmatch(n, g) or n.startswith(g + ".") for g in globs)}
+    return {n: p for n, p in named.items() if id(p) in hit}  # a tied weight under all its names

@@ -1,0 +1,198 @@
+"""What conditions generated weights: tasks, scalars, noise, data; and the encoding of constant norm.
+
+Sources: Chauhan et al. 2023, arXiv 2306.06955, criterion 1 (input); Ortiz, Guttag & Dalca 2023, arXiv 2304.07645,
+section 4 (input encoding).
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Encoding = Literal["cos|sin", "z|1-z"]
+
+
+def encode_magnitude(z: Tensor, encoding: Encoding | None) -> Tensor:
+    """Components in [0, 1] as a vector whose length does not depend on them.
+
+    "cos|sin": ``[cos(pi z / 2), sin(pi z / 2)]``, squared norm k for every z; "z|1-z": ``[z, 1 - z]``, whose squared
+    norm lies in [k / 2, k]; None: as it is. Shapes: (C, k) -> (C, 2k) or (C, k). Computed in float32 at least.
+    """
+    if encoding is None:
+        return z
+    if encoding == "cos|sin":
+        angle = z.to(torch.promote_types(z.dtype, torch.float32)) * (math.pi / 2)
+        return torch.cat([angle.cos(), angle.sin()], -1)
+    if encoding == "z|1-z":
+        return torch.cat([z, 1 - z], -1)
+    raise ValueError(f'encoding must be "cos|sin", "z|1-z" or None, got {encoding!r}')
+
+
+class Condition(nn.Module):
+    """Base: named inputs to (C, width) rows; `bounded` says that components lie in [0, 1] and can be encoded."""
+
+    names: tuple[str, ...]
+    width: int
+    bounded = False
+
+    def probe(self) -> Tensor:
+        """Rows (C, width), not encoded, at which an initial scale is measured."""
+        return torch.randn(64, self.width, generator=torch.Generator().manual_seed(0))
+
+    def take(self, given: dict[str, Any]) -> list[Any]:
+        """The values of the declared names, in order.
+
+        Raises
+        ------
+        TypeError
+            For a name that is missing or was not declared.
+        """
+        for name in (*given, *self.names):
+            if name not in self.names or name not in given:
+                word = "unknown condition" if name not in self.names else "missing condition"
+                raise TypeError(f"{word} {name!r}: this hypernetwork takes {', '.join(self.names)}")
+        return [given[name] for name in self.names]
+
+
+class ScalarCondition(Condition):
+    """Numbers in a known range, brought to [0, 1]; one value for all rows or a tensor (C,).
+
+    Parameters
+    ----------
+    scale
+        "linear", or "log" for a range whose logarithm is meant.
+    strict
+        A value outside the range is an error; otherwise a warning, once, and it is used as it is (the encoding gives
+        two values one code there).
+    """
+
+    bounded = True
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        low: float = 0.0,
+        high: float = 1.0,
+        scale: Literal["linear", "log"] = "linear",
+        *,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"names must be different and at least one, got {list(names)}")
+        if not low < high:
+            raise ValueError(f"low must be below high, got {low} and {high}")
+        if scale not in ("linear", "log") or (scale == "log" and low <= 0):
+            raise ValueError(f'scale must be "linear", or "log" with low > 0, got {scale!r} and low={low}')
+        self.names, self.width = tuple(names), len(names)
+        self.low, self.high, self.scale, self.strict, self._warned = low, high, scale, strict, False
+
+    def probe(self) -> Tensor:
+        return torch.ones(1, self.width)
+
+    def forward(self, **given: Any) -> Tensor:
+        raw = [torch.as_tensor(v, dtype=torch.get_default_dtype()).reshape(-1) for v in self.take(given)]
+        length = max(len(v) for v in raw)
+        if any(len(v) not in (1, length) for v in raw):
+            raise ValueError(f"conditions of lengths {[len(v) for v in raw]} do not go together")
+        z = torch.stack([v.expand(length) for v in raw], 1)
+        if not torch.isfinite(z).all():
+            raise ValueError(f"a condition is NaN or infinite: {dict(zip(self.names, z[0].tolist(), strict=True))}")
+        if z.min() < self.low or z.max() > self.high:
+            text = f"condition from {z.min():g} to {z.max():g} leaves the range [{self.low:g}, {self.high:g}]"
+            if self.strict:
+                raise ValueError(text)
+            if not self._warned:
+                warnings.warn(text, stacklevel=2)
+                self._warned = True
+        low, high = (math.log(self.low), math.log(self.high)) if self.scale == "log" else (self.low, self.high)
+        return ((z.log() if self.scale == "log" else z) - low) / (high - low)
+
+
+class TaskCondition(Condition):
+    """A learned embedding for each task; `task` is a number or ids (C,)."""
+
+    names = ("task",)
+
+    def __init__(self, num_tasks: int, dim: int, *, std: float = 1.0) -> None:
+        super().__init__()
+        if num_tasks < 1 or dim < 1:
+            raise ValueError(f"num_tasks and dim must be at least 1, got {num_tasks} and {dim}")
+        self.width, self.std = dim, std
+        # one parameter a task, so that a new task replaces none that an optimiser holds, and old ones can be frozen
+        self.rows = nn.ParameterList(nn.Parameter(torch.randn(dim) * std) for _ in range(num_tasks))
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks so far."""
+        return len(self.rows)
+
+    @property
+    def table(self) -> Tensor:
+        """The embeddings, (num_tasks, dim)."""
+        return torch.stack(list(self.rows))
+
+    def forward(self, **given: Any) -> Tensor:
+        (task,) = self.take(given)
+        ids = torch.as_tensor(task, device=self.rows[0].device).reshape(-1)
+        wrong = ids[(ids < 0) | (ids >= self.num_tasks)]
+        if len(wrong):
+            raise IndexError(f"task {int(wrong[0])} of {self.num_tasks} tasks (0 to {self.num_tasks - 1})")
+        return self.table[ids]
+
+    def add(self, count: int = 1, generator: torch.Generator | None = None) -> range:
+        """New tasks; returns their ids. Their embeddings are new parameters: tell the optimiser."""
+        start = self.num_tasks
+        for _ in range(count):
+            fresh = torch.randn(self.width, generator=generator) * self.std
+            self.rows.append(nn.Parameter(fresh.to(self.rows[0])))
+        return range(start, self.num_tasks)
+
+    def freeze(self, task: int) -> None:
+        """Train this task's embedding no longer."""
+        self.rows[task].requires_grad_(False)
+
+    def probe(self) -> Tensor:
+        return self.table.detach()
+
+
+class NoiseCondition(Condition):
+    """Standard normal draws; `noise` is a tensor (C, dim), or a number of draws beside `generator`."""
+
+    names = ("noise",)
+
+    def __init__(self, dim: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        self.width, self.generator = dim, generator
+
+    def forward(self, **given: Any) -> Tensor:
+        (noise,) = self.take(given)
+        if isinstance(noise, Tensor):
+            if noise.ndim != 2 or noise.shape[1] != self.width:
+                raise ValueError(f"noise must be (C, {self.width}), got {tuple(noise.shape)}")
+            return noise
+        if self.generator is None:
+            raise ValueError("NoiseCondition needs a generator to draw from, or a tensor of noise")
+        return torch.randn(int(noise), self.width, generator=self.generator)
+
+
+class DataCondition(Condition):
+    """The output (C, width) of an encoder on `data`: every row gets weights of its own."""
+
+    names = ("data",)
+
+    def __init__(self, encoder: nn.Module, width: int) -> None:
+        super().__init__()
+        self.encoder, self.width = encoder, width
+
+    def forward(self, **given: Any) -> Tensor:
+        (data,) = self.take(given)
+        z = self.encoder(data)
+        if z.ndim != 2 or z.shape[1] != self.width:
+            raise ValueError(f"the encoder must give (C, {self.width}), got {tuple(z.shape)}")
+        return z

@@ -1,0 +1,214 @@
+"""From a condition to a flat weight vector: how a hypernetwork's output is organised.
+
+Every generator maps (C, width) to (C, P), the weights of C conditions in the order of a `Layout`.
+
+Sources: Chauhan et al. 2023, arXiv 2306.06955, criterion 2 (output): all at once, split heads, layer-wise, chunk-wise;
+Dupati et al. 2022, arXiv 2209.07712: chunks one after the other from a recurrent net, which can be widened.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from etude.layers.mlp import activation_by_name, mlp
+from etude.layers.parameters import Layout
+
+Strategy = Literal["all", "split", "layerwise", "chunk", "rnn"]
+STRATEGIES: tuple[Strategy, ...] = ("all", "split", "layerwise", "chunk", "rnn")
+
+
+def trunk(width: int, hidden: Sequence[int], activation: str, norm: str | None) -> nn.Module:
+    """The shared body, (C, width) -> (C, hidden[-1]); the last layer is activated too."""
+    if not hidden:
+        return nn.Identity()
+    body = nn.Sequential(mlp((width, *hidden), activation=activation, norm=norm), activation_by_name(activation))
+    for module in body.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            nn.init.zeros_(module.bias)
+    return body
+
+
+class AllAtOnce(nn.Module):
+    """One head with P outputs."""
+
+    def __init__(
+        self, width: int, hidden: Sequence[int], layout: Layout, make: Callable[..., nn.Module], bias: bool
+    ) -> None:
+        super().__init__()
+        self.trunk = make(width, hidden)
+        self.head = nn.Linear(hidden[-1] if hidden else width, layout.size, bias=bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.head(self.trunk(z))  # type: ignore[no-any-return]
+
+
+class SplitHeads(nn.Module):
+    """k heads of ceil(P / k) outputs, each seeing its own k-th of the trunk's units (as the authors' code has it)."""
+
+    def __init__(
+        self, width: int, hidden: Sequence[int], layout: Layout, make: Callable[..., nn.Module], k: int
+    ) -> None:
+        super().__init__()
+        units = hidden[-1] if hidden else width
+        if k < 1 or units % k or k > layout.size:
+            raise ValueError(f"num_heads={k} must divide the {units} last units and be at most {layout.size}")
+        self.trunk, self.size = make(width, hidden), layout.size
+        self.heads = nn.ModuleList(nn.Linear(units // k, math.ceil(layout.size / k)) for _ in range(k))
+
+    def forward(self, z: Tensor) -> Tensor:
+        parts = self.trunk(z).chunk(len(self.heads), 1)
+        return torch.cat([head(part) for head, part in zip(self.heads, parts, strict=True)], 1)[:, : self.size]
+
+
+class LayerWise(nn.Module):
+    """One generator, called once a target tensor with an embedding of it; as wide as the largest, surplus cut."""
+
+    def __init__(
+        self, width: int, hidden: Sequence[int], layout: Layout, make: Callable[..., nn.Module], dim: int
+    ) -> None:
+        super().__init__()
+        self.sizes = [math.prod(s) for s in layout.shapes]
+        if max(self.sizes) > 0.8 * layout.size and len(self.sizes) > 1:
+            warnings.warn(
+                f"the largest tensor has {max(self.sizes)} of {layout.size} weights: nothing is saved", stacklevel=4
+            )
+        self.places = nn.Parameter(torch.randn(len(self.sizes), dim))
+        self.trunk = make(width + dim, hidden)
+        self.head = nn.Linear(hidden[-1] if hidden else width + dim, max(self.sizes))
+
+    def forward(self, z: Tensor) -> Tensor:
+        out = self.head(self.trunk(_paired(z, self.places)))  # (C, tensors, widest)
+        return torch.cat([out[:, i, :n] for i, n in enumerate(self.sizes)], 1)
+
+
+class ChunkWise(nn.Module):
+    """One generator, called once a chunk of the flat weights with an embedding of its place."""
+
+    def __init__(
+        self, width: int, hidden: Sequence[int], layout: Layout, make: Callable[..., nn.Module], chunks: int, dim: int
+    ) -> None:
+        super().__init__()
+        if not 1 <= chunks <= layout.size:
+            raise ValueError(f"num_chunks={chunks} must lie between 1 and the {layout.size} weights")
+        self.size, self.places = layout.size, nn.Parameter(torch.randn(chunks, dim))
+        self.trunk = make(width + dim, hidden)
+        self.head = nn.Linear(hidden[-1] if hidden else width + dim, math.ceil(layout.size / chunks))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.head(self.trunk(_paired(z, self.places))).flatten(1)[:, : self.size]  # type: ignore[no-any-return]
+
+
+class Recurrent(nn.Module):
+    """A recurrent net that emits the chunks one after the other: its state tells later ones of the earlier."""
+
+    def __init__(
+        self, width: int, hidden: Sequence[int], layout: Layout, make: Callable[..., nn.Module], chunks: int, dim: int,
+        cell: Literal["lstm", "gru", "elman"],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if not 1 <= chunks <= layout.size:
+            raise ValueError(f"num_chunks={chunks} must lie between 1 and the {layout.size} weights")
+        if not hidden:
+            raise ValueError("the recurrent strategy needs at least one hidden size")
+        kinds = {"lstm": nn.LSTM, "gru": nn.GRU, "elman": nn.RNN}
+        if len(set(hidden)) > 1:
+            raise ValueError(f"the layers of a recurrent generator have one size, got hidden={tuple(hidden)}")
+        if cell not in kinds:
+            raise ValueError(f"cell must be lstm, gru or elman, got {cell!r}")
+        self.size, self.places = layout.size, nn.Parameter(torch.randn(chunks, dim))
+        self.rnn = kinds[cell](width + dim, hidden[-1], num_layers=len(hidden), batch_first=True)
+        self.start = nn.Linear(width, hidden[-1])
+        self.head = nn.Linear(hidden[-1], math.ceil(layout.size / chunks))
+        if cell == "lstm":
+            forget = slice(hidden[-1], 2 * hidden[-1])
+            with torch.no_grad():
+                for k in range(len(hidden)):
+                    getattr(self.rnn, f"bias_ih_l{k}")[forget] = 1.0
+                    getattr(self.rnn, f"bias_hh_l{k}")[forget] = 0.0
+
+    def forward(self, z: Tensor) -> Tensor:
+        first = torch.tanh(self.start(z)).expand(self.rnn.num_layers, -1, -1).contiguous()
+        state = (first, torch.zeros_like(first)) if isinstance(self.rnn, nn.LSTM) else first
+        states, _ = self.rnn(_paired(z, self.places), state)  # (C, chunks, hidden)
+        return self.head(states).flatten(1)[:, : self.size]  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def widen(self, n: int, std: float = 0.05) -> None:
+        """n more units a layer: old gates read nothing from new units and the head does not either."""
+        old, h = self.rnn, self.rnn.hidden_size
+        self.rnn = type(old)(old.input_size, h + n, num_layers=old.num_layers, batch_first=True).to(self.head.weight)
+        gates = old.weight_hh_l0.shape[0] // h
+        for name, new in self.rnn.named_parameters():
+            before = getattr(old, name)
+            new.normal_(0, std)
+            fresh, kept = new.view(gates, h + n, *new.shape[1:]), before.view(gates, h, *before.shape[1:])
+            fresh[:, :h] = 0
+            if new.ndim == 2:
+                fresh[:, :h, : before.shape[1]] = kept
+            else:
+                fresh[:, :h] = kept
+        self.start = widened(self.start, rows=n, std=std)
+        self.head = widened(self.head, columns=n)
+
+
+@torch.no_grad()
+def widened(linear: nn.Linear, *, rows: int = 0, columns: int = 0, std: float = 0.0) -> nn.Linear:
+    """A copy with more outputs (small random) and inputs (read with weight 0 by the old outputs)."""
+    (d_out, d_in), bias = linear.weight.shape, linear.bias is not None
+    new = nn.Linear(d_in + columns, d_out + rows, bias=bias).to(linear.weight)
+    new.weight.normal_(0, std or 1e-3)
+    new.weight[:d_out] = 0
+    new.weight[:d_out, :d_in] = linear.weight
+    if bias:
+        new.bias.zero_()
+        new.bias[:d_out] = linear.bias
+    return new
+
+
+def _paired(z: Tensor, places: Tensor) -> Tensor:
+    """Every condition with every place: (C, width), (n, dim) -> (C, n, width + dim)."""
+    c, n = len(z), len(places)
+    return torch.cat([z[:, None].expand(c, n, z.shape[1]), places.expand(c, n, places.shape[1])], 2)
+
+
+def make_generator(
+    strategy: Strategy,
+    width: int,
+    hidden: Sequence[int],
+    layout: Layout,
+    *,
+    activation: str,
+    norm: str | None,
+    num_heads: int,
+    num_chunks: int,
+    chunk_dim: int,
+    cell: Literal["lstm", "gru", "elman"],
+    bias: bool = True,
+) -> nn.Module:
+    """The generator of a strategy.
+
+    Raises
+    ------
+    ValueError
+        For an unknown strategy, or numbers that do not fit the target.
+    """
+
+    def make(inputs: int, sizes: Sequence[int]) -> nn.Module:
+        return trunk(inputs, sizes, activation, norm)
+
+    if strategy == "all":
+        return AllAtOnce(width, hidden, layout, make, bias)
+    if strategy == "split":
+        return SplitHeads(width, hidden, layout, make, num_heads)
+    if strategy == "layerwise":
+        return LayerWise(width, hidden, layout, make, chunk_dim)
+    if strategy == "chunk":
+        return ChunkWise(width, hidden, layout, make, num_chunks, chunk_dim)
+    if strategy == "rnn":
+        return Recurrent(width, hidden, layout, make, num_chunks, chunk_dim, cell)
+    raise ValueError(f"unknown strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")

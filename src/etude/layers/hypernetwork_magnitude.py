@@ -1,0 +1,74 @@
+"""How far the size of generated weights follows the size of the condition, for any hypernetwork.
+
+Source: Ortiz, Guttag & Dalca 2023, arXiv 2304.07645, section 3.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MagnitudeReport:
+    """Norms of the generated weights over conditions.
+
+    grid, norms
+        The conditions (C,) and the norm of all weights at each.
+    per_tensor
+        The norms of each tensor, (C,).
+    cov
+        Standard deviation of `norms` over their mean.
+    r_squared
+        Of a line through the origin, ``norm = a * condition``, against the spread around the mean norm: 1 for
+        proportional weights, and at most 0 for weights of one size.
+    """
+
+    grid: Tensor
+    norms: Tensor
+    per_tensor: dict[str, Tensor]
+    cov: float
+    r_squared: float
+
+
+def coefficient_of_variation(values: Tensor) -> float:
+    """Standard deviation over mean of positive numbers (n,)."""
+    return float(values.std(correction=0) / values.mean())
+
+
+def r_squared_through_origin(x: Tensor, y: Tensor) -> float:
+    """R2 of the best line y = a x against the spread of y around its mean; -inf if y has none and the line misses."""
+    x, y = x.double(), y.double()
+    rest = (y - x * (x @ y) / (x @ x)).square().sum()
+    spread = (y - y.mean()).square().sum()
+    if spread == 0:
+        return 1.0 if rest == 0 else -torch.inf
+    return float(1 - rest / spread)
+
+
+@torch.no_grad()
+def magnitude_report(
+    generate: Callable[[float], Mapping[str, Tensor]], grid: int | Sequence[float] = 21
+) -> MagnitudeReport:
+    """Generate weights over conditions and measure their size.
+
+    Parameters
+    ----------
+    generate
+        Any function from a condition to named tensors, e.g. ``lambda c: hyper.generate(lam=c)``.
+    grid
+        The conditions, or their number, even over [0, 1].
+
+    Raises
+    ------
+    ValueError
+        For fewer than three conditions.
+    """
+    at = torch.linspace(0, 1, grid) if isinstance(grid, int) else torch.tensor([float(c) for c in grid])
+    if len(at) < 3:
+        raise ValueError(f"a report needs at least 3 conditions, got {len(at)}")
+    made = [generate(float(c)) for c in at]
+    per = {name: torch.stack([m[name].norm() for m in made]) for name in made[0]}
+    norms = torch.stack(list(per.values())).square().sum(0).sqrt()
+    return MagnitudeReport(at, norms, per, coefficient_of_variation(norms), r_squared_through_origin(at, norms))

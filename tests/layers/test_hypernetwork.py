@@ -1,0 +1,304 @@
+"""Generated weights: identities of every strategy, condition, encoding and initialisation."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from etude.layers import (
+    DataCondition,
+    HyperNetwork,
+    NoiseCondition,
+    RecurrentHyperNetwork,
+    ScalarCondition,
+    TargetError,
+    TaskCondition,
+    encode_magnitude,
+    magnitude_report,
+    mlp,
+)
+from etude.layers.parameters import flatten
+
+STRATEGIES = ("all", "split", "layerwise", "chunk", "rnn")
+P = 6 * 5 + 5 + 5 * 3 + 3
+
+
+def make(strategy="all", condition=None, **options):
+    torch.manual_seed(0)
+    hidden = (8, 8) if strategy == "rnn" else (8, 12)
+    options = {"num_heads": 3, "num_chunks": 7, "chunk_dim": 3, "hidden": hidden, **options}
+    return HyperNetwork(mlp((6, 5, 3)), condition or TaskCondition(4, 3), strategy=strategy, **options)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_batched_conditions_equal_one_by_one_and_the_exported_net(strategy, residual):
+    hyper, x = make(strategy, residual=residual), torch.randn(5, 6)
+    ids = torch.tensor([3, 0, 1, 1, 2])
+    rows = hyper(x, task=ids)
+    for i, t in enumerate(ids.tolist()):
+        assert torch.allclose(rows[i], hyper(x, task=t)[i], atol=1e-6)
+        assert torch.allclose(rows[i], hyper.export(task=t)(x)[i], atol=1e-6)
+    each = hyper.forward_each(x, shared=True, task=ids)
+    assert torch.allclose(each[0], hyper(x, task=3), atol=1e-6)
+    flat = hyper.generate_flat(ids)
+    assert flat.shape == (5, P)
+    assert torch.allclose(flat[2], flatten(hyper.generate(task=1))[0])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_parameter_gets_a_gradient_and_weights_depend_on_the_task(strategy):
+    hyper = make(strategy, residual=True)
+    flat = hyper.generate_flat(torch.arange(4))
+    assert (flat[0] - flat[1]).abs().max() > 1e-3
+    hyper(torch.randn(8, 6), task=torch.arange(4).repeat(2)).square().sum().backward()
+    assert all(p.grad is not None for p in hyper.parameters())
+
+
+def test_head_sizes_follow_the_survey():
+    heads = {s: sum(p.numel() for n, p in make(s).generator.named_parameters() if "head" in n) for s in STRATEGIES}
+    ceil = math.ceil
+    assert heads["all"] == 12 * P + P
+    assert heads["split"] == 3 * (4 * ceil(P / 3) + ceil(P / 3))
+    assert heads["layerwise"] == 13 * 30
+    assert heads["chunk"] == 13 * ceil(P / 7)
+    assert heads["rnn"] == 9 * ceil(P / 7)
+
+
+def test_parameters_of_the_lstm_follow_the_formula():
+    te, ce, h, c = 3, 3, 8, 7
+    hyper = make("rnn", hidden=(h,))
+    m = math.ceil(P / c)
+    want = 4 * h * (te + ce + h + 2) + m * (h + 1) + c * ce + 4 * te + h * (te + 1)
+    assert hyper.parameter_report().trainable == want
+
+
+@given(st.floats(0.01, 1.0))
+@settings(max_examples=20, deadline=None)
+def test_default_is_proportional_to_its_condition_and_the_encoding_has_constant_norm(alpha):
+    hyper = make("all", ScalarCondition(["lam"]), encoding=None)
+    assert torch.allclose(hyper.generate_flat(lam=alpha), alpha * hyper.generate_flat(lam=1.0), rtol=1e-4, atol=1e-6)
+    z = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)) * alpha
+    assert torch.allclose(encode_magnitude(z, "cos|sin").square().sum(1), torch.full((4,), 3.0))
+
+
+def test_encoding_is_cosines_then_sines_and_keeps_the_ends_apart():
+    want = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    assert torch.allclose(encode_magnitude(torch.tensor([[0.0, 1.0]]), "cos|sin"), want, atol=1e-6)
+    assert torch.equal(encode_magnitude(torch.tensor([[0.25]]), "z|1-z"), torch.tensor([[0.25, 0.75]]))
+    assert encode_magnitude(torch.ones(1, 1, dtype=torch.bfloat16), "cos|sin").dtype == torch.float32
+    with pytest.raises(ValueError, match="encoding must be"):
+        encode_magnitude(torch.zeros(1, 1), "cos")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gain_gives_every_tensor_the_size_of_an_ordinary_net(strategy):
+    hyper = make(strategy, init="gain")
+    made = hyper.generate_flat(torch.arange(4))
+    for (name, part), shape in zip(hyper.layout.slices().items(), hyper.layout.shapes, strict=True):
+        want = math.sqrt(2 / shape[1]) if len(shape) > 1 else 0.01
+        assert made[:, part].square().mean().sqrt().item() == pytest.approx(want, rel=1e-4), name
+
+
+def test_hyperfan_keeps_the_variance_of_the_targets_activations():
+    torch.manual_seed(1)
+    target = nn.Sequential(nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 200))
+    hyper = HyperNetwork(target, TaskCondition(2, 16), hidden=(16,), init="hyperfan")
+    x = torch.randn(64, 200)
+    assert hyper(x, task=0).var().item() == pytest.approx(1.0 + 1.0, abs=1.2)
+    with pytest.raises(ValueError, match="gain"):
+        make("chunk", init="hyperfan")
+
+
+def test_residual_starts_like_an_ordinary_net_and_default_change_is_small():
+    torch.manual_seed(0)
+    hyper = HyperNetwork(mlp((196, 32, 10)), ScalarCondition(["g"]), residual=True)
+    z = torch.linspace(0, 1, 21)
+    norms = hyper.generate_flat(g=z).norm(dim=1)
+    assert norms.std() / norms.mean() < 0.05
+    assert hyper.theta0[: 196 * 32].std().item() == pytest.approx(math.sqrt(2 / 196), rel=0.05)
+    assert all(n != "head.bias" for n, _ in hyper.generator.named_parameters())  # theta_0 is that bias
+
+
+def test_norm_gains_are_generated_around_one():
+    hyper = HyperNetwork(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8)), TaskCondition(2, 3), init="gain")
+    assert hyper.generate(task=0)["1.weight"].mean().item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("options", [{"strategy": "rnn"}, {"strategy": "rnn", "cell": "gru"}, {"strategy": "rnn", "cell": "elman"},
+                                     {"strategy": "chunk"}, {"strategy": "all"}, {"strategy": "layerwise"}])  # fmt: skip
+def test_widening_and_new_tasks_change_no_old_weight(options):
+    hyper = make(**options)
+    before, size = hyper.generate_flat(torch.arange(4)), hyper.parameter_report().trainable
+    hyper.widen(5)
+    assert hyper.add_condition(2) == range(4, 6)
+    assert hyper.parameter_report().trainable > size
+    assert torch.allclose(hyper.generate_flat(torch.arange(4)), before, atol=1e-6)
+    hyper.generate_flat(torch.arange(6)).square().sum().backward()
+    assert all(p.grad is not None for p in hyper.parameters())
+
+
+def test_a_frozen_task_keeps_its_embedding():
+    hyper = make()
+    hyper.condition.freeze(1)
+    hyper.generate_flat(torch.arange(4)).sum().backward()
+    assert hyper.condition.rows[1].grad is None
+    assert hyper.condition.rows[2].grad is not None
+
+
+def test_tied_weights_are_generated_once():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    net[2].weight = net[0].weight
+    hyper = HyperNetwork(net, TaskCondition(2, 3), targets=["0.weight"])
+    made = hyper.generate(task=0)
+    assert hyper.layout.size == 16
+    assert made["0.weight"] is made["2.weight"]
+    plain = hyper.export(task=0)
+    assert plain[0].weight is plain[2].weight
+    x = torch.randn(3, 4)
+    assert torch.allclose(plain(x), hyper(x, task=0))
+
+
+def test_unmatched_parameters_stay_trainable_and_are_listed():
+    hyper = make(targets="2")
+    report = hyper.parameter_report()
+    assert report.unmatched == ("0.weight", "0.bias")
+    assert (report.generated, report.direct) == (18, 35)
+    assert report.ratio == report.trainable / P
+    with pytest.raises(TargetError, match="nothing"):
+        make(targets="nothing")
+    assert not any(n.startswith("target.2") for n in hyper.state_dict())
+
+
+def test_state_goes_through_a_dictionary():
+    hyper, x = make("chunk", init="gain"), torch.randn(2, 6)
+    torch.manual_seed(9)
+    other = HyperNetwork(
+        mlp((6, 5, 3)), TaskCondition(4, 3), strategy="chunk", num_chunks=7, chunk_dim=3, hidden=(8, 12)
+    )
+    other.load_state_dict(hyper.state_dict())
+    assert torch.equal(other(x, task=1), hyper(x, task=1))
+
+
+def test_batch_norm_statistics_by_task():
+    def net():
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+    with pytest.warns(UserWarning, match="share batch norm"):
+        HyperNetwork(net(), TaskCondition(2, 3))
+    hyper = HyperNetwork(net(), TaskCondition(2, 3), buffers="per_condition", init="gain")
+    hyper(torch.randn(16, 4) + 3, task=0)
+    means = hyper.stacks.get_buffer("1__running_mean")
+    assert means[0].abs().max() > 0
+    assert means[1].abs().max() == 0
+    hyper.eval()
+    x = torch.randn(2, 4)
+    rows = hyper(x, task=torch.tensor([0, 1]))
+    assert torch.allclose(rows[0], hyper(x, task=0)[0], atol=1e-6)
+    assert torch.allclose(hyper.export(task=0)(x), hyper(x, task=0), atol=1e-6)
+
+
+def test_noise_and_data_conditions():
+    noise = make(condition=NoiseCondition(3, torch.Generator().manual_seed(0)))
+    assert noise.generate_flat(noise=20).shape == (20, P)
+    z = torch.randn(2, 3)
+    assert torch.equal(noise.generate_flat(noise=z), noise.generate_flat(noise=z))
+    data = make(condition=DataCondition(nn.Linear(6, 3), 3))
+    x = torch.randn(4, 6)
+    data(x, data=x).sum().backward()
+    assert data.condition.encoder.weight.grad.abs().max() > 0
+    with pytest.raises(ValueError, match="generator"):
+        make(condition=NoiseCondition(3)).generate_flat(noise=2)
+    with pytest.raises(ValueError, match="noise must be"):
+        noise.generate_flat(noise=torch.zeros(2, 4))
+
+
+def test_pretrained_weights_are_the_start():
+    net, x = mlp((6, 5, 3)), torch.randn(4, 6)
+    before = copy.deepcopy(net.state_dict())
+    hyper = HyperNetwork.from_pretrained(net, ScalarCondition(["lam"]), freeze_theta0=True)
+    hyper.generator.head.weight.data.zero_()
+    assert torch.allclose(hyper(x, lam=0.3), net(x))
+    assert not hyper.theta0.requires_grad
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    weights = dict(net.named_parameters())
+    with pytest.raises(ValueError, match="missing.*0.bias"):
+        hyper.load_theta0({k: v for k, v in weights.items() if k != "0.bias"})
+    with pytest.raises(ValueError, match="extra.*more"):
+        hyper.load_theta0({**weights, "more": torch.zeros(1)})
+    with pytest.raises(ValueError, match="0.bias.*shape"):
+        hyper.load_theta0({**weights, "0.bias": torch.zeros(9)})
+
+
+def test_bad_input_is_named():
+    hyper, x = make(), torch.randn(5, 6)
+    with pytest.raises(IndexError, match="task 7 of 4"):
+        hyper(x, task=7)
+    with pytest.raises(IndexError, match="task -1 of 4"):
+        hyper(x, task=torch.tensor([-1, 0]))
+    with pytest.raises(ValueError, match="3 conditions for 5 rows"):
+        hyper(x, task=torch.tensor([0, 1, 2]))
+    with pytest.raises(TypeError, match="unknown condition 'lam'.*task"):
+        hyper(x, lam=1)
+    with pytest.raises(TypeError, match="missing condition 'task'"):
+        hyper(x)
+    with pytest.raises(ValueError, match="num_chunks=99"):
+        make("chunk", num_chunks=99)
+    with pytest.raises(ValueError, match="strategy"):
+        make("else")
+    with pytest.raises(ValueError, match="1 is a LSTM"):
+        HyperNetwork(nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)), TaskCondition(2, 2))
+    with pytest.warns(UserWarning, match="nothing is saved"):
+        HyperNetwork(nn.Linear(50, 50), TaskCondition(2, 2), strategy="layerwise")
+    with pytest.raises(ValueError, match="below"):
+        ScalarCondition(["a"], 1, 1)
+
+
+def test_scalars_outside_their_range():
+    loose = ScalarCondition(["lam"], 0.01, 1, "log")
+    assert torch.allclose(loose(lam=0.1), torch.tensor([[0.5]]))
+    with pytest.warns(UserWarning, match="from 2 to 2"):
+        loose(lam=2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loose(lam=2.0)  # once is enough
+    with pytest.raises(ValueError, match="leaves the range"):
+        ScalarCondition(["lam"], strict=True)(lam=2.0)
+    with pytest.raises(ValueError, match="NaN"):
+        loose(lam=float("nan"))
+
+
+def test_generated_l2_is_the_squared_norm_of_the_weights():
+    hyper = make()
+    assert torch.allclose(hyper.generated_l2(task=0), hyper.generate_flat(task=0).square().sum())
+
+
+def test_magnitude_of_any_callable_and_of_default_and_mip():
+    line = magnitude_report(lambda c: {"w": torch.full((3, 2), c)}, 5)
+    assert line.r_squared == pytest.approx(1)
+    assert torch.allclose(line.per_tensor["w"], line.grid * math.sqrt(6))
+    assert magnitude_report(lambda c: {"w": torch.ones(2)}, [0, 0.5, 1]).cov == 0
+    with pytest.raises(ValueError, match="at least 3"):
+        magnitude_report(lambda c: {"w": torch.ones(2)}, 2)
+    with pytest.warns(UserWarning, match="proportional"):
+        default = make("all", ScalarCondition(["lam"], 2, 5), encoding=None).magnitude_report()
+    assert default.r_squared > 0.999
+    assert default.cov > 0.5
+    mip = make("all", ScalarCondition(["lam"], 2, 5), residual=True).magnitude_report()
+    assert mip.r_squared < 0.5
+    with pytest.raises(ValueError, match="sweeps one scalar"):
+        make().magnitude_report()
+
+
+def test_recurrent_grows_from_one_task():
+    hyper = RecurrentHyperNetwork(mlp((6, 5, 3)), chunk_size=10, hidden=8)
+    assert hyper.add_condition() == range(1, 2)
+    assert hyper.generate_flat(torch.tensor([0, 1])).shape == (2, P)
+    assert len(hyper.generator.places) == math.ceil(P / 10)
+    with pytest.raises(ValueError, match="chunk_size=99"):
+        RecurrentHyperNetwork(mlp((6, 5, 3)), chunk_size=99)
