@@ -158,7 +158,7 @@ def _train(job: Job, p: Problem) -> Iterator[tuple[int, Trained, Any]]:
 
     loss: Callable[..., Any] = p.loss
     if kind in GUIDED:
-        stop = round(job.config.early_share * (p.config.steps or 0)) if job.arm in EARLY else None
+        stop = max(1, round(job.config.early_share * (p.config.steps or 0))) if job.arm in EARLY else None
         loss = guided_loss(p.loss, guide, mask=p.mask, map=_pairs(p, kind), alpha=p.alpha, until_step=stop)
     elif kind == "distillation":
         soft = distillation_objective(guide, DistillationLoss(temperature=job.config.temperature))
