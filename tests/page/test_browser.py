@@ -1,4 +1,8 @@
-"""The page in a real headless Chromium, with and without JavaScript; accessibility by axe."""
+"""The page in a real headless Chromium, with and without JavaScript; accessibility by axe.
+
+The eighteen browser tests are numbered in their docstrings: 2-7, 10-12 here, the others in test_browser_more.py. Number
+15 (no error in the console, no request to another host) is checked by the fixture `tab` after each of its tests.
+"""
 
 import signal
 import time
@@ -11,6 +15,7 @@ AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 
 
 def test_list_search_and_back_keep_their_place(tab):
+    """3, 10: words and typos find; back keeps the filter."""
     tab.goto("/")
     assert tab.locator("li.paper").count() == 25
     tab.select_option("select[name=room]", "trust")
@@ -28,6 +33,7 @@ def test_list_search_and_back_keep_their_place(tab):
 
 
 def test_vote_toggles_by_mouse_keyboard_and_double_click_and_survives_reload(tab, browser, server):
+    """4: by mouse and keyboard, kept over a reload, seen by another browser."""
     tab.goto("/paper/phyll")
     button = tab.locator(".vote button").first
     button.click()
@@ -48,6 +54,7 @@ def test_vote_toggles_by_mouse_keyboard_and_double_click_and_survives_reload(tab
 
 
 def test_without_javascript(browser, server):
+    """11: list, vote, search, subscribe by forms alone."""
     context = browser.new_context(base_url=server.url, java_script_enabled=False)
     page = context.new_page()
     page.goto("/?sort=new")
@@ -66,6 +73,7 @@ def test_without_javascript(browser, server):
 
 
 def test_import_by_paste(tab):
+    """2: a preview of 52 new papers, then 52 duplicates."""
     blocks = [f"A New Paper About Topic Number {i}\n\n" + f"Abstract {i} with words. " * 15 for i in range(52)]
     for expected in ("52 new, 0 changed, 0 duplicate", "0 new, 0 changed, 52 duplicate"):
         tab.goto("/import")
@@ -78,6 +86,7 @@ def test_import_by_paste(tab):
 
 
 def test_markup_in_a_submission_is_text(tab):
+    """5: nothing of a submission runs."""
     evil = "<img src=x onerror=alert(1)>"
     tab.goto("/submit")
     for name in ("title", "abstract", "authors", "tags"):
@@ -88,6 +97,7 @@ def test_markup_in_a_submission_is_text(tab):
 
 
 def test_subscribe_open_the_mail_confirm_by_button(tab, server):
+    """7: the mail appears, its link shows a button, the button works once."""
     tab.goto("/subscribe")
     tab.fill("input[name=email]", "ann@example.org")
     tab.click("main form button")
@@ -120,6 +130,7 @@ def test_subscribe_open_the_mail_confirm_by_button(tab, server):
 )
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessible(browser, server, path, scheme):
+    """12: labels, contrast, landmarks, table headers, by axe, light and dark."""
     context = browser.new_context(base_url=server.url, color_scheme=scheme, bypass_csp=True)
     page = context.new_page()
     page.goto(path)
@@ -132,6 +143,7 @@ def test_accessible(browser, server, path, scheme):
 @pytest.mark.parametrize("path", ["/", "/paper/pointer-networks", "/subscribe", "/import", "/account", "/moderation"])
 @pytest.mark.parametrize("width", [320, 640])
 def test_no_sideways_scroll(browser, server, path, width):
+    """12: 320 pixels, and 640 as at 200% zoom."""
     context = browser.new_context(base_url=server.url, viewport={"width": width, "height": 700})
     page = context.new_page()
     page.goto(path)
