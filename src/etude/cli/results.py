@@ -102,7 +102,7 @@ def import_results(folder: Path = Path("results"), *, ledger: LedgerOption = Non
 
 
 def bench(name: str | None = None, *, folder: Path = Path("benchmarks"), repeats: int = 5, json_: Json = False) -> None:
-    """Measure ours beside the named peers and write the table RESULTS.md.
+    """Measure ours beside the named peers, and the figures to reach, and write the table RESULTS.md.
 
     Parameters
     ----------
@@ -120,9 +120,9 @@ def bench(name: str | None = None, *, folder: Path = Path("benchmarks"), repeats
     if repeats < 5:
         raise UsageError(f"--repeats {repeats}: a spread needs at least 5 alternations")
     rows = []
-    for stem, ratio in lab_bench.run(folder, name, repeats=repeats):
-        rows.append((stem, ratio))
-        err.print(f"{stem}: {ratio.name}: {ratio.ratio:.2f}x of {ratio.peer_name} {ratio.verdict}")
+    for stem, result in lab_bench.run(folder, name, repeats=repeats):
+        rows.append((stem, result))
+        err.print(f"{stem}: {result}")
     path = lab_bench.save(folder, rows)
     if json_:
         return emit([{"benchmark": stem} | r._asdict() for stem, r in rows])

@@ -1,10 +1,12 @@
 """Ours against a named peer: in turn, in one process tree, same data and threads, ratio with its spread.
 
-A file `benchmarks/<name>.py` defines ``cases() -> list[Case]``; `etude bench` runs it and writes the table.
+A file `benchmarks/<name>.py` defines ``cases() -> list[Case | Figure]``; `etude bench` runs it and writes the table.
+A `Figure` has no peer: a number of ours (a time, a share, a rate) with the bound that it must keep.
 """
 
 import importlib.util
 import json
+import math
 import platform
 import statistics
 import time
@@ -31,6 +33,47 @@ class Case:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A number to reach. `measure` returns it once; it is called `repeats` times and the median is judged.
+
+    `at_most` tells whether `target` is an upper bound (seconds, bytes) or a lower one (a rate, a recall); None is a
+    number that is only shown. `once` is for what costs too much to repeat, or comes out the same every time.
+    """
+
+    name: str
+    measure: Callable[[], float]
+    unit: str
+    target: float | None = None
+    at_most: bool = True
+    once: bool = False
+    note: str = ""
+
+
+class Reading(NamedTuple):
+    """What a figure came to: median, lowest and highest over the repeats."""
+
+    name: str
+    unit: str
+    value: float
+    low: float
+    high: float
+    repeats: int
+    target: float | None
+    at_most: bool
+    note: str
+
+    @property
+    def verdict(self) -> str:
+        """ "reached" or "missed" by the median."""
+        if self.target is None:
+            return ""
+        return "reached" if (self.value <= self.target if self.at_most else self.value >= self.target) else "missed"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value:.4g} {self.unit} {self.verdict}".rstrip()
+
+
 class Ratio(NamedTuple):
     """Times of both sides in seconds, and the ratio peer / ours over the alternations."""
 
@@ -53,6 +96,9 @@ class Ratio(NamedTuple):
             return ""
         low, high = (self.low, self.high)
         return "reached" if low >= self.target else "missed" if high < self.target else "open"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.ratio:.2f}x of {self.peer_name} {self.verdict}".rstrip()
 
 
 def compare(
@@ -93,6 +139,23 @@ def measure(case: Case, *, repeats: int = 5) -> Ratio:
     )  # fmt: skip
 
 
+def read_off(figure: Figure, *, repeats: int = 5) -> Reading:
+    """Measure one figure `repeats` times (a `once` figure a single time).
+
+    Raises
+    ------
+    ValueError
+        If it comes out as something that is not a finite number.
+    """
+    values = [float(figure.measure()) for _ in range(1 if figure.once else repeats)]
+    if not all(math.isfinite(v) for v in values):
+        raise ValueError(f"{figure.name}: measured {values}, which is no number to judge")
+    return Reading(
+        figure.name, figure.unit, statistics.median(values), min(values), max(values), len(values), figure.target,
+        figure.at_most, figure.note,
+    )  # fmt: skip
+
+
 def find(folder: str | Path = "benchmarks", name: str | None = None) -> list[Path]:
     """The benchmark files, or the one called `name` (hyphens and underscores are the same).
 
@@ -113,7 +176,7 @@ def find(folder: str | Path = "benchmarks", name: str | None = None) -> list[Pat
     return chosen
 
 
-def load_cases(path: Path) -> list[Case]:
+def load_cases(path: Path) -> list[Case | Figure]:
     """The cases of one benchmark file (peers that are not installed are left out by the file itself)."""
     spec = importlib.util.spec_from_file_location(f"etude_benchmark_{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -125,24 +188,32 @@ def load_cases(path: Path) -> list[Case]:
     return list(module.cases())
 
 
-def run(folder: str | Path = "benchmarks", name: str | None = None, *, repeats: int = 5) -> Iterator[tuple[str, Ratio]]:
-    """Measure every case, yielding (file stem, ratio) as they come."""
+Row = tuple[str, Ratio | Reading]
+
+
+def run(folder: str | Path = "benchmarks", name: str | None = None, *, repeats: int = 5) -> Iterator[Row]:
+    """Measure every case and figure, yielding (file stem, result) as they come."""
     for path in find(folder, name):
         for case in load_cases(path):
-            yield path.stem, measure(case, repeats=repeats)
+            read = read_off(case, repeats=repeats) if isinstance(case, Figure) else measure(case, repeats=repeats)
+            yield path.stem, read
 
 
 STORE = "results.json"
 
 
-def save(folder: str | Path, rows: list[tuple[str, Ratio]]) -> Path:
-    """Merge new ratios into `results.json` (a benchmark's old rows go) and write the table RESULTS.md anew."""
+def _stored(record: dict[str, Any]) -> Ratio | Reading:
+    return Reading(**record) if "unit" in record else Ratio(**record)
+
+
+def save(folder: str | Path, rows: list[Row]) -> Path:
+    """Merge new results into `results.json` (a benchmark's old rows go) and write the table RESULTS.md anew."""
     root = Path(folder)
     store = root / STORE
     old = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else []
     fresh = {stem for stem, _ in rows}
-    kept = [(stem, Ratio(**r)) for stem, r in old if stem not in fresh]
-    merged = sorted(kept + rows, key=lambda row: row[0])
+    kept = [(stem, _stored(r)) for stem, r in old if stem not in fresh]
+    merged: list[Row] = sorted(kept + rows, key=lambda row: row[0])
     store.write_text(json.dumps([(s, r._asdict()) for s, r in merged], indent=1) + "\n", encoding="utf-8")
     target = root / "RESULTS.md"
     target.write_text(table(merged), encoding="utf-8")
@@ -152,8 +223,8 @@ def save(folder: str | Path, rows: list[tuple[str, Ratio]]) -> Path:
 PEERS = ("vector-quantize-pytorch", "gensim", "faiss-cpu", "transformers", "ray")
 
 
-def table(rows: list[tuple[str, Ratio]]) -> str:
-    """The committed table, in Markdown."""
+def table(rows: list[Row]) -> str:
+    """The committed tables, in Markdown: ratios, then figures where there are any."""
     packages = ", ".join(f"{k} {v}" for k, v in (versions() | versions(PEERS)).items())
     lines = [
         "# Ours beside the named peers",
@@ -166,13 +237,27 @@ def table(rows: list[tuple[str, Ratio]]) -> str:
         "| benchmark | case | peer | ours | peer's | ratio | spread | turns | same result | target | |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    figures = []
     for stem, r in rows:
+        if isinstance(r, Reading):
+            figures.append((stem, r))
+            continue
         equal = {None: "not compared", True: "yes", False: "**no**"}[r.equal]
         target = "" if r.target is None else f"{r.target:g}x"
         name = f"{r.name} ({r.note})" if r.note else r.name
         lines.append(
             f"| {stem} | {name} | {r.peer_name} | {_seconds(r.ours_s)} | {_seconds(r.peer_s)} | {r.ratio:.2f}x "
             f"| {r.low:.2f}-{r.high:.2f} | {r.repeats} | {equal} | {target} | {r.verdict} |"
+        )
+    if figures:
+        lines += ["", "## Figures to reach", "", "Medians with lowest and highest over the repeats.", ""]
+        lines += ["| benchmark | figure | measured | spread | repeats | target | |", "|---|---|---|---|---|---|---|"]
+    for stem, f in figures:
+        target = "" if f.target is None else f"{'<=' if f.at_most else '>='} {f.target:g} {f.unit}"
+        name = f"{f.name} ({f.note})" if f.note else f.name
+        lines.append(
+            f"| {stem} | {name} | {f.value:.4g} {f.unit} | {f.low:.4g}-{f.high:.4g} | {f.repeats} | {target} "
+            f"| {f.verdict} |"
         )
     return "\n".join(lines) + "\n"
 
