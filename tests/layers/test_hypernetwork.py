@@ -115,6 +115,16 @@ def test_hyperfan_keeps_the_variance_of_the_targets_activations():
         make("chunk", init="hyperfan")
 
 
+def test_scaled_starts_where_gain_does_without_a_factor():
+    gain, scaled = make(init="gain"), make(init="scaled")
+    ids = torch.arange(4)
+    assert torch.allclose(gain.generate_flat(ids), scaled.generate_flat(ids), atol=1e-5)
+    assert torch.equal(scaled.gain, torch.ones(4))
+    assert (gain.gain != 1).all()
+    with pytest.raises(ValueError, match="gain"):
+        make("rnn", init="scaled")
+
+
 def test_residual_starts_like_an_ordinary_net_and_default_change_is_small():
     torch.manual_seed(0)
     hyper = HyperNetwork(mlp((196, 32, 10)), ScalarCondition(["g"]), residual=True)

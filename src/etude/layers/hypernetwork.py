@@ -61,8 +61,9 @@ class HyperNetwork(nn.Module):
         dead target, so it starts like an ordinary net.
     init
         "default": kaiming-normal by fan-out, tensor by tensor where one head emits all; "gain": every tensor is
-        rescaled by a fixed factor, measured once, to the size of an ordinary net's (biases: 0.01); "hyperfan": by the
-        variance of the head's rows ("all" only).
+        rescaled by a fixed factor, measured once, to the size of an ordinary net's (biases: 0.01); "scaled": the same
+        start, with the factor in the head's own rows ("all" only), so that it does not magnify the optimiser's steps;
+        "hyperfan": by the variance of the head's rows ("all" only).
     buffers
         "shared", or "per_condition": a copy of the target's buffers for every task.
 
@@ -88,7 +89,7 @@ class HyperNetwork(nn.Module):
         targets: Sequence[str] | str | None = None,
         encoding: Encoding | None = "cos|sin",
         residual: bool = False,
-        init: Literal["gain", "hyperfan", "default"] = "default",
+        init: Literal["gain", "scaled", "hyperfan", "default"] = "default",
         activation: str = "leaky_relu",
         norm: str | None = None,
         num_heads: int = 4,
@@ -98,10 +99,10 @@ class HyperNetwork(nn.Module):
         buffers: Literal["shared", "per_condition"] = "shared",
     ) -> None:
         super().__init__()
-        if init not in ("gain", "hyperfan", "default"):
-            raise ValueError(f'init must be "gain", "hyperfan" or "default", got {init!r}')
-        if init == "hyperfan" and strategy != "all":
-            raise ValueError('init="hyperfan" needs a head row for each weight (strategy="all"): take init="gain"')
+        if init not in ("gain", "scaled", "hyperfan", "default"):
+            raise ValueError(f'init must be "gain", "scaled", "hyperfan" or "default", got {init!r}')
+        if init in ("hyperfan", "scaled") and strategy != "all":
+            raise ValueError(f'init="{init}" needs a head row for each weight (strategy="all"): take init="gain"')
         for name, module in target.named_modules():
             if isinstance(module, nn.RNNBase | torch.jit.ScriptModule):
                 raise ValueError(f"{name or 'the target'} is a {type(module).__name__}, which ignores given weights")
@@ -295,6 +296,7 @@ class HyperNetwork(nn.Module):
             nn.init.kaiming_normal_(head.weight, mode="fan_out")
             if head.bias is not None:
                 nn.init.zeros_(head.bias)
+        self.generator.eval()  # a batch norm inside cannot normalise one condition
         z = self.encode(self.condition.probe().to(heads[0].weight)) if init != "default" else None
         if isinstance(self.generator, AllAtOnce):
             energy = 1.0 if z is None else float(self.generator.trunk(z).square().mean())
@@ -308,11 +310,15 @@ class HyperNetwork(nn.Module):
                     rows.normal_(0, math.sqrt((1 if both or len(shape) == 1 else 2) / (fan * rows.shape[1] * energy)))
                 else:
                     rows.normal_(0, math.sqrt(2 / len(rows)))
-        if init == "gain":
+        if init in ("gain", "scaled"):
             assert z is not None
             flat = self.generator(z)
             for i, (part, std) in enumerate(zip(self.layout.slices().values(), self._stds(), strict=True)):
                 self.gain[i] = std / float(flat[:, part].square().mean().sqrt().clamp_min(1e-12))
+        if init == "scaled":
+            self.generator.head.weight.mul_(torch.repeat_interleave(self.gain, self._sizes())[:, None])  # type: ignore[operator,union-attr]
+            self.gain.fill_(1.0)
+        self.generator.train()
 
     def _own_buffers(self, buffers: str) -> None:
         self.stacks = nn.Module()

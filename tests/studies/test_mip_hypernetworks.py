@@ -1,0 +1,42 @@
+"""The study at the quick tier: sizes of weights and gradients show the effect, and the plots are drawn."""
+
+import numpy as np
+import pytest
+
+from etude.lab.runner import run_study
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run_study("mip-hypernetworks", ledger=tmp_path_factory.mktemp("ledger") / "l.sqlite", jobs=1)
+
+
+def values(result, arm, metric):
+    rows = [r for r in result.rows if (r["arm"], r["metric"]) == (arm, metric) and r["step"] is None]
+    return np.array([r["value"] for r in sorted(rows, key=lambda r: r["seed"])])
+
+
+def test_every_claim_is_measured(result):
+    assert result.errors == []
+    assert {v.claim for v in result.verdicts} == {"M1", "M1b", "M2", "M3", "M3b", "M3c", "M4", "M5", "M6"}
+    assert all(v.n == 3 for v in result.verdicts)
+
+
+def test_the_default_is_proportional_at_the_start_and_mip_is_not(result):
+    assert values(result, "default", "r_squared_at_init").min() > 0.999
+    assert values(result, "mip", "cov_of_weight_norm_at_init").max() < 0.05
+    assert {v.claim: v.verdict for v in result.verdicts}["M1"] == "holds"
+
+
+def test_gradients_vary_less_with_mip_and_nothing_but_the_seed_moves_the_reseeded_default(result):
+    assert (values(result, "mip", "cov_of_gradient_norm") < values(result, "default", "cov_of_gradient_norm")).all()
+    both = (
+        values(result, "default", "cov_of_weight_norm_at_init"),
+        values(result, "default_reseeded", "cov_of_weight_norm_at_init"),
+    )
+    assert np.allclose(*both, atol=1e-4)
+
+
+def test_a_net_that_is_told_the_wrong_condition_is_worse(result):
+    for metric in ("ln_test_loss", "ln_test_loss_denoiser"):
+        assert (values(result, "mip_shuffled_condition", metric) > values(result, "mip", metric)).all(), metric
