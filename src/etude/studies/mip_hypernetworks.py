@@ -61,7 +61,9 @@ class MagnitudeStudy(Study):
             noise_steps=60, signals=400,
         ),
         "laptop": MagnitudeConfig(),
-        "gpu": MagnitudeConfig(n_seeds=10, pool=1, grid_seeds=5, steps=2000, steps_sgd=2000, steps_denoiser=2000, steps_cell=500),
+        "gpu": MagnitudeConfig(
+            n_seeds=10, pool=1, grid_seeds=5, steps=2000, steps_sgd=2000, steps_denoiser=2000, steps_cell=500
+        ),
     }  # fmt: skip
     arms: ClassVar = {
         "default": Arm("weights from the bare condition, ordinary size at 1", role="baseline"),
