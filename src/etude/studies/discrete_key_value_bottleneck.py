@@ -26,7 +26,7 @@ HEADS: dict[str, tuple[int, ...]] = {"linear": (), "linear_paper_rate": (), "mlp
 TOGETHER = ("bottleneck", "tuned_rate", *HEADS)  # arms that learn the same rows i.i.d. as well
 
 
-# The rates that are best in the i.i.d. run on validation rows, seeds 0 and 1, from grids of five (tables) and four (heads).
+# What is best in the i.i.d. run on validation rows, seeds 0 and 1, from five rates of the tables and four of each head.
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"key_dim": 8, "tuned_rate": ("sgd", 300.0), "linear": ("sgd", 0.05), "mlp": ("sgd", 0.5)},
     "cifar10": {"key_dim": 8, "tuned_rate": ("sgd", 100.0), "linear": ("adam", 1e-3), "mlp": ("adam", 1e-3)},
