@@ -16,6 +16,7 @@ from etude.page.search.query import Query
 
 RRF = 60
 DEPTH = 200
+COMMON = frozenset(("a", "an", "and", "by", "for", "from", "in", "is", "of", "on", "or", "that", "the", "to", "with"))
 
 
 class Meaning(Protocol):
@@ -72,7 +73,8 @@ def search(
 def matching(row: dict[str, Any], query: Query) -> tuple[str, ...]:
     """The query's words and phrases that stand in a paper's title, abstract or authors."""
     text = f"{row['title']} {row['abstract']} {' '.join(a['name'] for a in row['authors'])}".lower()
-    found = [w for w in (*query.words, *query.phrases) if re.search(rf"\b{re.escape(w.lower()[:12])}", text)]
+    said = [w for w in query.words if w.lower() not in COMMON]
+    found = [w for w in (*said, *query.phrases) if re.search(rf"\b{re.escape(w.lower()[:12])}", text)]
     return tuple(dict.fromkeys(found))
 
 
