@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from etude.data.randomness import stream
+from etude.data.tasks import Split
 from etude.lab.jobs import UserData
 from etude.lab.runner import run_study
 from etude.studies._rich_problems import _few, five_shot, transfer
@@ -29,10 +30,10 @@ def test_every_claim_is_measured(result):
 def test_joined_nets_know_more_and_copies_do_not(result):
     probe = "target_probe_accuracy"
     assert mean(result, "cat5", probe) > mean(result, "single", probe) + 1
-    assert abs(mean(result, "five_copies", probe) - mean(result, "single", probe)) < 1.5
+    assert mean(result, "cat5", probe) > mean(result, "five_copies", probe) + 1
     assert mean(result, "cat5", "effective_rank") > mean(result, "single", "effective_rank") + 5
     assert mean(result, "five_copies", "effective_rank") == pytest.approx(mean(result, "single", "effective_rank"))
-    assert mean(result, "random_features_p8", "source_accuracy") < mean(result, "cat5_p8", "source_accuracy") - 5
+    assert mean(result, "random_features_p8", "source_accuracy") < mean(result, "cat5_p8", "source_accuracy") - 2
 
 
 def test_splits_do_not_overlap_and_the_blocks_are_what_they_say():
@@ -55,15 +56,9 @@ def test_five_shot_of_perfect_and_of_useless_features():
     perfect = torch.nn.functional.one_hot(y).float()
     assert five_shot(perfect, y, stream(0, "e")) == 100
     assert five_shot(torch.randn(200, 8, generator=stream(0, "x")), y, stream(0, "e")) == pytest.approx(20, abs=4)
-    few, rest = _few(data := perfect_rows(perfect, y), 10, stream(0, "l"))
+    few, rest = _few(data := Split(perfect, y), 10, stream(0, "l"))
     assert torch.bincount(few.y).tolist() == [10] * 5
     assert few.n + rest.n == data.n
-
-
-def perfect_rows(x, y):
-    from etude.data.tasks import Split
-
-    return Split(x, y)
 
 
 def test_a_table_of_the_user(tmp_path):
