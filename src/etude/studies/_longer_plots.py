@@ -1,12 +1,10 @@
 """The plots of the study of large batches."""
 
-from collections.abc import Sequence
-
 from etude.lab.study import Plot, Results
 from etude.studies._pictures import curves, dots
 
 
-def longer_plots(results: Results, regimes: Sequence[str]) -> list[Plot]:
+def longer_plots(results: Results, regimes: list[str]) -> list[Plot]:
     """Accuracy by regime, error by updates and by the share of the run, distance by updates."""
     out = []
     for protocol in results.protocols:

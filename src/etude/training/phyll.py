@@ -166,12 +166,12 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         ValueError
             For one class only, NaN, fewer boxes than layers, or label columns that would swallow all features.
         """
-        X, y = validate_data(self, X, y, dtype=np.float32)
+        rows, y = validate_data(self, X, y, dtype=np.float32)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"need at least 2 classes, got only {self.classes_.tolist()}")
-        self._start(X)
-        return self._train(X, codes, epochs, inner_steps, lr, batch_size, callback)
+        self._start(rows)
+        return self._train(rows, codes, epochs, inner_steps, lr, batch_size, callback)
 
     def partial_fit(
         self,
@@ -186,10 +186,10 @@ class PhyLL(ClassifierMixin, BaseEstimator):
     ) -> Self:
         """Go on from the weights there are, for instance after the boxes have drifted; new classes are refused."""
         check_is_fitted(self)
-        X, y = validate_data(self, X, y, dtype=np.float32, reset=False)
+        rows, y = validate_data(self, X, y, dtype=np.float32, reset=False)
         if strange := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
             raise ValueError(f"class {strange[0]!r} was not there in fit: classes are {self.classes_.tolist()}")
-        return self._train(X, np.searchsorted(self.classes_, y), epochs, inner_steps, lr, batch_size, callback)
+        return self._train(rows, np.searchsorted(self.classes_, y), epochs, inner_steps, lr, batch_size, callback)
 
     def goodness(self, X: ArrayLike) -> NDArray[np.float32]:
         """The goodness of every label at every layer: (n, C, L). Costs C runs of every box a row."""
@@ -294,7 +294,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             spread = rows.std(0, unbiased=False)
             self.span_ = torch.where(spread > 0, spread, 1.0)
             self.shift_ = rows.mean(0) / self.span_ + ((rows - rows.mean(0)) / self.span_).min()
-        self.costs_, self.history_ = Costs(), []
+        self.costs_ = Costs()
+        self.history_: list[dict[str, Any]] = []
         self._wrap()
         self.weights_, self.biases_, self.directions_ = [], [], []
         first = self._scaled(X[:2])
@@ -370,7 +371,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
                 found = local_gradient(f, weight, bias, self.directions_[layer], self.theta, self.goodness_kind)
                 weight.grad, bias.grad = found.weight, found.bias
                 optimizer.step()
-            self.costs_.train(2 * n, *weight.shape, inner_steps)
+            k, q = weight.shape
+            self.costs_.train(2 * n, k, q, inner_steps)
             losses.append(float(found.loss))
             h = self._linear(layer, f)
         return losses
