@@ -261,7 +261,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         self._generator = torch.Generator()
         self._generator.set_state(state["rng"])
         self.n_features_in_ = len(self.shift_)
-        self.history_, self.costs_ = [], Costs()
+        self.history_: list[dict[str, Any]] = []
+        self.costs_ = Costs()
         self._wrap()
         return self
 
@@ -295,7 +296,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             self.span_ = torch.where(spread > 0, spread, 1.0)
             self.shift_ = rows.mean(0) / self.span_ + ((rows - rows.mean(0)) / self.span_).min()
         self.costs_ = Costs()
-        self.history_: list[dict[str, Any]] = []
+        self.history_ = []
         self._wrap()
         self.weights_, self.biases_, self.directions_ = [], [], []
         first = self._scaled(X[:2])
