@@ -197,4 +197,4 @@ def _grid(job: Job, seed: int, images: ShiftedImages) -> Iterator[Measurement | 
         cells.append({"cell": f"{activation}, {norm or 'no'} norm", "optimizer": optimizer, "gain": round(gain, 4)})
     for arm, count in wins.items():
         yield Measurement(arm, seed, "share_of_cells_won", count / len(GRID))
-    yield Artifact("mip", seed, "cells", cells)
+    yield Artifact("mip", seed, "cells", cells)  # type: ignore[arg-type]

@@ -63,8 +63,7 @@ class BlackBox(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         x = h if self.encode is None else self.encode(h)
         self.runs += len(x) * self.repeats
-        total = sum(self._run(x) for _ in range(self.repeats))
-        return total / self.repeats  # type: ignore[operator]
+        return torch.stack([self._run(x) for _ in range(self.repeats)]).mean(0)
 
     def _run(self, x: Tensor) -> Tensor:
         y = self.fn(x) if self.torch_input else self.fn(x.cpu().numpy())
