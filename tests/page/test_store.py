@@ -197,3 +197,30 @@ def test_other_identifiers():
     with pytest.raises(ValueError, match="title"):
         make_record(title=" \x00 ")
     assert make_record(title="T", url="javascript:alert(1)").url is None
+
+
+def rows_of(db):
+    """Everything an import writes, without the ids of rows that nothing refers to."""
+    tables = (t.paper, t.alias, t.paper_tag, t.paper_version, t.event)
+    found = {
+        x.name: sorted(str({k: v for k, v in r.items() if k != "id"}) for r in db.rows(sa.select(x))) for x in tables
+    }
+    return found | {"ids": [(r["id"], r["slug"]) for r in db.rows(sa.select(t.paper).order_by(t.paper.c.id))]}
+
+
+def test_many_at_once_are_stored_as_one_by_one(database, tmp_path, now, monkeypatch):
+    records = [
+        paper(arxiv_id="1506.03134v1", tags=["cs.LG", "stat.ML"]), paper("Other", doi="10.1000/xyz"),
+        paper("Pointer Networks, Revised", arxiv_id="1506.03134v2"), paper("Other", doi="10.1000/xyz"), paper(),
+        paper(abstract=" ".join(f"other{i}" for i in range(80))), paper("Last", slug="own-slug"),
+        paper("Twins", doi="10.1000/a"), paper("Twins", doi="10.1000/b"),
+    ]  # fmt: skip
+    monkeypatch.setattr(store, "TOGETHER", 4)  # keys known from the part before, and inside a part
+    together = store.add_all(database, records, source="form", now=now)
+    single = Database(tmp_path / "single.sqlite")
+    with single.begin() as c:
+        apart = [store.add(c, r, source="form", now=now, weight=h.NEW_BULK) for r in records]
+    assert together == apart
+    assert [m.status for m in together][2:4] == ["changed", "duplicate"]
+    assert rows_of(database) == rows_of(single)
+    single.close()
