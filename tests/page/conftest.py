@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -101,7 +102,16 @@ def server(tmp_path_factory):
     made.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", autouse=True)
+def no_model_loads_into_the_next_file():
+    """Loading a model changes how torch initialises modules meanwhile, so the next file's tests wait for it."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "etude-meaning":
+            thread.join(60)
+
+
+@pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
         pytest.skip("needs Chromium")

@@ -25,10 +25,12 @@ def test_list_search_and_back_keep_their_place(tab):
     tab.go_back()
     assert "room=trust" in tab.url
     tab.fill("#q", "graph architecture")
-    tab.keyboard.press("Enter")
+    with tab.expect_navigation():
+        tab.keyboard.press("Enter")
     assert "Auto-GNN" in tab.locator("li.paper").first.inner_text() + tab.locator("li.paper").nth(1).inner_text()
     tab.fill("#q", "autognn")
-    tab.keyboard.press("Enter")
+    with tab.expect_navigation():
+        tab.keyboard.press("Enter")
     assert "Auto-GNN" in tab.locator("li.paper").first.inner_text()
 
 

@@ -249,8 +249,9 @@ def test_a_module_that_only_the_parent_finds(tmp_path: object) -> None:
 @pytest.mark.slow
 def test_ctrl_c_leaves_no_process_behind(tmp_path: object) -> None:
     code = """
-    import os, time
+    import os, signal, time
     from etude.training import WorkerPool
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's shell has it ignored
     pool = WorkerPool(2)
     print(*pool.map(lambda _: (time.sleep(0.3), os.getpid())[1], range(2)), flush=True)
     for _ in range(4):

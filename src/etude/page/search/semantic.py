@@ -136,7 +136,7 @@ class SemanticIndex:
     def ready(self) -> bool:
         """Whether a query can be ranked by meaning now; the first call starts loading the model."""
         if self._encode is None and self.problem is None and self._loading is None:
-            self._loading = threading.Thread(target=self._load, daemon=True)
+            self._loading = threading.Thread(target=self._load, name="etude-meaning", daemon=True)
             self._loading.start()
         return self._encode is not None and self._index is not None
 
