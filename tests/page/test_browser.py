@@ -19,9 +19,11 @@ def test_list_search_and_back_keep_their_place(tab):
     tab.goto("/")
     assert tab.locator("li.paper").count() == 25
     tab.select_option("select[name=room]", "trust")
-    tab.click("text=Apply")
+    with tab.expect_navigation():
+        tab.click("text=Apply")
     assert "room=trust" in tab.url
-    tab.locator("li.paper h2 a").first.click()
+    with tab.expect_navigation():
+        tab.locator("li.paper h2 a").first.click()
     tab.go_back()
     assert "room=trust" in tab.url
     tab.fill("#q", "graph architecture")

@@ -377,7 +377,8 @@ def test_many_papers(tmp_path, browser, make_server):
         seen = []
         for _ in range(3):
             seen += page.locator("li.paper h2 a").all_inner_texts()
-            page.click("text=Next papers")
+            with page.expect_navigation():
+                page.click("text=Next papers")
         assert len(set(seen)) == len(seen) == 75
         page.goto(f"/search?q=number+{MANY - 1}")
         assert f"number {MANY - 1}" in page.locator("li.paper h2 a").first.inner_text()
