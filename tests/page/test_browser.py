@@ -62,7 +62,8 @@ def test_without_javascript(browser, server):
     context = browser.new_context(base_url=server.url, java_script_enabled=False)
     page = context.new_page()
     page.goto("/?sort=new")
-    page.locator("li.paper .vote button").nth(3).click()
+    with page.expect_navigation():
+        page.locator("li.paper .vote button").nth(3).click()
     page.wait_for_selector("button[aria-pressed=true]")
     assert "sort=new" in page.url
     page.fill("#q", "pointer networks")
@@ -71,7 +72,8 @@ def test_without_javascript(browser, server):
     page.wait_for_selector("li.paper")
     page.goto("/subscribe")
     page.fill("input[name=email]", "nojs@example.org")
-    page.click("main form button")
+    with page.expect_navigation():
+        page.click("main form button")
     assert "on its way" in page.locator("main").inner_text()
     context.close()
 
@@ -82,10 +84,12 @@ def test_import_by_paste(tab):
     for expected in ("52 new, 0 changed, 0 duplicate", "0 new, 0 changed, 52 duplicate"):
         tab.goto("/import")
         tab.fill("textarea[name=text]", "\n\n".join(blocks))
-        tab.click("text=Preview")
+        with tab.expect_navigation():
+            tab.click("text=Preview")
         assert expected in tab.locator("main").inner_text()
         if expected.startswith("52"):
-            tab.click("main form button")
+            with tab.expect_navigation():
+                tab.click("main form button")
             assert "sort=new" in tab.url
 
 
@@ -95,7 +99,8 @@ def test_markup_in_a_submission_is_text(tab):
     tab.goto("/submit")
     for name in ("title", "abstract", "authors", "tags"):
         tab.fill(f"[name={name}]", f"Evil {evil}")
-    tab.click("main form button")
+    with tab.expect_navigation():
+        tab.click("main form button")
     assert evil in tab.locator("h1").inner_text()
     assert tab.locator("main img").count() == 0
 
@@ -165,7 +170,8 @@ def test_run_here_goes_on_over_reload_and_kill(tmp_path, browser, make_server):
         page = browser.new_context(base_url=server.url).new_page()
         page.goto("/paper/prototype-network")
         assert page.locator("#claims").count() == 1
-        page.click("text=Run it here: quick")
+        with page.expect_navigation():
+            page.click("text=Run it here: quick")
         place = page.url
         ledger = Ledger(tmp_path / "etude.sqlite")
         until = time.monotonic() + 120
@@ -183,7 +189,8 @@ def test_run_here_goes_on_over_reload_and_kill(tmp_path, browser, make_server):
         page.wait_for_selector("text=See the claims", timeout=200_000)
         assert Queue(ledger).get(place.rsplit("/", 1)[1])["state"] == "done"
         assert len(ledger.runs()) == 1
-        page.click("text=See the claims")
+        with page.expect_navigation():
+            page.click("text=See the claims")
         assert page.locator("td .badge").count() >= 1
         page.context.close()
     finally:

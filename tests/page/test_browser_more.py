@@ -216,7 +216,8 @@ def test_addresses_can_be_shared_and_pages_stay_put(tab, db, browser, server):
     tab.set_viewport_size({"width": 900, "height": 500})
     tab.goto("/?sort=new&room=trust")
     tab.goto("/?sort=new")
-    tab.click("text=Next papers")
+    with tab.expect_navigation():
+        tab.click("text=Next papers")
     second = tab.url
     papers = tab.locator("li.paper h2 a").all_inner_texts()
     tab.evaluate("scrollTo(0, 1200)")
