@@ -1,6 +1,7 @@
 """Settings for the whole suite: no network beyond the package index is assumed, skips are failures in CI."""
 
 import os
+import shutil
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,3 +23,18 @@ def pytest_runtest_makereport(item, call):
         if "optional:" not in reason and "check_array_api_input" not in item.nodeid:
             report.outcome = "failed"
             report.longrepr = f"skipped in CI: {reason}"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium; one a file, as two of Playwright's loops do not go together in one process."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="the extra test is not installed")
+    with api.sync_playwright() as p:
+        made = p.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield made
+        made.close()

@@ -1,7 +1,5 @@
 """The report in a real headless Chromium: self-contained, filters, light and dark, phone."""
 
-import shutil
-
 import pytest
 
 from etude.errors import UsageError
@@ -10,8 +8,6 @@ from etude.lab.ledger import Ledger
 from etude.lab.report import write_report
 from etude.lab.runner import run_study
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
 
 @pytest.fixture
 def report(toy, tmp_path):
@@ -19,19 +15,6 @@ def report(toy, tmp_path):
     run_study(toy, ledger=ledger, jobs=1)
     run_study(toy, "laptop", ledger=ledger, jobs=1, settings={"level": -2.0})
     return write_report(ledger, tmp_path / "report")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="the extra test is not installed")
-    with api.sync_playwright() as p:
-        made = p.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield made
-        made.close()
 
 
 def opened(browser, path, **options):

@@ -1,7 +1,6 @@
 """Page databases on SQLite and PostgreSQL; `etude serve` as a process of its own; headless Chromium."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +13,6 @@ import pytest
 import sqlalchemy as sa
 
 NOW = 1_790_000_000  # 2026-09-21
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 120  # seconds: a loaded machine may need many to import and start
 
 
@@ -109,19 +107,6 @@ def no_model_loads_into_the_next_file():
     for thread in threading.enumerate():
         if thread.name == "etude-meaning":
             thread.join(60)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="the extra test is not installed")
-    with api.sync_playwright() as p:
-        made = p.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield made
-        made.close()
 
 
 @pytest.fixture
