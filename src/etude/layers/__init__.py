@@ -93,6 +93,9 @@ from etude.layers.quantizers import nearest_codes as nearest_codes
 from etude.layers.readout import SequenceReadout as SequenceReadout
 from etude.layers.readout import make_readout as make_readout
 from etude.layers.readout import matched_hidden as matched_hidden
+from etude.layers.recoding import AnchoredEnsemble as AnchoredEnsemble
+from etude.layers.recoding import Recoder as Recoder
+from etude.layers.recoding import RecodingStats as RecodingStats
 from etude.layers.recurrent import make_rnn as make_rnn
 from etude.layers.recurrent import spectral_radius as spectral_radius
 from etude.layers.recurrent_gradients import Profile as Profile
