@@ -32,4 +32,10 @@ def magnitude_plots(results: Results) -> list[Plot]:
                 alt.Color("mean(gain):Q", title="ln loss, default - MIP", scale=colours),
             )  # fmt: skip
             out.append(Plot(f"grid-{protocol}", heat.to_dict(), "Paired gain of MIP in each cell of the grid."))
+        ends = results.select("ln_test_loss_cnn", protocol=protocol)
+        if ends:
+            points = alt.Chart(alt.Data(values=ends)).mark_point().encode(
+                alt.X("value:Q", title="ln test loss"), alt.Y("arm:N", title=""), alt.Color("arm:N", legend=None)
+            )  # fmt: skip
+            out.append(Plot(f"convnet-{protocol}", points.to_dict(), "A generated convnet on shrunk images, by seed."))
     return out

@@ -1,4 +1,4 @@
-"""The tasks of the study of magnitude-invariant hypernetworks: a shift of the image, a preference of a denoiser.
+"""The tasks of the study of magnitude-invariant hypernetworks: shifted and shrunk images, a denoiser's preference.
 
 A problem draws training batches of `SETS` conditions with `ROWS` rows each, and scores a net on a fixed grid of them.
 """
@@ -63,6 +63,48 @@ class ShiftedImages:
         """Cross-entropy of each set, (C,), under the conditions that the net is told."""
         out = net.forward_each(batch.x, gamma=gamma)
         return F.cross_entropy(out.flatten(0, 1), batch.y.flatten(), reduction="none").view(len(gamma), -1).mean(1)
+
+
+def shrunk(x: Tensor, gamma: Tensor) -> Tensor:
+    """Images (C, B, 1, h, w) drawn at 0.4 + 0.6 gamma of their size, bilinear, on a ground of zeros."""
+    scale = 0.4 + 0.6 * gamma.repeat_interleave(x.shape[1])
+    theta = torch.zeros(len(scale), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / scale
+    flat = x.flatten(0, 1)
+    grid = F.affine_grid(theta, list(flat.shape), align_corners=False)
+    return F.grid_sample(flat, grid, align_corners=False).view_as(x)
+
+
+@dataclass
+class ShrunkImages:
+    """Task A2: images of every size; the target is a small convnet, all of whose layers are generated."""
+
+    train_x: Tensor  # (N, 1, h, w)
+    train_y: Tensor
+    test: Drawn
+    classes: int
+
+    @classmethod
+    def of(cls, images: ImageSet, seed: int) -> "ShrunkImages":
+        """The rows of `ShiftedImages.of`."""
+        count = min(len(images.y), 5000)
+        task = images.task(seed, (int(0.8 * count), 0, count - int(0.8 * count)))
+        assert task.test is not None
+        gammas, x = torch.linspace(0, 1, 11), task.test.x.mean(1, keepdim=True)
+        test = Drawn(shrunk(x.expand(11, *x.shape), gammas), task.test.y.expand(11, -1), gammas)
+        return cls(task.train.x.mean(1, keepdim=True), task.train.y, test, task.num_classes)
+
+    def target(self) -> nn.Module:
+        first = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2) if self.train_x.shape[-1] > 8 else nn.Identity()]
+        last = [nn.Conv2d(8, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, self.classes)]
+        return nn.Sequential(*first, *last)
+
+    def draw(self, generator: Generator, step: int = 0) -> Drawn:
+        gamma = torch.rand(SETS, generator=generator)
+        rows = torch.randint(len(self.train_y), (SETS, ROWS), generator=generator)
+        return Drawn(shrunk(self.train_x[rows], gamma), self.train_y[rows], gamma)
+
+    losses = staticmethod(ShiftedImages.losses)
 
 
 @dataclass

@@ -15,7 +15,6 @@ from etude.layers.prototypes import class_means, mean_logits
 from etude.training import LinearProbe, effective_rank
 
 Representation = Callable[[Tensor], Tensor]
-STRENGTHS = tuple(10.0**p for p in range(-3, 2))
 BLOCKS, WIDTH, AGREE, REPLACED = 6, 5, 0.92, 4
 
 
@@ -107,7 +106,7 @@ def _blocks(seed: int, config: Any) -> Transfer:
     return Transfer(rows(config.block_rows, "train", 0), rows(2000, "test", 0), shifted=rows(2000, "shifted", REPLACED))
 
 
-def scores(rep: Representation, data: Transfer, seed: int) -> dict[str, float]:
+def scores(rep: Representation, data: Transfer, seed: int, strengths: tuple[float, ...]) -> dict[str, float]:
     """What linear read-outs of a frozen representation reach; all but the ranks in points of 100."""
     source = LinearProbe("ridge", folds=3).fit(rep(data.source.x), data.source.y)
     found = {"source_accuracy": 100 * source.score(rep(data.source_test.x), data.source_test.y)}
@@ -116,7 +115,7 @@ def scores(rep: Representation, data: Transfer, seed: int) -> dict[str, float]:
     if data.target is None or data.target_test is None:
         return found
     few, test = rep(data.target.x), rep(data.target_test.x)
-    found["target_probe_accuracy"] = probe(few, data.target.y, test, data.target_test.y)
+    found["target_probe_accuracy"] = probe(few, data.target.y, test, data.target_test.y, strengths)
     ten, _ = _few(Split(few, data.target.y), 10, stream(seed, "ten"))
     found["target_probe_10"] = ridge_probe(ten.x, ten.y, test, data.target_test.y)
     ways = int(data.target_test.y.max()) + 1
@@ -125,9 +124,9 @@ def scores(rep: Representation, data: Transfer, seed: int) -> dict[str, float]:
     return found
 
 
-def probe(few: Tensor, y: Tensor, test: Tensor, y_test: Tensor) -> float:
+def probe(few: Tensor, y: Tensor, test: Tensor, y_test: Tensor, strengths: tuple[float, ...]) -> float:
     """Accuracy in points of logistic regression, its strength by three folds."""
-    return 100 * LinearProbe("logistic", STRENGTHS, folds=3).fit(few, y).score(test, y_test)
+    return 100 * LinearProbe("logistic", strengths, folds=3).fit(few, y).score(test, y_test)
 
 
 def ridge_probe(few: Tensor, y: Tensor, test: Tensor, y_test: Tensor) -> float:

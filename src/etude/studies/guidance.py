@@ -3,8 +3,7 @@
 Each protocol is one target with one guide; arms differ in what is added to the task's loss.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,20 +15,12 @@ from etude.data.randomness import seeded_build, stream
 from etude.errors import StudyError
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.studies._guidance_plots import guidance_plots
-from etude.studies._guidance_problems import Problem, Shuffled, problem, trained_guide, untrained
+from etude.studies._guidance_problems import Problem, problem
+from etude.studies._guidance_training import CNN, FCN, guide_of, mean, train_targets
 from etude.training import (
-    DistillationLoss,
-    Trained,
     cka_matrix,
-    distillation_objective,
     error_consistency,
-    guided_loss,
-    train,
 )
-
-FCN, CNN = "deep_fcn", "plain_cnn"
-GUIDED = ("trained_guide", "untrained_guide", "untrained_same_guide", "shuffled_guide")
-EARLY = {"early_stop_trained": "trained_guide", "early_stop_untrained": "untrained_guide"}
 
 
 class GuidanceConfig(StudyConfig):
@@ -94,22 +85,22 @@ class GuidanceStudy(Study):
         p = problem(job.protocol, job.config, job.task)
         name = FCN if job.protocol == "user" else job.protocol
         accuracy = f"token_accuracy_{name}" if name == "copy" else f"accuracy_{name}"
-        for seed, done, guidance in _train(job, p):
+        for seed, done, guidance in train_targets(job, p):
             rows = p.test(seed).to(job.device)
             right = p.correct(done.module, rows)
-            yield Measurement(job.arm, seed, accuracy, 100 * _mean(right), "points")
+            yield Measurement(job.arm, seed, accuracy, 100 * mean(right), "points")
             for point in done.curve:
                 for key, unit in (("loss", "1"), ("val_loss", "1"), ("metric", "points")):
                     yield Measurement(job.arm, seed, f"curve_{key}", point[key], unit, point["step"])
-            guide = _guide(job, p, seed, "trained_guide")
+            guide = guide_of(job, p, seed, "trained_guide")
             guides = p.correct(guide, rows)
             if name not in ("copy", "parity"):  # there the guide makes no errors
                 yield Measurement(job.arm, seed, f"error_kappa_{name}", error_consistency(right, guides))
             if job.arm == "unguided":
-                yield Measurement(job.arm, seed, "guide_accuracy", 100 * _mean(guides), "points")
-                if job.protocol != "user" and _mean(guides) <= _mean(right):
+                yield Measurement(job.arm, seed, "guide_accuracy", 100 * mean(guides), "points")
+                if job.protocol != "user" and mean(guides) <= mean(right):
                     raise StudyError(
-                        f"{job.protocol}: the guide scores {_mean(guides):.3f}, its target alone {_mean(right):.3f}: "
+                        f"{job.protocol}: the guide scores {mean(guides):.3f}, its target alone {mean(right):.3f}: "
                         "it has nothing to hand over, so the study is broken"
                     )
             if guidance is not None:
@@ -122,69 +113,6 @@ class GuidanceStudy(Study):
     def plots(self, results: Results) -> list[Plot]:
         """Accuracy by arm, curves, and CKA of all layers before and after."""
         return guidance_plots(results, list(self.arms))
-
-
-def _mean(right: torch.Tensor) -> float:
-    return float(right.float().mean())
-
-
-def _guide(job: Job, p: Problem, seed: int, arm: str) -> nn.Module:
-    """What an arm is guided by."""
-    if arm == "untrained_guide":
-        return untrained(p.guide, seed, job.device)
-    if arm == "untrained_same_guide":
-        return untrained(p.target, seed, job.device)
-    trained = trained_guide(p, seed, job.config.digest(), job.device)
-    return Shuffled(trained, stream(seed, "permute")) if arm == "shuffled_guide" else trained
-
-
-def _train(job: Job, p: Problem) -> Iterator[tuple[int, Trained, Any]]:
-    """Train one target a seed; each seed's guide is found by the target that it guides."""
-    owner: dict[nn.Module, int] = {}
-
-    def build(seed: int) -> nn.Module:
-        net = p.target()
-        owner[net] = seed
-        return net
-
-    kind = EARLY.get(job.arm, job.arm)
-    made: dict[int, nn.Module] = {}
-
-    def guide(net: nn.Module) -> nn.Module:
-        seed = owner[net]
-        if seed not in made:
-            made[seed] = _guide(job, p, seed, kind)
-        return made[seed]
-
-    loss: Callable[..., Any] = p.loss
-    if kind in GUIDED:
-        stop = max(1, round(job.config.early_share * (p.config.steps or 0))) if job.arm in EARLY else None
-        loss = guided_loss(p.loss, guide, mask=p.mask, map=_pairs(p, kind), alpha=p.alpha, until_step=stop)
-    elif kind == "distillation":
-        soft = distillation_objective(guide, DistillationLoss(temperature=job.config.temperature))
-
-        def loss(net: Any, batch: Any) -> Any:
-            return {"task": p.loss(net, batch)} | (soft(net, batch) if net.training else {})
-
-    config = replace(p.config, eval_every=max(1, (p.config.steps or 0) // 8))
-    for seed, done in zip(
-        job.seeds,
-        train(
-            build, p.data, loss=loss, config=config, seeds=job.seeds, val=p.test,
-            metric=lambda net, rows: 100 * _mean(p.correct(net, rows)), plan="sequential", device=job.device,
-        ),
-        strict=True,
-    ):  # fmt: skip
-        yield seed, done, loss.guidance_of(done.module) if kind in GUIDED else None  # type: ignore[attr-defined]
-
-
-def _pairs(p: Problem, kind: str) -> Any:
-    """The problem's pairs under the names that this guide's layers have."""
-    if p.pairs == "even":
-        return p.pairs
-    if kind == "untrained_same_guide":
-        return [(t, t) for t, _ in p.pairs]
-    return [(t, f"guide.{g}" if kind == "shuffled_guide" else g) for t, g in p.pairs]
 
 
 def _heat(job: Job, p: Problem, seed: int, net: nn.Module, guide: nn.Module, x: torch.Tensor) -> Iterator[Artifact]:

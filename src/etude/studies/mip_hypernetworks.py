@@ -4,31 +4,18 @@ Every arm of a seed gets the same batches; one job trains them all, as one claim
 """
 
 import math
-import warnings
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
 
 from etude.data import load_images
-from etude.data.batching import sampled
 from etude.data.images import ImageSet
-from etude.data.randomness import seeded_build, stream
-from etude.hypernetworks import HyperNetwork, MagnitudeReport, ScalarCondition
 from etude.lab.study import FIRST_SEED, Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
-from etude.layers.hypernetwork_magnitude import coefficient_of_variation
 from etude.studies._magnitude_plots import magnitude_plots
-from etude.studies._magnitude_problems import Denoiser, Drawn, ShiftedImages
-from etude.training import TrainConfig, train
+from etude.studies._magnitude_problems import Denoiser, ShiftedImages, ShrunkImages
+from etude.studies._magnitude_training import OPTIONS, GradientSpread, build, final_loss, fit, report_of
 
-OPTIONS: dict[str, dict[str, Any]] = {  # the default has tensors of ordinary size at a condition of 1
-    "default": {"encoding": None, "init": "scaled"}, "encoding_only": {"encoding": "cos|sin", "init": "scaled"},
-    "residual_only": {"encoding": None, "residual": True}, "mip": {"encoding": "cos|sin", "residual": True},
-}  # fmt: skip
-OPTIONS |= {"default_reseeded": OPTIONS["default"], "mip_shuffled_condition": OPTIONS["mip"]}
-OPTIONS["default_gain"] = {"encoding": None, "init": "gain"}
 GRID = [(a, n, o) for a in ("relu", "gelu", "tanh") for n in (None, "layer", "batch") for o in ("adam", "sgd")]
 
 
@@ -40,6 +27,8 @@ class MagnitudeConfig(StudyConfig):
     steps: PositiveInt = 500
     steps_sgd: PositiveInt = 300
     steps_denoiser: PositiveInt = 300
+    steps_cnn: PositiveInt = 300
+    """Updates of the convnet on shrunk images (task A2, which no claim rests on)."""
     steps_cell: PositiveInt = 60
     """Updates in each of the 18 cells of the grid."""
     grid_seeds: PositiveInt = 3
@@ -57,12 +46,13 @@ class MagnitudeStudy(Study):
 
     configs: ClassVar = {
         "quick": MagnitudeConfig(
-            n_seeds=3, protocols=("digits",), pool=1, steps=150, steps_sgd=60, steps_denoiser=40, steps_cell=10,
-            noise_steps=60, signals=400,
+            n_seeds=3, protocols=("digits",), pool=1, steps=100, steps_sgd=40, steps_denoiser=30, steps_cnn=5,
+            steps_cell=4, noise_steps=40, signals=400,
         ),
         "laptop": MagnitudeConfig(),
         "gpu": MagnitudeConfig(
-            n_seeds=10, pool=1, grid_seeds=5, steps=2000, steps_sgd=2000, steps_denoiser=2000, steps_cell=500
+            n_seeds=10, pool=1, grid_seeds=5, steps=2000, steps_sgd=2000, steps_denoiser=2000, steps_cnn=2000,
+            steps_cell=500,
         ),
     }  # fmt: skip
     arms: ClassVar = {
@@ -81,17 +71,20 @@ class MagnitudeStudy(Study):
         return load_images(protocol, pool=config.pool)
 
     def measure(self, job: Job) -> Iterator[Measurement | Artifact]:
-        """Train every arm on shifted images, then with SGD, on the denoiser, and over the grid."""
+        """Train every arm on shifted images, then with SGD, on the denoiser and the convnet, and over the grid."""
         for seed in job.seeds:
             images = ShiftedImages.of(job.task, seed)
             yield from _adam(job, seed, images)
             for arm in ("default", "mip", "mip_shuffled_condition"):
-                loss = _loss(_fit(job, arm, seed, images, job.config.steps_sgd, "sgd", job.config.lr_sgd))
+                loss = final_loss(fit(job, arm, seed, images, job.config.steps_sgd, "sgd", job.config.lr_sgd))
                 yield Measurement(arm, seed, "ln_test_loss_sgd", math.log(loss))
                 yield Measurement(arm, seed, "failed_sgd", float(not loss < 0.95 * math.log(images.classes)))
-                denoiser = Denoiser.of(seed, job.config.signals)
-                done = _fit(job, arm, seed, denoiser, job.config.steps_denoiser, "adam", job.config.lr_adam)
-                yield Measurement(arm, seed, "ln_test_loss_denoiser", math.log(_loss(done)))
+                for name, problem, steps in (
+                    ("denoiser", Denoiser.of(seed, job.config.signals), job.config.steps_denoiser),
+                    ("cnn", ShrunkImages.of(job.task, seed), job.config.steps_cnn),
+                ):
+                    loss = final_loss(fit(job, arm, seed, problem, steps, "adam", job.config.lr_adam))
+                    yield Measurement(arm, seed, f"ln_test_loss_{name}", math.log(loss))
             if seed < FIRST_SEED + job.config.grid_seeds:
                 yield from _grid(job, seed, images)
 
@@ -100,72 +93,15 @@ class MagnitudeStudy(Study):
         return magnitude_plots(results)
 
 
-class GradientSpread:
-    """A callback: every 20 updates, the spread over 8 conditions of the gradient's norm."""
-
-    one_seed = True
-
-    def __init__(self, problem: Any, seed: int, last: int) -> None:
-        self.problem, self.last, self.found = problem, last, list[float]()
-        self.draws = stream(seed, "gradient_spread")
-
-    def on_step(self, state: Any) -> None:
-        if state.step % 20 or state.step > self.last:
-            return
-        norms, net = [], state.model
-        for batch in (self.problem.draw(self.draws), self.problem.draw(self.draws)):
-            for loss in self.problem.losses(net, batch, batch.gamma):
-                parts = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True)
-                norms.append(torch.stack([g.square().sum() for g in parts if g is not None]).sum().sqrt())
-        self.found.append(coefficient_of_variation(torch.stack(norms)))
-
-
-def _build(arm: str, seed: int, problem: Any, **more: Any) -> nn.Module:
-    options = {"activation": "leaky_relu", **OPTIONS[arm], **more}
-    start = stream(seed, "other_init" if arm == "default_reseeded" else "weights")  # the same trunk in every arm
-    return seeded_build(lambda: HyperNetwork(problem.target(), ScalarCondition(["gamma"]), **options), start)
-
-
-def _fit(
-    job: Job, arm: str, seed: int, problem: Any, steps: int, optimizer: str, lr: float, callbacks: Any = (), **more: Any
-) -> Any:
-    def told(batch: Drawn) -> Tensor:
-        return batch.gamma.roll(1) if arm == "mip_shuffled_condition" else batch.gamma
-
-    def score(net: Any, batch: Drawn) -> float:
-        return float(problem.losses(net, batch, told(batch)).mean())
-
-    config = TrainConfig(
-        steps=steps, optimizer=optimizer, lr=lr, momentum=0.9 if optimizer == "sgd" else 0.0, better="lower",
-        eval_every=max(1, steps // 20) if callbacks else steps,
-    )  # fmt: skip
-    (done,) = train(
-        lambda s: _build(arm, s, problem, **more), sampled(problem.draw), config=config, seeds=(seed,),
-        loss=lambda net, batch: problem.losses(net, batch, told(batch)).mean(), val=problem.test, metric=score,
-        callbacks=callbacks, plan="sequential", device=job.device,
-    )  # fmt: skip
-    return done
-
-
-def _report(net: Any) -> MagnitudeReport:
-    with warnings.catch_warnings():  # it warns that the default is proportional, which is the point here
-        warnings.simplefilter("ignore", UserWarning)
-        return net.magnitude_report()  # type: ignore[no-any-return]
-
-
-def _loss(done: Any) -> float:
-    return math.nan if done.diverged else float(done.curve[-1]["metric"])
-
-
 def _adam(job: Job, seed: int, images: ShiftedImages) -> Iterator[Measurement]:
     c, goal = job.config, math.nan
     for arm in OPTIONS:
-        before = _report(_build(arm, seed, images))
+        before = report_of(build(arm, seed, images))
         spread = GradientSpread(images, seed, c.noise_steps)
         steps = min(c.steps, c.noise_steps) if arm == "default_reseeded" else c.steps  # it controls the spreads alone
-        done = _fit(job, arm, seed, images, steps, "adam", c.lr_adam, callbacks=[spread])
-        after = _report(done.module)
-        goal = _loss(done) if arm == "default" else goal
+        done = fit(job, arm, seed, images, steps, "adam", c.lr_adam, callbacks=[spread])
+        after = report_of(done.module)
+        goal = final_loss(done) if arm == "default" else goal
         reached = [p["step"] for p in done.curve if p["metric"] <= goal]
         yield Measurement(arm, seed, "cov_of_weight_norm_at_init", before.cov)
         yield Measurement(arm, seed, "r_squared_at_init", before.r_squared)
@@ -173,7 +109,7 @@ def _adam(job: Job, seed: int, images: ShiftedImages) -> Iterator[Measurement]:
         if arm == "default_reseeded":
             continue
         yield Measurement(arm, seed, "r_squared_of_weight_norm", after.r_squared)
-        yield Measurement(arm, seed, "ln_test_loss", math.log(_loss(done)))
+        yield Measurement(arm, seed, "ln_test_loss", math.log(final_loss(done)))
         # 2 where the default's loss was not reached at all
         yield Measurement(arm, seed, "share_of_steps_to_default_loss", min(reached) / c.steps if reached else 2.0)
         for point in done.curve:
@@ -188,7 +124,7 @@ def _grid(job: Job, seed: int, images: ShiftedImages) -> Iterator[Measurement | 
     for activation, norm, optimizer in GRID:
         lr = c.lr_adam if optimizer == "adam" else c.lr_sgd_cell
         loss = {
-            arm: _loss(_fit(job, arm, seed, images, c.steps_cell, optimizer, lr, activation=activation, norm=norm))
+            arm: final_loss(fit(job, arm, seed, images, c.steps_cell, optimizer, lr, activation=activation, norm=norm))
             for arm in ("default", *wins)
         }
         for arm in wins:

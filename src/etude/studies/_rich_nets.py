@@ -1,0 +1,127 @@
+"""The nets that the arms of the study of rich representations train, and the features they put out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from etude import training
+from etude.data.randomness import seeded_build, stream
+from etude.data.tasks import Split
+from etude.lab.study import Job
+from etude.layers import mlp
+from etude.studies._rich_problems import Representation, Transfer
+from etude.training import CatClassifier, CatRepresentation, TrainConfig, accuracy, train
+
+CATS = {"cat5": 5, "cat5_p8": 5, "cat5_adam_p8": 5}
+
+
+def _loss(net: Any, batch: Any) -> Tensor:
+    return F.cross_entropy(net(batch.x), batch.y)
+
+
+def _config(c: Any, arm: str, **changes: Any) -> TrainConfig:
+    if "adam" in arm and not arm.startswith("distill"):
+        return TrainConfig(steps=c.steps, batch_size=64, lr=1e-3)
+    made = TrainConfig(
+        steps=c.steps, batch_size=64, optimizer="sgd", momentum=0.9, lr=c.lr, weight_decay=c.weight_decay, decay="all"
+    )
+    return replace(made, **changes)
+
+
+_trained: dict[Any, list[nn.Module]] = {}  # of this process: arms share their nets
+
+
+def nets_of(job: Job, data: Transfer, seed: int, arm: str, count: int, **changes: Any) -> list[nn.Module]:
+    """`count` nets that differ in their seed only; an arm with fewer takes the first of them."""
+    c = job.config
+    p = 8 if arm.endswith("p8") else c.features
+    wide = 5 if arm.startswith("wide5") else 1
+    inner = [c.hidden_size] * (3 if arm == "deep" else 1)
+    sizes = (data.source.x.shape[1], *(wide * h for h in inner), wide * p, data.classes)
+    config = _config(c, arm, **changes)
+    key = (job.protocol, seed, sizes, config, c.digest(), job.device)
+    if len(_trained.get(key, ())) < count:
+        while len(_trained) >= 40:
+            _trained.pop(next(iter(_trained)))
+        seeds = [100 * seed + i for i in range(count)]
+        rows = Split(data.source.x, data.source.y).to(job.device)
+        made = train(lambda s: mlp(sizes), rows, loss=_loss, config=config, seeds=seeds, device=job.device)
+        _trained[key] = [t.module for t in made]
+    return _trained[key][:count]
+
+
+def joined(nets: Sequence[nn.Module], data: Transfer) -> Representation:
+    """The nets' joined features, standardised on the source rows."""
+    cat = CatRepresentation(nets).fit(data.source.x)
+    return lambda x: cat.transform(x).cpu()
+
+
+def representation(job: Job, data: Transfer, seed: int) -> Representation:
+    c, arm = job.config, job.arm
+    if arm.startswith("random_features"):
+        return joined([_random(data, seed, 5 * (8 if arm.endswith("p8") else c.features))], data)
+    if arm == "five_copies":
+        (net,) = nets_of(job, data, seed, "single", 1)
+        rep = joined([net], data)
+        return lambda x: torch.cat([rep(x)] * 5, 1)
+    if arm.startswith("distill"):
+        return joined([_student(job, data, seed).net], data)
+    if arm == "snapshots5":
+        kept = training.Snapshots([c.steps * i // 5 for i in range(6, 11)])
+        config = _config(c, arm, steps=2 * c.steps)
+        sizes = (data.source.x.shape[1], c.hidden_size, c.features, data.classes)
+        rows = data.source.to(job.device)
+        train(
+            lambda s: mlp(sizes), rows, loss=_loss, config=config, seeds=(100 * seed,), callbacks=[kept],
+            device=job.device,
+        )  # fmt: skip
+        return joined(kept.nets, data)
+    return joined(nets_of(job, data, seed, arm, CATS.get(arm, 1)), data)
+
+
+def _random(data: Transfer, seed: int, width: int) -> nn.Module:
+    sizes = (data.source.x.shape[1], width, 1)
+    return seeded_build(lambda: mlp(sizes), stream(seed, "random_features")).eval()
+
+
+def _student(job: Job, data: Transfer, seed: int) -> training.MultiHead:
+    c = job.config
+    teachers = nets_of(job, data, seed, "cat5", 5)
+    if not job.arm.startswith("distill5"):
+        teachers = teachers[:1] * (5 if "copies" in job.arm else 1)
+    sizes = (data.source.x.shape[1], c.hidden_size, c.features, data.classes)
+    adam = TrainConfig(steps=c.steps, batch_size=64)
+    return training.distill_representations(
+        teachers, lambda s: mlp(sizes), data.source.to(job.device), seed=100 * seed + 50, device=job.device,
+        config=adam if job.arm.endswith("adam") else _config(c, job.arm, lr=c.student_lr),
+    )  # fmt: skip
+
+
+def tuned_accuracy(job: Job, data: Transfer, seed: int) -> float:
+    """Accuracy in points of nets that are tuned on the few labelled rows of the target."""
+    assert data.target is not None
+    assert data.target_test is not None
+    c, rows = job.config, data.target.to(job.device)
+    classes = int(data.target.y.max()) + 1
+    config = TrainConfig(steps=c.tune_steps, batch_size=64, optimizer="sgd", momentum=0.9, lr=0.01, schedule="cosine")
+    nets = nets_of(job, data, seed, "cat5", 5)
+    if job.arm == "two_stage":
+        net: nn.Module = training.two_stage_finetune(
+            nets, rows, classes, config=config, second=TrainConfig(steps=50, lr=1e-3), seed=100 * seed,
+            device=job.device,
+        )  # fmt: skip
+    else:
+        copies = [
+            seeded_build(partial(training.with_new_head, n, classes), stream(100 * seed, "head", i))
+            for i, n in enumerate(nets)
+        ]  # type: ignore[misc]
+        start = CatClassifier(copies) if job.arm == "joint_fine_tuning" else copies[0]
+        (done,) = train(start, rows, loss=_loss, config=config, seeds=(100 * seed,), device=job.device)
+        net = done.module
+    with torch.no_grad():
+        return 100 * accuracy(net(data.target_test.x.to(job.device)), data.target_test.y)
