@@ -1,0 +1,198 @@
+"""Running text, language models that carry their state, and what recoding does to them at test time."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from etude.data import load_texts, stream, topic_documents, train_tokenizer
+from etude.data.garden_path import garden_path_grammar
+from etude.errors import SourceUnavailable
+from etude.layers import AnchoredEnsemble, Recoder, make_rnn, masked_cross_entropy
+from etude.training import TrainConfig, Updater
+
+WINDOW = 50  # steps read at once in the tests
+
+
+class Window(NamedTuple):
+    """A piece of every row."""
+
+    ids: Tensor
+    """(rows, length)"""
+    targets: Tensor
+    """(rows, length), the tokens after them."""
+    first: bool
+    """Rows begin here: the state starts at zero."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token ids, (N,) each."""
+
+    train: Tensor
+    test: Tensor
+    vocab_size: int
+    words: tuple[str, ...]
+    provenance: tuple[dict[str, Any], ...] = ()
+
+
+def words_corpus(c: Any) -> Corpus:
+    """The Penn Treebank where its files are, else English leads of Wikipedia articles, split by article."""
+    try:
+        data = load_texts("ptb")
+        train, test = ([data.texts[i] for i in data.official[part].tolist()] for part in ("train", "test"))
+    except SourceUnavailable:
+        data = load_texts("wikilead")
+        train, test = halves(data.texts)
+    return corpus(train, test, c, data.provenance)
+
+
+def halves(texts: list[str]) -> tuple[list[str], list[str]]:
+    """Nine tenths of the documents, then every tenth."""
+    kept = [t for t in texts if t.strip()]
+    return [t for i, t in enumerate(kept) if i % 10 != 9], kept[9::10]
+
+
+def corpus(train: list[str], test: list[str], c: Any, provenance: Any = ()) -> Corpus:
+    """Words of running text; the commonest `c.vocab` of the training part keep their own number."""
+    tokenizer = train_tokenizer(train, "word", c.vocab, lowercase=True)
+    parts = []
+    for texts, most in ((train, c.train_tokens), (test, c.test_rows * c.test_steps + 1)):
+        ids: list[Tensor] = []
+        for text in texts:
+            encoded = tokenizer.encode([text], add_eos=True)
+            ids.append(encoded.ids[0])
+            if sum(map(len, ids)) >= most:
+                break
+        parts.append(torch.cat(ids)[:most])
+    return Corpus(parts[0], parts[1], tokenizer.vocab_size, tuple(tokenizer.vocab), provenance)
+
+
+def topics_corpus(c: Any) -> Corpus:
+    """Drawn documents: words that were seen make others of their topic likelier, as in running text."""
+    texts = topic_documents(
+        (c.train_tokens + c.test_rows * c.test_steps) // 50, 0, n_topics=5, n_words=100, words_per_topic=15
+    ).texts  # fmt: skip
+    return corpus(*halves(texts), c)
+
+
+def windows(ids: Tensor, rows: int, length: int, start: int = 0) -> list[Window]:
+    """All of a stream in `rows` parallel rows, in order; `start` turns the stream."""
+    turned = torch.cat([ids[start:], ids[:start]])
+    steps = (len(turned) - 1) // rows
+    x, y = (turned[shift : shift + rows * steps].view(rows, steps) for shift in (0, 1))
+    return [Window(x[:, t : t + length], y[:, t : t + length], t == 0) for t in range(0, steps, length)]
+
+
+class StatefulLM(nn.Module):
+    """A recoder that goes on from where the last window ended."""
+
+    def __init__(self, recoder: Recoder) -> None:
+        super().__init__()
+        self.recoder, self.state = recoder, None  # type: ignore[assignment]
+
+    def forward(self, window: Window) -> Tensor:
+        """Logits (rows, length, vocabulary)."""
+        state = None if window.first else self.state
+        logits, self.state = self.recoder(window.ids, state, window.targets)
+        return logits
+
+
+def lm_loss(model: StatefulLM, window: Window) -> Tensor:
+    """Mean negative log-probability of a window."""
+    return masked_cross_entropy(model(window), window.targets)
+
+
+def language_model(vocab_size: int, c: Any, **recoding: Any) -> StatefulLM:
+    """LSTM of the study's size; without options a plain one (step size 0)."""
+    rnn = make_rnn("lstm", c.hidden_size, c.hidden_size, num_layers=c.num_layers)
+    members = recoding.pop("members", 0)
+    head = AnchoredEnsemble(c.hidden_size, vocab_size, members) if members else nn.Linear(c.hidden_size, vocab_size)
+    dropout = recoding.pop("dropout", c.dropout)
+    embedding = nn.Sequential(nn.Embedding(vocab_size, c.hidden_size), nn.Dropout(dropout))
+    options = {"step_size": 0.0, "track": False} | recoding
+    return StatefulLM(Recoder(rnn, head, embedding=embedding, dropout=dropout, **options))
+
+
+def recoded(lm: StatefulLM, **options: Any) -> Recoder:
+    """The same weights under another recoding."""
+    old = lm.recoder
+    made = Recoder(old.rnn, old.decoder, embedding=old.embedding, **options)
+    return made.eval()
+
+
+class Reading(NamedTuple):
+    """Every test step, (rows, steps)."""
+
+    nll: Tensor
+    confidence: Tensor
+    """Probability of the most likely token."""
+    right: Tensor
+    before: Tensor | None
+    after: Tensor | None
+
+    @property
+    def perplexity(self) -> float:
+        return float(self.nll.double().mean().exp())
+
+
+@torch.no_grad()
+def read(model: Recoder, test: list[Window], generator: torch.Generator, every: int = 1) -> Reading:
+    """Run through the test windows, recoding after each `every`-th step."""
+    columns: list[tuple[Tensor, ...]] = []
+    state, t0, stats = None, 0, model.step_size > 0 and model.track
+    for window in test:
+        where = (
+            (torch.arange(t0, t0 + window.ids.shape[1], device=window.ids.device) % every == 0) if every > 1 else None
+        )
+        logits, state = model(window.ids, state, window.targets, recode=where, generator=generator)
+        log_p = logits.log_softmax(-1)
+        best, guess = log_p.max(-1)
+        row = (-log_p.gather(-1, window.targets[..., None])[..., 0], best.exp(), guess == window.targets)
+        extra = (model.last_stats.delta_before, model.last_stats.delta_after) if stats and model.last_stats else ()
+        columns.append((*row, *extra))
+        t0 += window.ids.shape[1]
+    joined = [torch.cat(c, 1).cpu() for c in zip(*columns, strict=True)]
+    return Reading(joined[0], joined[1], joined[2], *(joined[3:] if stats else (None, None)))
+
+
+def dynamic_evaluation(lm: StatefulLM, test: Tensor, rows: int, length: int, lr: float, seed: int) -> float:
+    """Test perplexity when the *weights* take a step of gradient descent after every window (Krause et al. 2017)."""
+    model = copy.deepcopy(lm)
+    model.recoder.dropout = 0.0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    updater = Updater(model, lm_loss, TrainConfig(optimizer="sgd", lr=lr), seed=seed)
+    losses = [(updater.update(w)["loss"], w.targets.numel()) for w in windows(test, rows, length)]
+    total = sum(n for _, n in losses)
+    return float(torch.tensor(sum(loss * n for loss, n in losses) / total).exp())
+
+
+def garden_path_windows(n: int, rows: int, seed: int, name: str) -> tuple[list[Window], list[Window], Tensor, int]:
+    """Training windows, one string a row; strings whose cue contradicts, their floor, and the cue's place."""
+    grammar = garden_path_grammar()
+    ids = grammar.sample(n, None, stream(seed, name)).symbols
+    start = torch.full((len(ids), 1), len(grammar.alphabet))
+    x, y = torch.cat([start, ids[:, :-1]], 1), ids
+    train = [Window(a, b, True) for a, b in zip(x.split(rows), y.split(rows), strict=True)]
+    drawn = grammar.sample(10 * rows, None, stream(seed, name, "test")).symbols
+    cue = int((drawn == grammar.alphabet.index("y")).any(0).nonzero()[0])
+    wrong = drawn[drawn[:, cue] == grammar.alphabet.index("y")]
+    begin = torch.full((len(wrong), 1), len(grammar.alphabet))
+    test = [Window(torch.cat([begin, wrong[:, :-1]], 1), wrong, True)]
+    return train, test, -grammar.log_probs(wrong).mean(0), cue
+
+
+def steps_to_recover(nll: Tensor, floor: Tensor, cue: int, margin: float = 0.2) -> float:
+    """Steps after the cue until the mean surprise is within `margin` nats of the floor for good."""
+    late = (nll[cue + 1 :] > floor[cue + 1 :] + margin).nonzero()
+    return float(late[-1] + 1) if len(late) else 0.0
+
+
+def sentence(words: tuple[str, ...], window: Window, length: int = 24) -> Iterator[str]:
+    """Words of the first row's first steps."""
+    return (words[i] for i in window.targets[0, :length].tolist())
