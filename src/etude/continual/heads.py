@@ -1,0 +1,76 @@
+"""A shared trunk with one head a task: the net of task-incremental learning, where the task is known at test time."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from etude.data.randomness import seeded_build, stream
+
+
+class TaskHeads(nn.Module):
+    """y = head_t(trunk(x)); `forward(x)` takes the head of `task`, the one that is learned at present.
+
+    Parameters
+    ----------
+    trunk
+        (B, ...) -> (B, feature_dim), shared by all tasks.
+    feature_dim
+        Width of what the trunk puts out.
+
+    Attributes
+    ----------
+    task
+        Number of the head in use; `add_head` moves it to the new one.
+    """
+
+    def __init__(self, trunk: nn.Module, feature_dim: int) -> None:
+        super().__init__()
+        if feature_dim < 1:
+            raise ValueError(f"feature_dim must be at least 1, got {feature_dim}")
+        self.trunk, self.feature_dim = trunk, feature_dim
+        self.heads = nn.ModuleList()
+        self.task = 0
+
+    def add_head(self, num_classes: int, generator: torch.Generator | None = None) -> int:
+        """A new linear head, in use from now on; its number. Its parameters are new: make a new optimiser."""
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        where = next(self.trunk.parameters(), torch.zeros(()))
+        rng = stream(0, "head", len(self.heads)) if generator is None else generator
+        head = seeded_build(lambda: nn.Linear(self.feature_dim, num_classes), rng)
+        self.heads.append(head.to(where))
+        self.task = len(self.heads) - 1
+        return self.task
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Logits (B, classes of the task); None: the task in use.
+
+        Raises
+        ------
+        ValueError
+            If there is no such head.
+        """
+        number = self.task if task is None else task
+        if not 0 <= number < len(self.heads):
+            raise ValueError(f"there is no head {number}: there are {len(self.heads)}")
+        return self.heads[number](self.trunk(x))  # type: ignore[no-any-return]
+
+    def at(self, task: int) -> Callable[[Tensor], Tensor]:
+        """The net of one task, as a function of x."""
+        return lambda x: self(x, task)
+
+
+def check_labels(logits: Tensor, y: Tensor) -> None:
+    """Refuse labels that the head has no output for.
+
+    Raises
+    ------
+    ValueError
+        Naming the first such label.
+    """
+    if logits.ndim < 2 or y.is_floating_point():
+        return
+    wrong = y[(y < 0) | (y >= logits.shape[1])]
+    if len(wrong):
+        raise ValueError(f"label {int(wrong[0])} lies outside the head's {logits.shape[1]} classes")
