@@ -35,6 +35,8 @@ from etude.layers.distances import cosine_similarities as cosine_similarities
 from etude.layers.distances import squared_distances as squared_distances
 from etude.layers.efficientnet import EfficientNetLite0 as EfficientNetLite0
 from etude.layers.efficientnet import image_features as image_features
+from etude.layers.fast_weights import Fast as Fast
+from etude.layers.fast_weights import FastLinear as FastLinear
 from etude.layers.hamming import HammingIndex as HammingIndex
 from etude.layers.hamming import hamming_distances as hamming_distances
 from etude.layers.hypernetwork import HyperNetwork as HyperNetwork
@@ -55,6 +57,8 @@ from etude.layers.lm_scoring import token_logprobs as token_logprobs
 from etude.layers.masks import apply_masks as apply_masks
 from etude.layers.masks import make_permanent as make_permanent
 from etude.layers.masks import mask_by_score as mask_by_score
+from etude.layers.memory import ContentMemory as ContentMemory
+from etude.layers.memory import Read as Read
 from etude.layers.mixers import Mixed as Mixed
 from etude.layers.mixers import Mixer as Mixer
 from etude.layers.mixers import make_mixer as make_mixer
