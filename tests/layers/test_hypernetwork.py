@@ -24,13 +24,13 @@ from etude.layers import (
 )
 from etude.layers.parameters import flatten
 
-STRATEGIES = ("all", "split", "layerwise", "chunk", "rnn")
+STRATEGIES = ("all", "split", "layerwise", "chunk", "rnn", "attention", "conv")
 P = 6 * 5 + 5 + 5 * 3 + 3
 
 
 def make(strategy="all", condition=None, **options):
     torch.manual_seed(0)
-    hidden = (8, 8) if strategy == "rnn" else (8, 12)
+    hidden = (8, 8) if strategy in ("rnn", "attention") else (8, 12)
     options = {"num_heads": 3, "num_chunks": 7, "chunk_dim": 3, "hidden": hidden, **options}
     return HyperNetwork(mlp((6, 5, 3)), condition or TaskCondition(4, 3), strategy=strategy, **options)
 
@@ -48,7 +48,7 @@ def test_batched_conditions_equal_one_by_one_and_the_exported_net(strategy, resi
     assert torch.allclose(each[0], hyper(x, task=3), atol=1e-6)
     flat = hyper.generate_flat(ids)
     assert flat.shape == (5, P)
-    assert torch.allclose(flat[2], flatten(hyper.generate(task=1))[0])
+    assert torch.allclose(flat[2], flatten(hyper.generate(task=1))[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -67,7 +67,23 @@ def test_head_sizes_follow_the_survey():
     assert heads["split"] == 3 * (4 * ceil(P / 3) + ceil(P / 3))
     assert heads["layerwise"] == 13 * 30
     assert heads["chunk"] == 13 * ceil(P / 7)
-    assert heads["rnn"] == 9 * ceil(P / 7)
+    assert heads["rnn"] == heads["attention"] == 9 * ceil(P / 7)
+    assert heads["conv"] == 13 * ceil(P / 7)
+
+
+@pytest.mark.parametrize("strategy", ["attention", "conv"])
+def test_chunks_see_each_other(strategy):
+    """Moving the place of one chunk moves the weights of others, which no chunk-wise generator does."""
+    hyper = make(strategy)
+    before = hyper.generate_flat(task=0)[0]
+    with torch.no_grad():
+        hyper.generator.places[0] += 1
+    moved = (hyper.generate_flat(task=0)[0] - before).abs()
+    assert moved[math.ceil(P / 7) : 2 * math.ceil(P / 7)].max() > 1e-4
+    with pytest.raises(ValueError, match="between 1 and"):
+        make(strategy, num_chunks=P + 1)
+    with pytest.raises(ValueError, match="hidden"):
+        make(strategy, hidden=())
 
 
 def test_parameters_of_the_lstm_follow_the_formula():

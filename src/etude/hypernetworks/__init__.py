@@ -1,5 +1,7 @@
 """Networks that generate the weights of other networks."""
 
+from etude.layers.hyper_lstm import HyperLSTM as HyperLSTM
+from etude.layers.hyper_lstm import as_hyper_lstm as as_hyper_lstm
 from etude.layers.hypernetwork import HyperNetwork as HyperNetwork
 from etude.layers.hypernetwork import ParameterReport as ParameterReport
 from etude.layers.hypernetwork_conditions import DataCondition as DataCondition

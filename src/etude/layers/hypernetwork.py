@@ -49,9 +49,10 @@ class HyperNetwork(nn.Module):
     condition
         What the weights depend on.
     strategy
-        How they come out: "all" at once, by "split" heads, "layerwise", "chunk" by chunk, or by an "rnn" over chunks.
+        How they come out: "all" at once, by "split" heads, "layerwise", "chunk" by chunk, or by
+        an "rnn", "attention" or "conv"-olution over the chunks.
     hidden
-        Sizes of the generator's hidden layers; for "rnn" one equal size a recurrent layer.
+        Sizes of the generator's hidden layers; for "rnn" and "attention" one equal size a layer.
     targets
         Globs of parameter or module names that are generated; None: all.
     encoding

@@ -14,11 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from etude.layers.hypernetwork_places import AttentionChunks, ConvolutionalChunks, paired
 from etude.layers.mlp import activation_by_name, mlp
 from etude.layers.parameters import Layout
 
-Strategy = Literal["all", "split", "layerwise", "chunk", "rnn"]
-STRATEGIES: tuple[Strategy, ...] = ("all", "split", "layerwise", "chunk", "rnn")
+Strategy = Literal["all", "split", "layerwise", "chunk", "rnn", "attention", "conv"]
+STRATEGIES: tuple[Strategy, ...] = ("all", "split", "layerwise", "chunk", "rnn", "attention", "conv")
 
 
 def trunk(width: int, hidden: Sequence[int], activation: str, norm: str | None) -> nn.Module:
@@ -82,7 +83,7 @@ class LayerWise(nn.Module):
         self.head = nn.Linear(hidden[-1] if hidden else width + dim, max(self.sizes))
 
     def forward(self, z: Tensor) -> Tensor:
-        out = self.head(self.trunk(_paired(z, self.places)))  # (C, tensors, widest)
+        out = self.head(self.trunk(paired(z, self.places)))  # (C, tensors, widest)
         return torch.cat([out[:, i, :n] for i, n in enumerate(self.sizes)], 1)
 
 
@@ -100,7 +101,7 @@ class ChunkWise(nn.Module):
         self.head = nn.Linear(hidden[-1] if hidden else width + dim, math.ceil(layout.size / chunks))
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.head(self.trunk(_paired(z, self.places))).flatten(1)[:, : self.size]  # type: ignore[no-any-return]
+        return self.head(self.trunk(paired(z, self.places))).flatten(1)[:, : self.size]  # type: ignore[no-any-return]
 
 
 class Recurrent(nn.Module):
@@ -134,7 +135,7 @@ class Recurrent(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         first = torch.tanh(self.start(z)).expand(self.rnn.num_layers, -1, -1).contiguous()
         state = (first, torch.zeros_like(first)) if isinstance(self.rnn, nn.LSTM) else first
-        states, _ = self.rnn(_paired(z, self.places), state)  # (C, chunks, hidden)
+        states, _ = self.rnn(paired(z, self.places), state)  # (C, chunks, hidden)
         return self.head(states).flatten(1)[:, : self.size]  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -168,12 +169,6 @@ def widened(linear: nn.Linear, *, rows: int = 0, columns: int = 0, std: float = 
         new.bias.zero_()
         new.bias[:d_out] = linear.bias
     return new
-
-
-def _paired(z: Tensor, places: Tensor) -> Tensor:
-    """Every condition with every place: (C, width), (n, dim) -> (C, n, width + dim)."""
-    c, n = len(z), len(places)
-    return torch.cat([z[:, None].expand(c, n, z.shape[1]), places.expand(c, n, places.shape[1])], 2)
 
 
 def make_generator(
@@ -211,4 +206,8 @@ def make_generator(
         return ChunkWise(width, hidden, layout, make, num_chunks, chunk_dim)
     if strategy == "rnn":
         return Recurrent(width, hidden, layout, make, num_chunks, chunk_dim, cell)
+    if strategy == "attention":
+        return AttentionChunks(width, hidden, layout, num_chunks, chunk_dim)
+    if strategy == "conv":
+        return ConvolutionalChunks(width, hidden, layout, num_chunks, chunk_dim, activation)
     raise ValueError(f"unknown strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")

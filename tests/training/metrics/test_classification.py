@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from etude.training.metrics import accuracy, brier, class_accuracy, confusion, expected_calibration_error, nll
+from etude.training.metrics import accuracy, auroc, brier, class_accuracy, confusion, expected_calibration_error, nll
 from etude.training.metrics.classification import error_consistency
 
 
@@ -141,3 +141,15 @@ def test_error_consistency_without_errors_is_zero_and_bad_hits_are_refused() -> 
     for bad in (some[:5], some.astype(int)):
         with pytest.raises(ValueError, match="two bool arrays of one length"):
             error_consistency(bad, some)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auroc_equals_scikit_learns_and_counts_ties_as_half(seed):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, 60)
+    scores = rng.integers(0, 8, 60) + y
+    assert auroc(scores, y) == pytest.approx(sk.roc_auc_score(y, scores))
+    assert auroc([1.0, 1.0], [True, False]) == 0.5
+    assert np.isnan(auroc([np.nan, 1.0], [1, 0]))
+    with pytest.raises(ValueError, match="positive and negative"):
+        auroc(scores, np.ones(60))

@@ -1,6 +1,7 @@
 """Metrics, one definition each."""
 
 from etude.training.metrics.classification import accuracy as accuracy
+from etude.training.metrics.classification import auroc as auroc
 from etude.training.metrics.classification import brier as brier
 from etude.training.metrics.classification import class_accuracy as class_accuracy
 from etude.training.metrics.classification import confusion as confusion

@@ -169,3 +169,21 @@ def _probabilities(probs: Any, y: Any) -> tuple[FloatArray, IntArray]:
     if y.min() < 0 or y.max() >= probs.shape[1]:
         raise ValueError(f"labels must lie in 0..{probs.shape[1] - 1}, got {y.min()}..{y.max()}")
     return probs, y
+
+
+def auroc(scores: Any, positive: Any) -> float:
+    """Probability that a positive row scores higher than a negative one, ties counting one half (Mann-Whitney).
+
+    scores (n,), positive (n,) of truth values. ValueError where one of the two classes has no row.
+    """
+    s, p = torch.as_tensor(scores).double().reshape(-1), torch.as_tensor(positive).bool().reshape(-1)
+    if s.shape != p.shape:
+        raise ValueError(f"{len(s)} scores for {len(p)} labels")
+    pos, neg = int(p.sum()), int((~p).sum())
+    if not pos or not neg:
+        raise ValueError(f"AUROC needs positive and negative rows, got {pos} and {neg}")
+    if torch.isnan(s).any():
+        return math.nan
+    _, place, count = s.unique(return_inverse=True, return_counts=True)
+    middle = count.cumsum(0) - (count - 1) / 2  # mean rank of a group of ties, from 1
+    return float((middle[place][p].sum() - pos * (pos + 1) / 2) / (pos * neg))
