@@ -328,3 +328,30 @@ def test_recurrent_grows_from_one_task():
     assert len(hyper.generator.places) == math.ceil(P / 10)
     with pytest.raises(ValueError, match="chunk_size=99"):
         RecurrentHyperNetwork(mlp((6, 5, 3)), chunk_size=99)
+
+
+class WritesItself(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, x):
+        self.inner.weight.mul_(0.5)
+        return self.inner(x)
+
+
+def test_a_target_that_writes_into_its_weights_is_named():
+    hyper = HyperNetwork(WritesItself(), TaskCondition(2, 3))
+    with pytest.raises(ValueError, match=r"inner changes its weights in place \(inner.weight\)"):
+        hyper(torch.randn(4, 6), task=0)
+    with pytest.raises(ValueError, match=r"in place"):
+        hyper(torch.randn(2, 6), task=torch.tensor([0, 1]))
+
+
+def test_a_state_of_more_tasks_says_what_to_do():
+    large, small = make(condition=TaskCondition(5, 3)), make(condition=TaskCondition(2, 3))
+    with pytest.raises(ValueError, match=r"holds 5 tasks, this condition 2: add_condition\(3\)"):
+        small.load_state_dict(large.state_dict())
+    small.add_condition(3)
+    small.load_state_dict(large.state_dict())
+    assert torch.equal(small.generate_flat(task=4), large.generate_flat(task=4))

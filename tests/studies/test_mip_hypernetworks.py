@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from etude.lab.jobs import UserData
 from etude.lab.runner import run_study
 
 
@@ -40,3 +42,28 @@ def test_gradients_vary_less_with_mip_and_nothing_but_the_seed_moves_the_reseede
 def test_a_net_that_is_told_the_wrong_condition_is_worse(result):
     for metric in ("ln_test_loss", "ln_test_loss_denoiser"):
         assert (values(result, "mip_shuffled_condition", metric) > values(result, "mip", metric)).all(), metric
+
+
+def test_images_of_the_user(tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(3):
+        (tmp_path / "im" / f"k{k}").mkdir(parents=True)
+        for i in range(30):
+            a = rng.integers(0, 60, (12, 12), dtype=np.uint8)
+            a[3 * k : 3 * k + 3, 2:8] += 180
+            Image.fromarray(a).save(tmp_path / "im" / f"k{k}" / f"{i}.png")
+    short = {
+        "steps": 6,
+        "steps_sgd": 3,
+        "steps_denoiser": 2,
+        "steps_cnn": 2,
+        "steps_cell": 1,
+        "noise_steps": 20,
+        "signals": 40,
+    }
+    result = run_study(
+        "mip-hypernetworks", ledger=tmp_path / "l.sqlite", jobs=1, user=UserData(str(tmp_path / "im")), settings=short
+    )
+    assert result.errors == []
+    assert values(result, "default", "r_squared_at_init").min() > 0.999
+    assert np.isfinite(values(result, "mip", "ln_test_loss_cnn")).all()

@@ -186,9 +186,10 @@ class HyperNetwork(nn.Module):
         """f(x; theta(c)) for one condition, or for one a row of x (ValueError if their numbers differ)."""
         z = self._condition((), condition)
         if len(z) == 1:
-            return forward_with(
-                self.target, self._with_buffers(unflatten(self.weights(z)[0], self.layout), condition, 0), x
-            )
+            flat = self.weights(z)[0]
+            out = forward_with(self.target, self._with_buffers(unflatten(flat, self.layout), condition, 0), x)
+            self._unwritten(flat, z)
+            return out
         if len(z) != len(x):
             raise ValueError(f"{len(z)} conditions for {len(x)} rows: give one, or one for each row")
         return self._stacked(z, x[:, None], condition, shared=False)[:, 0]
@@ -198,8 +199,21 @@ class HyperNetwork(nn.Module):
         return self._stacked(self._condition((), condition), x, condition, shared=shared)
 
     def _stacked(self, z: Tensor, x: Tensor, condition: dict[str, Any], *, shared: bool) -> Any:
-        params = self._with_buffers(unflatten(self.weights(z), self.layout), condition, None)
-        return forward_with(self.target, params, x, stacked=True, shared=shared)
+        flat = self.weights(z)
+        params = self._with_buffers(unflatten(flat, self.layout), condition, None)
+        out = forward_with(self.target, params, x, stacked=True, shared=shared)
+        self._unwritten(flat, z)
+        return out
+
+    def _unwritten(self, flat: Tensor, z: Tensor) -> None:
+        """ValueError if the target has written into the weights it was given: they would not be those of phi."""
+        if flat._version == 0:
+            return
+        with torch.no_grad():
+            fresh = self.weights(z).view_as(flat)
+        names = [n for n, part in self.layout.slices().items() if not torch.equal(flat[..., part], fresh[..., part])]
+        where = ", ".join(sorted({n.rpartition(".")[0] or "the target" for n in names})) or "the target"
+        raise ValueError(f"{where} changes its weights in place ({', '.join(names)}): generated weights are read only")
 
     def export(self, **condition: Any) -> nn.Module:
         """An ordinary, frozen copy of the target with the weights of one condition."""

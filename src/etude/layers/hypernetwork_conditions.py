@@ -151,6 +151,15 @@ class TaskCondition(Condition):
             self.rows.append(nn.Parameter(fresh.to(self.rows[0])))
         return range(start, self.num_tasks)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        held = sum(k.startswith(f"{prefix}rows.") for k in state_dict)
+        if held > self.num_tasks:
+            raise ValueError(
+                f"the state holds {held} tasks, this condition {self.num_tasks}: "
+                f"add_condition({held - self.num_tasks}) first"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def freeze(self, task: int) -> None:
         """Train this task's embedding no longer."""
         self.rows[task].requires_grad_(False)

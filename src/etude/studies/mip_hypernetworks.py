@@ -105,7 +105,8 @@ def _adam(job: Job, seed: int, images: ShiftedImages) -> Iterator[Measurement]:
         reached = [p["step"] for p in done.curve if p["metric"] <= goal]
         yield Measurement(arm, seed, "cov_of_weight_norm_at_init", before.cov)
         yield Measurement(arm, seed, "r_squared_at_init", before.r_squared)
-        yield Measurement(arm, seed, "cov_of_gradient_norm", sum(spread.found) / len(spread.found))
+        if spread.found:  # none in fewer than 20 updates
+            yield Measurement(arm, seed, "cov_of_gradient_norm", sum(spread.found) / len(spread.found))
         if arm == "default_reseeded":
             continue
         yield Measurement(arm, seed, "r_squared_of_weight_norm", after.r_squared)
