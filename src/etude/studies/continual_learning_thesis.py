@@ -1,0 +1,136 @@
+"""A thesis of continual-learning tools: penalties, codes that leave room, a gate, plateaus, and what a memory keeps.
+
+Arms of one setting share a seed's data, order and start. Permuted tasks come with a head each and several epochs;
+streams of disjoint classes once, in batches of ten, with one head.
+"""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from pydantic import PositiveInt
+
+from etude import continual
+from etude.data import load_images
+from etude.data.images import ImageSet
+from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
+from etude.studies import _continual_problems as problems
+from etude.studies._continual_online import border_free_accuracy, memory_accuracy
+from etude.studies._continual_plots import continual_plots
+from etude.studies._continual_routing import gate_scores, subset_accuracy
+from etude.training import TrainConfig
+
+TASKS = {  # arms on permuted tasks: weight of the penalty, and of a term of their own
+    "fine_tune": (0.0, 0.0), "l2": (0.03, 0.0), "ewc": (10.0, 0.0), "mas": (0.03, 0.0), "mas_batch": (0.03, 0.0),
+    "mas_shuffled": (0.03, 0.0), "mas_slnid": (0.03, 1e-3), "si": (1.0, 0.0), "lwf": (1.0, 0.0), "ebll": (1.0, 1.0),
+}  # fmt: skip
+SMALL = ("fine_tune", "mas", "mas_slnid")  # also at the small width
+MEMORIES = ("single", "reservoir", "mir", "gss_greedy")
+FREE = ("task_free_mas", "online", "random_detector", "known_borders")
+SUBSET = ("mas_user_subset", "mas_all_data", "mas_subset_shuffled")
+GATES = ("autoencoder_gate", "classifier_gate", "gate_shuffled_tasks")
+
+
+class ContinualConfig(StudyConfig):
+    """Images of 14 x 14; the weight of each penalty was searched on pilot seeds, on a grid of its own."""
+
+    n_seeds: int = 10
+    protocols: tuple[str, ...] = ("mnist_5k",)
+    rows: tuple[PositiveInt, PositiveInt] = (4000, 1000)
+    """Training and test rows."""
+    tasks: PositiveInt = 10
+    epochs: PositiveInt = 3
+    width: PositiveInt = 64
+    small_width: PositiveInt = 32
+    importance_rows: PositiveInt = 1000
+    large: PositiveInt = 800
+    """Rows of a large segment of two classes; a small one has a tenth."""
+    memory: PositiveInt = 100
+    iterations: PositiveInt = 3
+    """Updates on each batch of a stream."""
+    gate_rows: tuple[PositiveInt, PositiveInt] = (500, 100)
+    gate_epochs: PositiveInt = 30
+
+
+class ContinualStudy(Study):
+    """Forgetting and accuracy of each tool against its rivals and a control."""
+
+    kinds: ClassVar = ("images",)
+    configs: ClassVar = {
+        "quick": ContinualConfig(
+            n_seeds=3, protocols=("digits",), rows=(800, 400), tasks=3, epochs=10, width=32, small_width=16,
+            importance_rows=300, large=140, memory=20, gate_rows=(150, 50), gate_epochs=15,
+        ),
+        "laptop": ContinualConfig(),
+        "gpu": ContinualConfig(
+            protocols=("mnist", "fashion_mnist"), rows=(60_000, 10_000), tasks=20, width=256, small_width=64,
+            large=1000, gate_rows=(2000, 500), n_seeds=15,
+        ),
+    }  # fmt: skip
+    arms: ClassVar = {
+        "fine_tune": Arm("permuted tasks, no protection", role="control"),
+        "l2": Arm("pull to the last task's weights", role="baseline"),
+        "ewc": Arm("EWC, exact Fisher diagonal", role="baseline"),
+        "mas": Arm("MAS, gradients of single samples"),
+        "mas_batch": Arm("MAS, gradients of batches of 50", role="ablation"),
+        "mas_shuffled": Arm("MAS with its importances on other parameters", role="control"),
+        "mas_slnid": Arm("MAS and local inhibition"),
+        "si": Arm("synaptic intelligence", role="reference"),
+        "lwf": Arm("learning without forgetting", role="reference"),
+        "ebll": Arm("encoder-based lifelong learning", role="reference"),
+        "mas_user_subset": Arm("importance from the user's classes"),
+        "mas_all_data": Arm("importance from all training rows", role="baseline"),
+        "mas_subset_shuffled": Arm("the user's importances on other parameters", role="control"),
+        "autoencoder_gate": Arm("gate by reconstruction error"),
+        "classifier_gate": Arm("classifier of all tasks' rows", role="baseline"),
+        "gate_shuffled_tasks": Arm("autoencoders of rows mixed over tasks", role="control"),
+        "task_free_mas": Arm("MAS updated at plateaus"),
+        "online": Arm("the same stream and hard samples, no MAS", role="baseline"),
+        "random_detector": Arm("MAS updated at random batches", role="control"),
+        "known_borders": Arm("MAS updated at the true borders", role="reference"),
+        "gss_greedy": Arm("gradient-based sample selection"),
+        "mir": Arm("reservoir, most interfered samples replayed"),
+        "reservoir": Arm("reservoir, random samples replayed", role="baseline"),
+        "single": Arm("stream without a memory", role="control"),
+    }
+
+    def task(self, protocol: str, config: ContinualConfig) -> ImageSet:
+        """Images brought to 14 x 14."""
+        return self.user_task(load_images(protocol, grey=True), config)
+
+    def user_task(self, data: ImageSet, config: ContinualConfig) -> ImageSet:
+        """The user's images, brought to 14 x 14."""
+        return problems.small(data)
+
+    def measure(self, job: Job) -> Iterator[Measurement | Artifact]:
+        """The arm's own setting."""
+        setting = {**dict.fromkeys(TASKS, _tasks), **dict.fromkeys(SUBSET, subset_accuracy),
+                   **dict.fromkeys(GATES, gate_scores), **dict.fromkeys(FREE, border_free_accuracy),
+                   **dict.fromkeys(MEMORIES, memory_accuracy)}[job.arm]  # fmt: skip
+        for seed in job.seeds:
+            yield from setting(job, seed)
+
+    def plots(self, results: Results) -> list[Plot]:
+        """Accuracy of each task over time, accuracy at the end, memories, plateaus."""
+        return continual_plots(results)
+
+
+def _tasks(job: Job, seed: int) -> Iterator[Measurement | Artifact]:
+    c, arm, by_width = job.config, job.arm, {}
+    task = problems.flat_task(job.task, seed, c.rows, job.device)
+    for width in (c.width, c.small_width) if arm in SMALL else (c.width,):
+        model = problems.headed_net(task.train.x.shape[1], width, seed).to(job.device)
+        own = problems.method(arm, model, *TASKS[arm], c.importance_rows, seed)
+        found = continual.learn_tasks(
+            model, problems.permuted(task, c.tasks, seed), config=TrainConfig(epochs=c.epochs), penalty=own.penalty,
+            before=own.before, after=own.after, loss=own.loss, callbacks=own.callbacks, seed=seed, device=job.device,
+        )  # fmt: skip
+        by_width[width] = found.average
+        if width == c.width:
+            yield Measurement(arm, seed, "average_accuracy", 100 * found.average, "points")
+            yield Measurement(arm, seed, "average_forgetting", 100 * found.forgetting, "points")
+            yield Measurement(arm, seed, "learning_accuracy", 100 * found.learned, "points")
+            yield Artifact(
+                arm, seed, "matrix", [[None if v != v else round(v, 4) for v in r] for r in found.R.tolist()]
+            )
+    if arm in SMALL:
+        yield Measurement(arm, seed, "average_accuracy_small", 50 * sum(by_width.values()), "points")
