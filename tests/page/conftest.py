@@ -56,6 +56,28 @@ class Server:
             self.process = None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def catalogue_page(tmp_path_factory):
+    """A page's database with the catalogue in it, made once; tests begin with a copy of `ETUDE_TEST_PAGE`."""
+    from etude.lab.ledger import Ledger
+    from etude.lab.queue import Queue
+    from etude.page.database import Database
+    from etude.page.sync import sync_catalogue
+
+    path = tmp_path_factory.mktemp("catalogue") / "page.sqlite"
+    ledger, db = Ledger(str(path)), Database(path)
+    Queue(ledger)
+    sync_catalogue(db, NOW)
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
+        c.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    before = os.environ.get("ETUDE_TEST_PAGE")
+    os.environ["ETUDE_TEST_PAGE"] = str(path)
+    yield path
+    if before is None:
+        del os.environ["ETUDE_TEST_PAGE"]
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request, tmp_path):
     from etude.page.database import Database

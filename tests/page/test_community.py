@@ -11,7 +11,9 @@ Guards of the page's security list, and the test that fails without each (the ot
 """
 
 import json
+import os
 import re
+import shutil
 from email import message_from_bytes
 from email.policy import SMTP
 from pathlib import Path
@@ -41,6 +43,7 @@ class Clock:
 
 
 def make_app(folder, mode, **more):
+    shutil.copyfile(os.environ["ETUDE_TEST_PAGE"], folder / f"{mode}.sqlite")
     settings = Settings(
         database=str(folder / f"{mode}.sqlite"), secret=SECRET, mail_folder=str(folder / "mail"), mode=mode,
         admin="boss@example.org", embed=False, **more,

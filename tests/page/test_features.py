@@ -1,6 +1,8 @@
 """Authors of papers, disputes, heat of readers' studies, the digest in one's own order, badges of search quality."""
 
+import os
 import re
+import shutil
 from email import message_from_bytes
 from email.policy import SMTP
 
@@ -37,6 +39,7 @@ class Clock:
 
 
 def make(folder, mode):
+    shutil.copyfile(os.environ["ETUDE_TEST_PAGE"], folder / f"{mode}.sqlite")
     settings = Settings(
         database=str(folder / f"{mode}.sqlite"), secret=SECRET, mail_folder=str(folder / "mail"), mode=mode,
         admin="boss@example.org", embed=False,

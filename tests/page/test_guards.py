@@ -14,7 +14,9 @@ test_own_data.py, test_web.py):
 """
 
 import ast
+import os
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -47,6 +49,7 @@ class Clock:
 
 @pytest.fixture
 def page(tmp_path):
+    shutil.copyfile(os.environ["ETUDE_TEST_PAGE"], tmp_path / "p.sqlite")
     files = {"database": str(tmp_path / "p.sqlite"), "mail_folder": str(tmp_path / "mail")}
     app = create_app(Settings(secret=SECRET, embed=False, **files), clock=Clock())
     with TestClient(app, base_url=BASE, follow_redirects=False, raise_server_exceptions=False) as client:

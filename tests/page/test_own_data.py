@@ -10,7 +10,9 @@ test_guards.py):
 
 import io
 import json
+import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -41,6 +43,7 @@ class Clock:
 
 def make_app(folder, mode="single"):
     folder.mkdir(exist_ok=True)
+    shutil.copyfile(os.environ["ETUDE_TEST_PAGE"], folder / "p.sqlite")
     files = {"database": str(folder / "p.sqlite"), "mail_folder": str(folder / "mail")}
     return create_app(Settings(secret=SECRET, mode=mode, embed=False, **files), clock=Clock())
 

@@ -1,7 +1,9 @@
 """The page through its HTTP surface: lists, search, votes, imports, subscriptions, feeds, API, guards."""
 
 import json
+import os
 import re
+import shutil
 from email import message_from_bytes
 from email.policy import SMTP
 from pathlib import Path
@@ -36,6 +38,7 @@ class Clock:
 
 @pytest.fixture
 def page(tmp_path):
+    shutil.copyfile(os.environ["ETUDE_TEST_PAGE"], tmp_path / "p.sqlite")
     settings = Settings(database=str(tmp_path / "p.sqlite"), secret=SECRET, mail_folder=str(tmp_path / "mail"))
     app = create_app(settings, clock=Clock())
     with TestClient(app, base_url="http://127.0.0.1:8000", follow_redirects=False) as client:

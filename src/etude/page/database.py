@@ -2,6 +2,8 @@
 
 import importlib
 import pkgutil
+import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from etude.errors import LedgerError
 from etude.lab.ledger import default_url
 from etude.page import migrations
 
+THREADS = 40  # that a server answers with at once, each with a connection
 _versions = sa.Table("page_schema", sa.MetaData(), sa.Column("version", sa.Integer, primary_key=True))
 
 
@@ -42,8 +45,10 @@ class Database:
     def __init__(self, url: str | Path | None = None, *, migrate: bool = True) -> None:
         text = str(url or default_url())
         self.url = text if "://" in text else f"sqlite:///{Path(text).expanduser().absolute()}"
-        self.engine = sa.create_engine(self.url, pool_pre_ping=not self.url.startswith("sqlite"))
+        self.engine = sa.create_engine(self.url, pool_pre_ping=not self.url.startswith("sqlite"), max_overflow=THREADS)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self._watch: sqlite3.Connection | None = None
+        self._watching = threading.Lock()
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _pragmas)
             sa.event.listen(self.engine, "begin", _begin)
@@ -89,6 +94,16 @@ class Database:
         with self.engine.connect() as c:
             return [dict(r._mapping) for r in c.execute(query, parameters)]
 
+    def stamp(self) -> int | str:
+        """A mark that differs from an earlier one when anything was committed in between, by whomever."""
+        if not self.is_sqlite:
+            with self.engine.connect() as c:
+                return str(c.exec_driver_sql("SELECT pg_current_wal_insert_lsn()").scalar_one())
+        with self._watching:
+            if self._watch is None:  # a connection that never writes: it sees the commits of all others
+                self._watch = sqlite3.connect(str(self.engine.url.database), check_same_thread=False)
+            return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
+
     def backup(self, target: str | Path) -> None:
         """A consistent copy of an SQLite database while it is in use (``VACUUM INTO``)."""
         if not self.is_sqlite:
@@ -99,13 +114,23 @@ class Database:
             c.execute(sa.text("VACUUM INTO :target"), {"target": str(target)})
 
     def close(self) -> None:
+        with self._watching:
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None
         self.engine.dispose()
 
 
 def _pragmas(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "busy_timeout=30000", "synchronous=FULL"):
+    for pragma in (
+        "journal_mode=WAL",
+        "foreign_keys=ON",
+        "busy_timeout=30000",
+        "synchronous=FULL",
+        "cache_size=-16000",
+    ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -16,8 +16,12 @@ from urllib.parse import quote, urlencode, urlsplit
 from etude.errors import DataError, SourceUnavailable, UsageError
 from etude.page.importers.reading import MAX_BYTES, Reading
 
-HOSTS = ("export.arxiv.org", "raw.githubusercontent.com")
 PAUSE, TIMEOUT, TRIES = 3.0, 60.0, 5
+# Hosts that may be asked, and the pause between two requests to each: as slow as the slowest limit that they state.
+HOSTS = {
+    "export.arxiv.org": PAUSE, "raw.githubusercontent.com": PAUSE, "api.openalex.org": 1.0,
+    "api.semanticscholar.org": PAUSE, "api.github.com": 60.0,
+}  # fmt: skip
 MAX_PAGE, MAX_QUERY = 2000, 30_000
 Connect = Callable[[str, float], http.client.HTTPConnection]
 
@@ -50,7 +54,7 @@ class Fetcher:
     ) -> None:  # fmt: skip
         self._connect, self._public, self._timeout = connect or _connect, public, timeout
         self._clock, self._sleep = clock, sleep
-        self._last: float | None = None
+        self._last: dict[str, float] = {}
         self._open: tuple[str, http.client.HTTPConnection] | None = None
 
     def get(self, host: str, path: str) -> bytes:
@@ -63,13 +67,20 @@ class Fetcher:
         SourceUnavailable
             If the host does not answer after five tries, sends elsewhere, or has a private address.
         """
+        return self._ask(host, path, None)
+
+    def post(self, host: str, path: str, body: bytes) -> bytes:
+        """The answer to some JSON; raises what `get` raises."""
+        return self._ask(host, path, body)
+
+    def _ask(self, host: str, path: str, sent: bytes | None) -> bytes:
         if host not in HOSTS:
             raise UsageError(f"{host[:80]!r} is never asked: only {', '.join(HOSTS)}")
         problem = ""
         for attempt in range(TRIES):
-            self._wait(PAUSE * 2**attempt if attempt else PAUSE)
+            self._wait(host, HOSTS[host] * 2**attempt if attempt else HOSTS[host])
             try:
-                status, body = self._once(host, path)
+                status, body = self._once(host, path, sent)
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 problem = str(error) or type(error).__name__
@@ -81,14 +92,14 @@ class Fetcher:
                 break
         raise SourceUnavailable(f"{host} did not give {path[:120]}: {problem}")
 
-    def _wait(self, pause: float) -> None:
-        if self._last is not None:
-            left = self._last + pause - self._clock()
+    def _wait(self, host: str, pause: float) -> None:
+        if host in self._last:
+            left = self._last[host] + pause - self._clock()
             if left > 0:
                 self._sleep(left)
-        self._last = self._clock()
+        self._last[host] = self._clock()
 
-    def _once(self, host: str, path: str) -> tuple[int, bytes]:
+    def _once(self, host: str, path: str, sent: bytes | None) -> tuple[int, bytes]:
         if self._open is None or self._open[0] != host:
             self.close()
             made = self._connect(host, self._timeout)
@@ -98,7 +109,10 @@ class Fetcher:
                 self.close()
                 raise SourceUnavailable(f"{host} has the private address {peer}: not asked")
         connection = self._open[1]
-        connection.request("GET", path, headers={"User-Agent": "etude (a self-hosted page of papers)"})
+        headers = {"User-Agent": "etude (a self-hosted page of papers)"}
+        if sent is not None:
+            headers["Content-Type"] = "application/json"
+        connection.request("GET" if sent is None else "POST", path, body=sent, headers=headers)
         answer = connection.getresponse()
         body = answer.read(MAX_BYTES + 1)
         if len(body) > MAX_BYTES:
@@ -146,13 +160,21 @@ def arxiv(query: str, *, most: int = 200, page: int = 200, fetcher: Fetcher | No
 _REPOSITORY = re.compile(r"/([\w.-]+)/([\w.-]+?)(?:\.git)?(?:/.*)?$")
 
 
-def readme_holds(code_url: str, token: str, fetcher: Fetcher | None = None) -> bool:
-    """Whether the README of a repository on GitHub holds a text; False also when it cannot be read."""
+def repository_of(code_url: str) -> tuple[str, str] | None:
+    """Owner and name of a repository on GitHub, fit for an address; None for what is none."""
     parts = urlsplit(code_url)
     match = _REPOSITORY.fullmatch(parts.path)
     if (parts.hostname or "") not in ("github.com", "www.github.com") or match is None:
+        return None
+    return quote(match.group(1)), quote(match.group(2))
+
+
+def readme_holds(code_url: str, token: str, fetcher: Fetcher | None = None) -> bool:
+    """Whether the README of a repository on GitHub holds a text; False also when it cannot be read."""
+    found = repository_of(code_url)
+    if found is None:
         return False
-    owner, name = (quote(x) for x in match.groups())
+    owner, name = found
     fetcher = fetcher or Fetcher(timeout=10.0)
     try:
         return token in fetcher.get("raw.githubusercontent.com", f"/{owner}/{name}/HEAD/README.md").decode(

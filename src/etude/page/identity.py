@@ -50,21 +50,35 @@ def doi(text: str) -> str | None:
 
 def clean(text: str) -> str:
     """NFC, no control characters but newlines, blanks and line ends folded inside paragraphs."""
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    text = "".join(ch for ch in text if ch in "\n\t" or unicodedata.category(ch)[0] != "C" or ch in "\u200c\u200d")
+    text = _printable(text)
+    if "\n" not in text:
+        return " ".join(text.split())
     return "\n\n".join(" ".join(p.split()) for p in re.split(r"\n\s*\n", text)).strip()
 
 
 def clean_lines(text: str) -> str:
     """NFC and no control characters, with its lines as they are (for notes)."""
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    return "".join(ch for ch in text if ch in "\n\t\u200c\u200d" or unicodedata.category(ch)[0] != "C").strip()
+    return _printable(text).strip()
+
+
+_KEPT = "\n\t\u200c\u200d"  # the joiners belong to words of Persian and of Indian scripts
+_ASCII_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def _printable(text: str) -> str:
+    """NFC, one kind of line end, no control characters; a character is looked up once a text, however often it is."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if text.isascii():
+        return _ASCII_CONTROL.sub("", text)
+    text = unicodedata.normalize("NFC", text)
+    bad = {ord(ch): None for ch in set(text) if ch not in _KEPT and unicodedata.category(ch)[0] == "C"}
+    return text.translate(bad) if bad else text
 
 
 def title_key(title: str) -> str:
     """A title as its letters and digits: lower case, accents off, nothing else."""
     folded = unicodedata.normalize("NFKD", title).casefold()
-    return "".join(ch for ch in folded if ch.isalnum())
+    return "".join(filter(str.isalnum, folded))
 
 
 def norm_hash(title: str) -> str:

@@ -12,6 +12,7 @@ from etude.errors import UsageError
 from etude.page import heat as h
 from etude.page import tables as t
 from etude.page.database import Database
+from etude.page.following import Follow, any_of
 from etude.page.search.query import Query
 
 Sort = Literal["trending", "hot", "slow", "new", "top"]
@@ -33,6 +34,7 @@ class Filters:
     slugs: frozenset[str] | None = None
     since: int | None = None
     until: int | None = None
+    followed: tuple[Follow, ...] | None = None
 
     @classmethod
     def of(cls, query: Query, base: "Filters | None" = None) -> "Filters":
@@ -65,6 +67,8 @@ def condition(f: Filters) -> sa.ColumnElement[bool]:
             parts.append(p.published_at >= at if after else p.published_at < at)
     if f.slugs is not None:
         parts.append(p.slug.in_(sorted(f.slugs)))
+    if f.followed is not None:
+        parts.append(any_of(f.followed))
     if f.since is not None:
         parts.append(p.submitted_at >= f.since)
     if f.until is not None:
@@ -166,6 +170,12 @@ def by_ids(db: Database, ids: Sequence[int], filters: Filters | None = None) -> 
     query = sa.select(t.paper).where(t.paper.c.id.in_(list(ids)), condition(filters or Filters()))
     found = {r["id"]: r for r in db.rows(query)}
     return [found[i] for i in ids if i in found]
+
+
+def by_slugs(db: Database, slugs: Sequence[str]) -> list[dict[str, Any]]:
+    """Papers by their names in addresses, in the order asked for; hidden ones do not show."""
+    found = {r["slug"]: r for r in db.rows(sa.select(t.paper).where(t.paper.c.slug.in_(slugs), condition(Filters())))}
+    return [found[slug] for slug in slugs if slug in found]
 
 
 def spread(rows: list[dict[str, Any]], *, per_group: int = 3, within: int = 10) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from etude.errors import DataError
 from etude.lab.queue import request_table
+from etude.page import following, library, notes, store
 from etude.page import heat as h
-from etude.page import library, notes, store
 from etude.page import tables as t
 from etude.page.accounts import address_hash, rename
 from etude.page.database import Database
@@ -76,6 +76,11 @@ class _Search(BaseModel):
     query: str
 
 
+class _Follow(BaseModel):
+    kind: str
+    value: str
+
+
 class Bundle(BaseModel):
     """What is read back of a zip."""
 
@@ -86,6 +91,7 @@ class Bundle(BaseModel):
     notes: list[_Note] = Field(default_factory=list, max_length=MAX_ROWS)
     searches: list[_Search] = Field(default_factory=list, max_length=MAX_ROWS)
     dismissals: list[_At] = Field(default_factory=list, max_length=MAX_ROWS)
+    follows: list[_Follow] = Field(default_factory=list, max_length=MAX_ROWS)
 
 
 def subscriptions_of(db: Database, settings: Settings, account: dict[str, Any]) -> list[dict[str, Any]]:
@@ -132,6 +138,7 @@ def export(db: Database, settings: Settings, account: dict[str, Any], now: int) 
         out[name] = [{"paper": slugs[r.pop("paper_id")]} | r for r in rows]
     k, s, q = t.api_token.c, t.saved_search.c, request_table.c
     out["searches"] = db.rows(sa.select(s.name, s.query, s.at).where(s.account_id == me).order_by(s.id))
+    out["follows"] = [{"kind": kind, "value": value} for kind, value in following.follows_of(db, me)]
     out["tokens"] = db.rows(sa.select(k.name, k.created_at).where(k.account_id == me))
     asked = sa.select(q.slug, q.tier, q.state, q.created).where(q.asked_by == account["handle"])
     out["studies"] = db.rows(asked.order_by(q.created))
@@ -211,7 +218,7 @@ def read_bundle(raw: bytes) -> Bundle:
 def restore(db: Database, account: dict[str, Any], bundle: Bundle, now: int) -> dict[str, int]:
     """Read an export into an account: what is there already stays as it is. Returns how much is new, by kind."""
     me = account["id"]
-    new = dict.fromkeys(("papers", "votes", "library", "notes", "searches", "dismissals"), 0)
+    new = dict.fromkeys(("papers", "votes", "library", "notes", "searches", "dismissals", "follows"), 0)
 
     def when(at: int) -> int:
         return min(max(at, account["created_at"]), now)
@@ -249,6 +256,11 @@ def restore(db: Database, account: dict[str, Any], bundle: Bundle, now: int) -> 
         for search in bundle.searches[: library.MAX_SEARCHES]:
             if search.query.strip():
                 new["searches"] += library.save_search(c, me, search.name, search.query, now)
+        had = sa.select(sa.func.count()).select_from(t.follow).where(t.follow.c.account_id == me)
+        before = c.execute(had).scalar_one()
+        for one in bundle.follows[: following.MOST - before]:
+            following.follow(c, me, one.kind, one.value, True, now)
+        new["follows"] = c.execute(had).scalar_one() - before
         c.execute(sa.update(t.account).where(t.account.c.id == me).values(for_you=bundle.about.for_you))
     return new
 
@@ -284,7 +296,17 @@ def erase(db: Database, settings: Settings, account: dict[str, Any]) -> None:
         voted = set(c.execute(sa.select(t.vote.c.paper_id).where(t.vote.c.account_id == me)).scalars())
         warmed = set(c.execute(sa.select(t.event.c.paper_id).where(t.event.c.account_id == me)).scalars())
         c.execute(sa.update(t.paper).where(t.paper.c.submitted_by == me).values(submitted_by=None))
-        for table in (t.vote, t.event, t.note, t.library, t.dismissal, t.saved_search, t.api_token, t.session):
+        for table in (
+            t.vote,
+            t.event,
+            t.note,
+            t.library,
+            t.dismissal,
+            t.saved_search,
+            t.api_token,
+            t.session,
+            t.follow,
+        ):
             c.execute(sa.delete(table).where(table.c.account_id == me))
         for i in sorted(voted):
             left = sa.select(sa.func.count()).where(t.vote.c.paper_id == i).scalar_subquery()

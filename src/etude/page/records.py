@@ -1,6 +1,7 @@
 """A paper as the importers read it, before it is ours."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from etude.page.identity import arxiv_id, clean, doi, norm_hash
@@ -32,14 +33,14 @@ class PaperRecord:
     where: str = ""
     """Where in the imported text it stood ("line 12"), for the preview."""
 
-    @property
+    @cached_property
     def norm_hash(self) -> str:
         return norm_hash(self.title)
 
     def columns(self) -> dict[str, Any]:
         """The columns of the table `paper` that an import may set."""
         skip = ("tags", "where", "slug")
-        out = {k: v for k, v in asdict(self).items() if k not in skip}
+        out = {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in skip}
         return out | {"authors": [{"name": n} for n in self.authors], "norm_hash": self.norm_hash}
 
 

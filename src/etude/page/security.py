@@ -87,8 +87,10 @@ def limit(c: sa.Connection, what: str, who: str, now: int) -> None:
     """
     times, seconds = LIMITS[what]
     key, r = f"{what}:{who}"[:120], t.rate.c
-    c.execute(sa.delete(t.rate).where(r.key == key, r.at <= now - seconds))
-    used = list(c.execute(sa.select(r.at).where(r.key == key).order_by(r.at)).scalars())
+    known = list(c.execute(sa.select(r.at).where(r.key == key).order_by(r.at)).scalars())
+    used = [at for at in known if at > now - seconds]
+    if len(used) < len(known):
+        c.execute(sa.delete(t.rate).where(r.key == key, r.at <= now - seconds))
     if len(used) >= times:
         raise TooMany(what, max(1, used[0] + seconds - now))
     c.execute(sa.insert(t.rate).values(key=key, at=now))

@@ -266,21 +266,12 @@ def rebuild_heat(c: sa.Connection, paper_id: int) -> None:
     c.execute(sa.update(t.paper).where(t.paper.c.id == paper_id).values(**h.heats(h.Event(w, at) for w, at in rows)))
 
 
-def vote_weight(c: sa.Connection, paper_id: int, account: int, *, now: int, network: str | None) -> float:
+def vote_weight(submitted_by: int | None, account: int, created_at: int, crowd: int, *, now: int) -> float:
     """0 for one's own submission; 0.25 for a young account or a network's 4th vote in a day; else 1."""
-    paper = c.execute(sa.select(t.paper.c.submitted_by).where(t.paper.c.id == paper_id)).scalar_one()
-    if paper == account:
+    if submitted_by == account:
         return 0.0
-    created = c.execute(sa.select(t.account.c.created_at).where(t.account.c.id == account)).scalar_one()
-    if now - created < h.YOUNG_ACCOUNT_SECONDS:
-        return h.WEIGHTS["vote_damped"]
-    if network is not None:
-        e = t.event.c
-        mine = sa.and_(e.paper_id == paper_id, e.kind == "vote", e.network == network, e.at > now - 24 * 3600)
-        before = c.execute(sa.select(sa.func.count()).select_from(t.event).where(mine)).scalar_one()
-        if before >= h.NETWORK_FREE_VOTES:
-            return h.WEIGHTS["vote_damped"]
-    return h.WEIGHTS["vote"]
+    damped = now - created_at < h.YOUNG_ACCOUNT_SECONDS or crowd >= h.NETWORK_FREE_VOTES
+    return h.WEIGHTS["vote_damped" if damped else "vote"]
 
 
 def set_vote(db: Database, paper_id: int, account: int, wanted: bool, *, now: int, network: str | None = None) -> int:
@@ -289,23 +280,47 @@ def set_vote(db: Database, paper_id: int, account: int, wanted: bool, *, now: in
         return cast(c, paper_id, account, wanted, now=now, network=network)
 
 
+def _asked() -> sa.Select:
+    """One question for all that a vote depends on."""
+    p, v, e = t.paper.c, t.vote.c, t.event.c
+    paper_id, account = sa.bindparam("paper"), sa.bindparam("account")
+    voted = sa.select(v.at).where(v.paper_id == paper_id, v.account_id == account)
+    created = sa.select(t.account.c.created_at).where(t.account.c.id == account)
+    crowd = sa.select(sa.func.count()).select_from(t.event)
+    crowd = crowd.where(e.paper_id == paper_id, e.kind == "vote", e.network == sa.bindparam("network"))
+    return sa.select(
+        p.votes, p.submitted_by, *(p[k] for k in h.HALF_LIVES), voted.scalar_subquery().label("voted_at"),
+        created.scalar_subquery().label("created_at"),
+        crowd.where(e.at > sa.bindparam("since")).scalar_subquery().label("crowd"),
+    ).where(p.id == paper_id).with_for_update(of=t.paper)  # fmt: skip
+
+
+# Built once: to build them costs more than to run them.
+_ASKED, _VOTE, _EVENT = _asked(), sa.insert(t.vote), sa.insert(t.event)
+_PAPER = sa.update(t.paper).where(t.paper.c.id == sa.bindparam("paper"))
+
+
 def cast(c: sa.Connection, paper_id: int, account: int, wanted: bool, *, now: int, network: str | None = None) -> int:
     """`set_vote` inside a transaction."""
-    v = t.vote.c
-    locked = sa.select(t.paper.c.id).where(t.paper.c.id == paper_id).with_for_update()
-    if c.execute(locked).first() is None:
+    asked = {"paper": paper_id, "account": account, "network": network, "since": now - 24 * 3600}
+    row = c.execute(_ASKED, asked).mappings().first()
+    if row is None:
         raise EtudeError(f"there is no paper {paper_id}")
-    there = c.execute(sa.select(v.at).where(v.paper_id == paper_id, v.account_id == account)).first() is not None
-    key = f"vote:{paper_id}:{account}"
-    if wanted and not there:
-        weight = vote_weight(c, paper_id, account, now=now, network=network)
-        c.execute(sa.insert(t.vote).values(paper_id=paper_id, account_id=account, at=now, weight=weight))
-        happened(c, paper_id, "vote", weight, now=now, account=account, key=key, network=network)
-    elif there and not wanted:
+    there, key = row["voted_at"] is not None, f"vote:{paper_id}:{account}"
+    if wanted == there:
+        return int(row["votes"])
+    votes = int(row["votes"]) + (1 if wanted else -1)
+    if wanted:
+        weight = vote_weight(row["submitted_by"], account, row["created_at"], row["crowd"], now=now)
+        c.execute(_VOTE, {"paper_id": paper_id, "account_id": account, "at": now, "weight": weight})
+        event = {"paper_id": paper_id, "account_id": account, "kind": "vote", "weight": weight, "at": now, "key": key}
+        c.execute(_EVENT, event | {"network": network})
+        warmer = h.added({k: row[k] for k in h.HALF_LIVES}, h.Event(weight, now))
+        c.execute(_PAPER, {"paper": paper_id, "votes": votes, **warmer})
+    else:
+        v = t.vote.c
         c.execute(sa.delete(t.vote).where(v.paper_id == paper_id, v.account_id == account))
         c.execute(sa.delete(t.event).where(t.event.c.key == key))
+        c.execute(_PAPER, {"paper": paper_id, "votes": votes})
         rebuild_heat(c, paper_id)
-    if wanted != there:
-        delta = 1 if wanted else -1
-        c.execute(sa.update(t.paper).where(t.paper.c.id == paper_id).values(votes=t.paper.c.votes + delta))
-    return c.execute(sa.select(t.paper.c.votes).where(t.paper.c.id == paper_id)).scalar_one()
+    return votes

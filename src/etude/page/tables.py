@@ -12,13 +12,13 @@ def _id() -> sa.Column:
     return sa.Column("id", sa.Integer, primary_key=True, autoincrement=True)
 
 
-def _to(table: str, *, nullable: bool = False, primary_key: bool = False) -> sa.Column:
-    name = f"{table}_id"
-    return sa.Column(
-        name, sa.ForeignKey(f"{table}.id", ondelete="CASCADE"), nullable=nullable, primary_key=primary_key, index=True
-    )
+def _to(table: str, *, nullable: bool = False, primary_key: bool = False, first: bool = False) -> sa.Column:
+    """A foreign key; it needs an index of its own unless it comes first in the primary key."""
+    key = sa.ForeignKey(f"{table}.id", ondelete="CASCADE")
+    return sa.Column(f"{table}_id", key, nullable=nullable, primary_key=primary_key or first, index=not first)
 
 
+_EDITED = sa.text("version > 1")
 paper = sa.Table(
     "paper", meta, _id(),
     sa.Column("slug", sa.String(160), nullable=False, unique=True),
@@ -49,9 +49,11 @@ paper = sa.Table(
     sa.Column("hidden", sa.Boolean, nullable=False, default=False),
     sa.Column("pinned", sa.Boolean, nullable=False, default=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.Index("ix_paper_pinned", "pinned", sqlite_where=sa.text("pinned = 1"), postgresql_where=sa.text("pinned")),
+    sa.Index("ix_paper_edited", "version", sqlite_where=_EDITED, postgresql_where=_EDITED),
 )  # fmt: skip
 paper_version = sa.Table(
-    "paper_version", meta, _to("paper", primary_key=True), sa.Column("n", sa.Integer, primary_key=True),
+    "paper_version", meta, _to("paper", first=True), sa.Column("n", sa.Integer, primary_key=True),
     sa.Column("record", sa.JSON, nullable=False), sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("by", sa.String(80), nullable=False),
 )  # fmt: skip
@@ -60,7 +62,7 @@ alias = sa.Table(
     sa.Column("value", sa.String(200), primary_key=True), _to("paper"),
 )  # fmt: skip
 paper_tag = sa.Table(
-    "paper_tag", meta, _to("paper", primary_key=True), sa.Column("tag", sa.String(80), primary_key=True, index=True)
+    "paper_tag", meta, _to("paper", first=True), sa.Column("tag", sa.String(80), primary_key=True, index=True)
 )
 account = sa.Table(
     "account", meta, _id(),
@@ -86,7 +88,7 @@ api_token = sa.Table(
     sa.Column("name", sa.String(80), nullable=False), sa.Column("created_at", sa.BigInteger, nullable=False),
 )  # fmt: skip
 vote = sa.Table(
-    "vote", meta, _to("paper", primary_key=True), _to("account", primary_key=True),
+    "vote", meta, _to("paper", first=True), _to("account", primary_key=True),
     sa.Column("at", sa.BigInteger, nullable=False, index=True), sa.Column("weight", sa.Float, nullable=False),
 )  # fmt: skip
 event = sa.Table(  # what heat is made of; nothing is ever subtracted, a vote taken back removes its event
@@ -97,12 +99,12 @@ event = sa.Table(  # what heat is made of; nothing is ever subtracted, a vote ta
     sa.Column("network", sa.String(64)),
 )  # fmt: skip
 library = sa.Table(
-    "library", meta, _to("paper", primary_key=True), _to("account", primary_key=True),
+    "library", meta, _to("paper", first=True), _to("account", primary_key=True),
     sa.Column("tags", sa.JSON, nullable=False, default=list), sa.Column("note", sa.Text, nullable=False, default=""),
     sa.Column("read", sa.Boolean, nullable=False, default=False), sa.Column("at", sa.BigInteger, nullable=False),
 )  # fmt: skip
 dismissal = sa.Table(
-    "dismissal", meta, _to("paper", primary_key=True), _to("account", primary_key=True),
+    "dismissal", meta, _to("paper", first=True), _to("account", primary_key=True),
     sa.Column("at", sa.BigInteger, nullable=False),
 )  # fmt: skip
 saved_search = sa.Table(
@@ -114,6 +116,10 @@ note = sa.Table(
     sa.Column("text", sa.Text, nullable=False), sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("state", sa.String(20), nullable=False, default="pending"),  # pending, shown, hidden
     sa.Column("kind", sa.String(12), nullable=False, default="note", server_default="note"),  # note, dispute
+)  # fmt: skip
+follow = sa.Table(
+    "follow", meta, _to("account", first=True), sa.Column("kind", sa.String(12), primary_key=True),  # author, room, tag
+    sa.Column("value", sa.String(120), primary_key=True), sa.Column("at", sa.BigInteger, nullable=False),
 )  # fmt: skip
 authorship = sa.Table(  # who says to have written a paper, how it was proved, and what a moderator said
     "authorship", meta, _id(), _to("paper"), _to("account"),
@@ -145,13 +151,14 @@ subscriber = sa.Table(
     sa.Column("next_at", sa.BigInteger, index=True), sa.Column("soft_failures", sa.Integer, nullable=False, default=0),
     sa.Column("created_at", sa.BigInteger, nullable=False), sa.Column("confirmed_at", sa.BigInteger),
     sa.Column("network", sa.String(64)),
+    sa.Column("language", sa.String(8), nullable=False, default="en", server_default="en"),  # of what mails say around
 )  # fmt: skip
 sent = sa.Table(
-    "sent", meta, _to("subscriber", primary_key=True), sa.Column("period", sa.String(40), primary_key=True),
+    "sent", meta, _to("subscriber", first=True), sa.Column("period", sa.String(40), primary_key=True),
     sa.Column("at", sa.BigInteger, nullable=False),
 )  # fmt: skip
 sent_item = sa.Table(
-    "sent_item", meta, _to("subscriber", primary_key=True), _to("paper", primary_key=True),
+    "sent_item", meta, _to("subscriber", first=True), _to("paper", primary_key=True),
 )  # fmt: skip
 outbox = sa.Table(
     "outbox", meta, _id(), sa.Column("recipient", sa.String(254), nullable=False),
@@ -169,9 +176,15 @@ rate = sa.Table(  # sliding windows of the rate limits; old rows are purged
 vector = sa.Table(  # embeddings wait here for the index; `state` None: not embedded yet
     "vector", meta, _to("paper", primary_key=True), sa.Column("model", sa.String(60), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False), sa.Column("f16", sa.LargeBinary),
+    sa.Column("version", sa.Integer, nullable=False, server_default="1"),  # of the paper whose text it is of
+    sa.Column("n", sa.BigInteger, nullable=False, server_default="0", index=True),  # counts the writings
 )  # fmt: skip
 pending_import = sa.Table(  # a preview that waits for its confirmation, purged after a day
     "pending_import", meta, sa.Column("token_hash", sa.String(64), primary_key=True),
     sa.Column("format", sa.String(20), nullable=False), sa.Column("text", sa.Text, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
+)  # fmt: skip
+enriched = sa.Table(  # answers of other hosts about a paper, asked for again after a week
+    "enriched", meta, _to("paper", first=True), sa.Column("source", sa.String(20), primary_key=True),
+    sa.Column("record", sa.JSON, nullable=False), sa.Column("at", sa.BigInteger, nullable=False),
 )  # fmt: skip

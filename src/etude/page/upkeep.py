@@ -4,7 +4,7 @@ import shutil
 import sqlite3
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -41,6 +41,68 @@ def fetch(query: str, *, most: int = 100, page: int = 100, ledger: LedgerOption 
         matches = store.add_all(db, reading.records, source=reading.format, now=now, after=index_matches)
         words = [f"{sum(m.status == w for m in matches)} {w}" for w in ("new", "changed", "duplicate")]
         out.print(f"request {number}: {', '.join(words)}, {len(reading.unreadable)} unreadable")
+
+
+def enrich(source: Literal["openalex", "scholar", "github"], *, most: int = 50, ledger: LedgerOption = None) -> None:
+    """Fill gaps of papers from what another host knows; off unless ETUDE_FETCH=1, slowly, and kept.
+
+    Parameters
+    ----------
+    source
+        openalex and scholar: abstracts, venues, citations. github: stars of the code.
+    most
+        Papers at most.
+    ledger
+        Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
+    """
+    from etude.page import enrich as sources
+    from etude.page.database import Database
+    from etude.page.fetch import allowed
+
+    if not allowed():
+        raise UsageError(f"this asks {source}, and no request leaves this machine unless you set ETUDE_FETCH=1")
+    counts = sources.enrich(Database(ledger), source, most=most, now=int(time.time()))
+    out.print(f"{source}: " + ", ".join(f"{n} {word}" for word, n in counts.items()))
+
+
+def recommend(handle: str = "me", *, most: int = 50, ledger: LedgerOption = None) -> None:
+    """Import what Semantic Scholar recommends to a reader, by the votes and dismissals; off unless ETUDE_FETCH=1.
+
+    Parameters
+    ----------
+    handle
+        The reader's account.
+    most
+        Papers at most.
+    ledger
+        Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
+    """
+    import sqlalchemy as sa
+
+    from etude.page import enrich as sources
+    from etude.page import store
+    from etude.page import tables as t
+    from etude.page.database import Database
+    from etude.page.fetch import allowed
+    from etude.page.search.lexical import index_matches
+    from etude.page.search.taste import taste
+
+    if not allowed():
+        raise UsageError("this sends what you like to another host; nothing is sent unless you set ETUDE_FETCH=1")
+    db, now = Database(ledger), int(time.time())
+    found = db.rows(sa.select(t.account.c.id).where(t.account.c.handle == handle))
+    if not found:
+        raise UsageError(f"there is no account {handle!r}")
+    p = t.paper.c
+
+    def named(ids: set[int]) -> list[str]:
+        rows = db.rows(sa.select(p.arxiv_id).where(p.id.in_(ids), p.arxiv_id.is_not(None)).order_by(p.id))
+        return [r["arxiv_id"] for r in rows]
+
+    liked, dismissed = taste(db, found[0]["id"])
+    reading = sources.recommendations(named(liked), named(dismissed), most=most)
+    matches = store.add_all(db, reading.records, source=reading.format, now=now, after=index_matches)
+    out.print(f"{sum(m.status == 'new' for m in matches)} new of {len(matches)} recommended")
 
 
 def index_check(*, most: int = 200, ledger: LedgerOption = None) -> None:
@@ -105,6 +167,8 @@ def restore(source: Path, *, ledger: LedgerOption = None) -> None:
 def register(app: App, db: App) -> None:
     """Add these commands to the command line."""
     app.command(fetch)
+    app.command(enrich)
+    app.command(recommend)
     db.command(restore)
     index = App(name="index", help="The index of the page's search.")
     index.command(index_check, name="check")

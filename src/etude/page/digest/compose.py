@@ -11,6 +11,7 @@ from etude.page.database import Database
 from etude.page.digest import mail
 from etude.page.digest.schedule import next_run, period, window
 from etude.page.digest.subscribe import unsubscribe_token
+from etude.page.following import Follow, follows_of
 from etude.page.listing import Filters, listing
 from etude.page.search.hybrid import search
 from etude.page.search.query import parse
@@ -32,19 +33,23 @@ def clean_filters(raw: dict[str, Any]) -> dict[str, Any]:
     names = [str(x).strip()[:120] for x in raw.get("authors", []) if str(x).strip()]
     if names:
         out["authors"] = names[:20]
-    if raw.get("for_you"):
-        out["for_you"] = True
+    for own in ("for_you", "following"):
+        if raw.get(own):
+            out[own] = True
     if raw.get("q"):
         out["q"] = str(raw["q"])[:300]
     return out
 
 
-def _candidates(db: Database, filters: dict[str, Any], since: int, now: int) -> list[dict[str, Any]]:
+def _candidates(
+    db: Database, filters: dict[str, Any], since: int, now: int, followed: tuple[Follow, ...] | None
+) -> list[dict[str, Any]]:
+    narrowed = Filters(since=since, followed=followed)
     if filters.get("q"):
-        hits = search(db, parse(filters["q"]), filters=Filters(since=since), limit=200)
+        hits = search(db, parse(filters["q"]), filters=narrowed, limit=200)
         rows = sorted((h.row for h in hits), key=lambda r: -r["heat_72"])
     else:
-        rows = listing(db, filters=Filters(since=since), limit=500, now=now).rows
+        rows = listing(db, filters=narrowed, limit=500, now=now).rows
     if filters.get("rooms"):
         rows = [r for r in rows if r["room"] in filters["rooms"]]
     if filters.get("tags"):
@@ -59,10 +64,18 @@ def _candidates(db: Database, filters: dict[str, Any], since: int, now: int) -> 
 
 def reader_of(db: Database, settings: Settings, row: dict[str, Any]) -> int | None:
     """The account whose taste a subscriber's mail may follow: theirs, with "for you" switched on; None for none."""
+    found = _account_of(db, settings, row)
+    return found["id"] if found is not None and found["for_you"] else None
+
+
+def _account_of(db: Database, settings: Settings, row: dict[str, Any]) -> dict[str, Any] | None:
+    """The account that a subscription belongs to, unless it is closed."""
     a = t.account.c
     mine = sa.or_(a.id == row["account_id"], a.email_hash == address_hash(settings, row["email"]))
-    found = db.rows(sa.select(a.id).where(mine, a.for_you, a.role != "banned").order_by(a.id).limit(1))
-    return found[0]["id"] if found else None
+    found = db.rows(
+        sa.select(a.id, a.for_you).where(mine, a.role != "banned").order_by(a.for_you.desc(), a.id).limit(1)
+    )
+    return found[0] if found else None
 
 
 def contents(
@@ -73,7 +86,11 @@ def contents(
     before = {r["paper_id"] for r in db.rows(sa.select(item.paper_id).where(item.subscriber_id == row["id"]))}
     since = window(at, row["frequency"])
     filters = row["filters"] or {}
-    rows = [r for r in _candidates(db, filters, since, at) if r["id"] not in before]
+    followed = None
+    if settings is not None and filters.get("following"):
+        owner = _account_of(db, settings, row)
+        followed = tuple(follows_of(db, owner["id"])) if owner is not None else ()
+    rows = [r for r in _candidates(db, filters, since, at, followed) if r["id"] not in before]
     who = reader_of(db, settings, row) if settings is not None and filters.get("for_you") else None
     if who is not None:
         rows = (shelf or Shelf(db)).in_order(rows, who)

@@ -12,6 +12,7 @@ import jinja2
 import sqlalchemy as sa
 
 from etude.page import tables as t
+from etude.page.digest.words import words
 from etude.page.security import token_hash
 from etude.page.settings import Settings
 
@@ -77,11 +78,10 @@ def _both(template: str, **values: Any) -> tuple[str, str]:
     )
 
 
-def confirmation(settings: Settings, email: str, token: str, frequency: str, now: int) -> Mail:
+def confirmation(settings: Settings, email: str, token: str, language: str, now: int) -> Mail:
     """The mail that asks whether the address wants the digest."""
-    text, html = _both(
-        "confirm", link=f"{settings.address}/confirm/{token}", frequency=frequency, site=settings.address
-    )
+    link = f"{settings.address}/confirm/{token}"
+    text, html = _both("confirm", link=link, site=settings.address, lang=language, say=words(language))
     subject = "Confirm your Etude digest"
     raw = build(settings, email, subject, text, html, now, {"Auto-Submitted": "auto-generated"})
     return Mail(email, subject, raw)
@@ -118,8 +118,9 @@ def digest(
     leave = f"{settings.address}/u/{token}"
     reply = parseaddr(settings.mail_from)[1]
     text, html = _both(
-        "digest", papers=papers, changes=changes, site=settings.address, leave=leave, frequency=row["frequency"]
-    )
+        "digest", papers=papers, changes=changes, site=settings.address, leave=leave, frequency=row["frequency"],
+        lang=row["language"], say=words(row["language"]),
+    )  # fmt: skip
     subject = f"Etude {row['frequency']}: {len(papers)} papers, {len(changes)} re-tested"
     headers = {
         "List-Id": f"Etude digest <digest.{settings.address.split('//')[-1].split(':')[0]}>",

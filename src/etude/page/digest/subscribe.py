@@ -10,6 +10,7 @@ from etude.page import tables as t
 from etude.page.database import Database
 from etude.page.digest import mail
 from etude.page.digest.schedule import next_run, zone
+from etude.page.digest.words import LANGUAGES
 from etude.page.security import TooMany, keyed_hash, limit, new_token, same, token_hash
 from etude.page.settings import Settings
 
@@ -27,6 +28,7 @@ class Wish:
     zone: str = "UTC"
     hour: int = 7
     filters: dict[str, Any] | None = None
+    language: str = "en"
 
 
 def check_address(text: str) -> str:
@@ -62,12 +64,14 @@ def subscribe(
     Raises
     ------
     UsageError
-        For a bad address, zone, hour or frequency.
+        For a bad address, zone, hour, frequency or language.
     TooMany
         When a network asks too often.
     """
     email = check_address(wish.email)
     zone(wish.zone)
+    if wish.language not in LANGUAGES:
+        raise UsageError(f"mails are written in {', '.join(LANGUAGES)}, not in {wish.language!r}")
     next_run(now, wish.frequency, wish.zone, wish.hour)
     token, s = new_token(), t.subscriber.c
     with db.begin() as c:
@@ -81,7 +85,7 @@ def subscribe(
         values = {
             "frequency": wish.frequency, "zone": wish.zone, "hour": wish.hour, "filters": wish.filters or {},
             "confirm_hash": token_hash(token), "confirm_expires_at": now + CONFIRM_SECONDS, "network": network,
-            "account_id": account,
+            "account_id": account, "language": wish.language,
         }  # fmt: skip
         if row is not None and row["status"] == "active":
             mail.queue(c, mail.already_subscribed(settings, email, row, now), now=now)
@@ -93,7 +97,7 @@ def subscribe(
             c.execute(
                 sa.update(t.subscriber).where(s.id == row["id"]).values(**values, status="pending", created_at=now)
             )
-        mail.queue(c, mail.confirmation(settings, email, token, wish.frequency, now), now=now)
+        mail.queue(c, mail.confirmation(settings, email, token, wish.language, now), now=now)
 
 
 def pending(db: Database, token: str, now: int) -> dict[str, Any] | None:

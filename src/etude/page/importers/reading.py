@@ -8,7 +8,7 @@ from typing import Literal
 from etude.errors import DataError
 from etude.page.records import PaperRecord
 
-Format = Literal["saved-page", "arxiv-atom", "hf-daily", "bibtex"]
+Format = Literal["saved-page", "arxiv-atom", "hf-daily", "bibtex", "scholar"]
 MAX_BYTES = 64 * 2**20
 
 

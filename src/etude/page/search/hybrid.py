@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from etude.page import tables as t
 from etude.page.database import Database
 from etude.page.identity import title_key
-from etude.page.listing import Filters, by_ids
+from etude.page.listing import Filters, by_ids, condition
 from etude.page.search import lexical
 from etude.page.search.query import Query
 
@@ -63,11 +63,21 @@ def search(
     similar = meaning.rank(query.text, DEPTH) if meaning is not None and query.text else []
     if query.excluded and similar:
         similar = [i for i in similar if not _holds_any(db, i, query.excluded)]
-    rows = by_ids(db, fuse([words, similar]), narrowed)
+    found = _let_through(db, fuse([words, similar]), narrowed)
     wanted = title_key(query.text)
-    rows.sort(key=lambda r: title_key(r["title"]) != wanted)
+    best = sorted(found, key=lambda i: title_key(found[i]) != wanted)[:limit]
     close = set(similar[:50])
-    return [Hit(r, matching(r, query), r["id"] in close) for r in rows[:limit]]
+    return [Hit(r, matching(r, query), r["id"] in close) for r in by_ids(db, best)]
+
+
+def _let_through(db: Database, ids: Sequence[int], filters: Filters) -> dict[int, str]:
+    """Titles of the papers that the filters let through, in the order of `ids`."""
+    if not ids:
+        return {}
+    p = t.paper.c
+    listed = sa.text(f"paper.id IN ({','.join(str(int(i)) for i in ids)})")  # plain numbers: quicker than parameters
+    titles = {r["id"]: r["title"] for r in db.rows(sa.select(p.id, p.title).where(listed, condition(filters)))}
+    return {i: titles[i] for i in ids if i in titles}
 
 
 def matching(row: dict[str, Any], query: Query) -> tuple[str, ...]:

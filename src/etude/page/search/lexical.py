@@ -6,6 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from etude.page import tables as t
+from etude.page.records import PaperRecord
 from etude.page.search.query import Query, fts5
 from etude.page.store import Match
 
@@ -107,5 +108,15 @@ def _trigrams(c: sa.Connection, query: Query, depth: int) -> list[int]:
 
 
 def index_matches(c: sa.Connection, matches: Sequence[Match]) -> None:
-    """Index what an import has added or changed."""
-    reindex(c, [m.paper_id for m in matches if m.paper_id is not None and m.status != "duplicate"])
+    """Index what an import has added or changed; what is new is taken as it was read."""
+    added = [m for m in matches if m.status == "new" and m.paper_id is not None]
+    once = {m.paper_id: m.record for m in added}
+    again = {m.paper_id for m in matches if m.status == "changed" and m.paper_id is not None}
+    index(c, [_document(i, r) for i, r in once.items() if i not in again], new=True)  # type: ignore[arg-type]
+    reindex(c, sorted(again))
+
+
+def _document(paper_id: int, record: PaperRecord) -> dict[str, Any]:
+    authors = [{"name": name} for name in record.authors]
+    row = {"id": paper_id, "title": record.title, "authors": authors, "abstract": record.abstract, "source": "import"}
+    return document(row, list(record.tags))

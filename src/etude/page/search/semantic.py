@@ -6,7 +6,7 @@ model in the page's process: it is loaded in the background on first use, and un
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,13 @@ import sqlalchemy as sa
 from etude.errors import EtudeError
 from etude.page import tables as t
 from etude.page.database import Database
+from etude.page.search.scan import SignScan
 
 MODEL = "all-MiniLM-L6-v2"
 EXACT_UP_TO = 100_000
+READ = 65_536  # vectors read at once
+AT_ONCE = 5000  # ids in one question; SQLite takes 32,766
+NEIGHBOURS_OF = 20  # papers whose neighbours are candidates, where not all papers can be
 WINDOW_WORDS = 170  # about 256 tokens, the model's limit
 Encode = Callable[[Sequence[str]], np.ndarray]
 
@@ -64,73 +68,137 @@ def digest(title: str, abstract: str) -> str:
 def embed_pending(db: Database, encode: Encode, *, limit: int = 64) -> int:
     """Make the vectors of up to `limit` papers that have none, or whose text has changed. Returns how many."""
     p, v = t.paper.c, t.vector.c
-    joined = t.paper.outerjoin(t.vector, v.paper_id == p.id)
-    todo = []
-    fresh = sa.select(p.id, p.title, p.abstract, v.digest).select_from(joined)
-    fresh = fresh.where(sa.or_(v.paper_id.is_(None), p.version > 1)).order_by(p.id)
-    for row in db.rows(fresh):
-        if row["digest"] != digest(row["title"], row["abstract"]):
-            todo.append(row)
-        if len(todo) == limit:
-            break
+    lacking = sa.select(p.id, p.title, p.abstract, p.version, v.digest)
+    lacking = lacking.select_from(t.paper.outerjoin(t.vector, v.paper_id == p.id)).where(v.paper_id.is_(None))
+    todo = db.rows(lacking.order_by(p.id).limit(limit))
+    edited = sa.select(p.id, p.title, p.abstract, p.version, v.digest).where(p.version > 1, p.version > v.version)
+    todo += db.rows(edited.where(v.paper_id == p.id).order_by(p.id).limit(max(0, limit - len(todo))))
+    same = [r for r in todo if r["digest"] == digest(r["title"], r["abstract"])]  # edited, but not in its words
+    if same:
+        with db.begin() as c:
+            for r in same:
+                c.execute(sa.update(t.vector).where(v.paper_id == r["id"]).values(version=r["version"]))
+        todo = [r for r in todo if r not in same]
     if not todo:
-        return 0
+        return len(same)
     vectors = embed(encode, [(r["title"], r["abstract"]) for r in todo]).astype(np.float16)
+    rows = [
+        {"paper_id": r["id"], "digest": digest(r["title"], r["abstract"]), "f16": x.tobytes(), "version": r["version"]}
+        for r, x in zip(todo, vectors, strict=True)
+    ]
     with db.begin() as c:
-        c.execute(sa.delete(t.vector).where(v.paper_id.in_([r["id"] for r in todo])))
-        rows = [
-            {"paper_id": r["id"], "model": MODEL, "digest": digest(r["title"], r["abstract"]), "f16": x.tobytes()}
-            for r, x in zip(todo, vectors, strict=True)
-        ]
-        c.execute(sa.insert(t.vector), rows)
+        store_vectors(c, rows)
     return len(todo)
 
 
+def store_vectors(c: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Write vectors of papers in place of those they had; `n` counts the writings, so a reader sees what is new."""
+    v = t.vector.c
+    ids = [r["paper_id"] for r in rows]
+    for start in range(0, len(ids), AT_ONCE):
+        c.execute(sa.delete(t.vector).where(v.paper_id.in_(ids[start : start + AT_ONCE])))
+    n = (c.execute(sa.select(sa.func.max(v.n))).scalar() or 0) + 1
+    c.execute(sa.insert(t.vector), [{"model": MODEL, "version": 1, "n": n} | r for r in rows])
+
+
 class SemanticIndex:
-    """The vectors of a page in memory.
+    """The vectors of a page in memory: all of them while they are few, their signs when there are very many.
 
     Parameters
     ----------
     encode
         A sentence encoder; None loads MiniLM in the background when the first query comes.
+    exact_up_to
+        Papers until which every vector is compared.
     """
 
-    def __init__(self, db: Database, encode: Encode | None = None) -> None:
-        self.db, self._encode = db, encode
+    def __init__(self, db: Database, encode: Encode | None = None, *, exact_up_to: int = EXACT_UP_TO) -> None:
+        self.db, self._encode, self._most = db, encode, exact_up_to
         self.problem: str | None = None
-        self.ids = np.zeros(0, np.int64)
-        self._index: Any = None
+        self._ids = np.zeros(0, np.int64)
         self._vectors: np.ndarray = np.zeros((0, 0), np.float32)
-        self._stamp: tuple[int, int] = (-1, -1)
+        self._place: dict[int, int] = {}
+        self._count = 0
+        self._scan: SignScan | None = None
+        self._stamp = (-1, -1)
         self._lock = threading.Lock()
         self._loading: threading.Thread | None = None
 
     def refresh(self) -> None:
-        """Read the vectors again when there are others than before."""
+        """Read the vectors that have come, or changed, since the last time."""
         v = t.vector.c
-        newest = sa.func.coalesce(sa.func.max(v.paper_id), 0).label("newest")
-        row = self.db.rows(sa.select(sa.func.count().label("n"), newest).select_from(t.vector))[0]
-        stamp = (row["n"], row["newest"])
+        newest = (sa.func.coalesce(sa.func.max(column), -1) for column in (v.n, v.paper_id))
         with self._lock:
-            if stamp == self._stamp:
-                return
-            rows = self.db.rows(sa.select(v.paper_id, v.f16).where(v.model == MODEL).order_by(v.paper_id))
-            self.ids = np.array([r["paper_id"] for r in rows], np.int64)
-            self._stamp = stamp
-            if not rows:
-                self._index = None
-                return
-            from etude.layers.neighbors import NearestNeighbors
+            with self.db.engine.connect() as c:
+                stamp = tuple(c.execute(sa.select(*(sa.select(x).scalar_subquery() for x in newest))).one())
+                if stamp == self._stamp:
+                    return
+                since = self._stamp[0] if stamp[0] > self._stamp[0] else -1  # written past us: read all
+                if since == -1:
+                    self._forget()
+                query = sa.select(v.paper_id, v.f16).where(v.n > since, v.n <= stamp[0], v.model == MODEL)
+                rows = c.execution_options(yield_per=READ).execute(query.order_by(v.paper_id))
+                for part in rows.partitions():
+                    ids = np.array([r[0] for r in part], np.int64)
+                    self._add(ids, np.frombuffer(b"".join(r[1] for r in part), np.float16).reshape(len(ids), -1))
+            self._stamp = stamp  # type: ignore[assignment]
 
-            half = np.frombuffer(b"".join(r["f16"] for r in rows), np.float16).reshape(len(rows), -1)
-            self._vectors = half.astype(np.float32) if len(rows) <= EXACT_UP_TO else half
-            how: Any = "exact" if len(rows) <= EXACT_UP_TO else "signs"
-            self._index = NearestNeighbors("cosine", search=how).fit(self._vectors)
+    def _forget(self) -> None:
+        self._ids, self._vectors = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
+        self._place, self._count, self._scan = {}, 0, None
 
-    def all(self) -> tuple[np.ndarray, np.ndarray]:
-        """Paper ids, shape (n,), and their vectors, shape (n, d), as last read."""
-        with self._lock:
-            return self.ids, self._vectors[: len(self.ids)]
+    def _add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
+        if self._scan is None and self._count + len(ids) > self._most:  # too many to compare each: signs from now on
+            self._scan = SignScan(self._fetch)
+            if self._count:
+                self._scan.add(*self._held())
+            self._ids, self._vectors, self._place = np.zeros(0, np.int64), np.zeros((0, 0), np.float32), {}
+        if self._scan is not None:
+            self._scan.add(ids, vectors)
+            self._count += len(ids)
+            return
+        new = [i for i in ids.tolist() if i not in self._place]
+        need = self._count + len(new)
+        if need > len(self._ids):
+            grown = np.zeros((max(need, 2 * len(self._ids)), vectors.shape[1]), np.float32)
+            if self._count:
+                grown[: self._count] = self._vectors[: self._count]
+            self._vectors = grown
+            self._ids = np.concatenate([self._ids[: self._count], np.zeros(len(grown) - self._count, np.int64)])
+        self._place |= {i: self._count + place for place, i in enumerate(new)}
+        places = [self._place[i] for i in ids.tolist()]
+        self._ids[places], self._vectors[places] = ids, vectors
+        self._count = need
+
+    def _held(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._ids[: self._count], self._vectors[: self._count]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _fetch(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of some papers from the database, in the order of their ids."""
+        found: list[tuple[int, bytes]] = []
+        with self.db.engine.connect() as c:
+            for start in range(0, len(ids), AT_ONCE):
+                listed = ",".join(str(int(i)) for i in ids[start : start + AT_ONCE])
+                sql = f"SELECT paper_id, f16 FROM vector WHERE paper_id IN ({listed}) ORDER BY paper_id"
+                found += c.exec_driver_sql(sql).tuples().all()
+        raw = np.frombuffer(b"".join(x for _, x in found), np.float16)
+        return np.array([i for i, _ in found], np.int64), raw.reshape(len(found), -1) if found else raw.reshape(0, 0)
+
+    def pool(self, wanted: Iterable[int], *, strangers: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Paper ids, shape (n,), and unit vectors, shape (n, d): of all papers; where these are too many to hold,
+        of those wanted, their neighbours and some strangers."""
+        if self._scan is None:
+            return self._held()
+        from etude.data.randomness import numpy_stream
+
+        ids = np.array(sorted(set(wanted)), np.int64)
+        known, vectors = self._fetch(ids)
+        near = [self._scan.nearest(x.astype(np.float32), 200)[0] for x in vectors[:NEIGHBOURS_OF]]
+        drawn = numpy_stream(seed, "strangers").integers(0, self._count, strangers) + 1
+        return self._fetch(np.unique(np.concatenate([known, *near, drawn])))
 
     @property
     def ready(self) -> bool:
@@ -138,7 +206,7 @@ class SemanticIndex:
         if self._encode is None and self.problem is None and self._loading is None:
             self._loading = threading.Thread(target=self._load, name="etude-meaning", daemon=True)
             self._loading.start()
-        return self._encode is not None and self._index is not None
+        return self._encode is not None and self._count > 0
 
     def _load(self) -> None:
         try:
@@ -153,23 +221,30 @@ class SemanticIndex:
         if not self.ready:
             return []
         assert self._encode is not None
-        return self._nearest(np.asarray(self._encode([text]), np.float32), depth)
+        return self.nearest(np.asarray(self._encode([text]), np.float32)[0], depth)
 
-    def _nearest(self, query: np.ndarray, depth: int) -> list[int]:
-        k = min(depth, len(self.ids))
-        _, places = self._index.kneighbors(query, k)
-        return self.ids[places[0]].tolist()
+    def nearest(self, query: np.ndarray, depth: int) -> list[int]:
+        """Ids of the papers nearest to a unit vector, shape (d,); equal ones by their id."""
+        with self._lock:
+            if self._scan is not None:
+                return self._scan.nearest(query, depth)[0].tolist()
+            ids, vectors = self._held()
+        cosine: np.ndarray = vectors @ query
+        k = min(depth, len(ids))
+        if k < len(ids):
+            kept = np.flatnonzero(cosine >= np.partition(cosine, len(ids) - k)[len(ids) - k])
+            ids, cosine = ids[kept], cosine[kept]
+        return ids[np.lexsort((ids, -cosine))][:k].tolist()
 
     def related(self, paper_id: int, k: int = 8, *, diversity: float = 0.7) -> list[int]:
         """Papers like one paper, by maximal marginal relevance: near to it, not all alike."""
-        at = np.flatnonzero(self.ids == paper_id)
-        if self._index is None or at.size == 0:
+        known, own = self._vectors_of([paper_id])
+        if len(known) == 0:
             return []
-        own = self._vectors[at[0]].astype(np.float32)
-        near = [i for i in self._nearest(own[None], 4 * k + 1) if i != paper_id]
-        places = np.searchsorted(self.ids, near)
-        vectors: np.ndarray = self._vectors[places].astype(np.float32)
-        relevance: np.ndarray = vectors @ own
+        near = [i for i in self.nearest(own[0], 4 * k + 1) if i != paper_id]
+        order, found = self._vectors_of(near)
+        vectors = found[np.argsort(order)][np.argsort(np.argsort(near))]
+        relevance: np.ndarray = vectors @ own[0]
         chosen: list[int] = []
         left = list(range(len(near)))
         while left and len(chosen) < k:
@@ -178,3 +253,10 @@ class SemanticIndex:
             chosen.append(best)
             left.remove(best)
         return [near[i] for i in chosen]
+
+    def _vectors_of(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        if self._scan is not None:
+            known, vectors = self._fetch(np.array(ids, np.int64))
+            return known, vectors.astype(np.float32)
+        held = [i for i in ids if i in self._place]
+        return np.array(held, np.int64), self._vectors[[self._place[i] for i in held]]

@@ -15,9 +15,9 @@ from etude.page.importers import read
 from etude.page.importers.reading import decode, guess
 from etude.page.records import make_record
 from etude.page.search.lexical import index_matches, reindex
-from etude.page.security import new_token, safe_next, token_hash
+from etude.page.security import limit, new_token, safe_next, token_hash
 from etude.page.web.context import check_form, count, reader, require_account, site
-from etude.page.web.pages import decorate, find_paper
+from etude.page.web.pages import find_paper
 from etude.page.web.render import render
 
 router = APIRouter(include_in_schema=False)
@@ -34,11 +34,12 @@ def vote(request: Request, slug: str, csrf: Token, wanted: Annotated[bool, Form(
     account = require_account(request)
     s = site(request)
     paper = find_paper(s, slug)
-    count(request, "vote")
-    store.set_vote(s.db, paper["id"], account["id"], wanted, now=s.now, network=reader(request).network)
+    with s.db.begin() as c:  # one transaction, so one wait for the disk
+        limit(c, "vote", str(account["id"]), s.now)
+        network = reader(request).network
+        votes = store.cast(c, paper["id"], account["id"], wanted, now=s.now, network=network)
     if request.headers.get("hx-request") == "true":
-        (row,) = decorate(s, [find_paper(s, slug)], account["id"])
-        return render(request, "_vote.html.j2", row=row)
+        return render(request, "_vote.html.j2", row=paper | {"votes": votes, "liked": wanted})
     return _back(next)
 
 

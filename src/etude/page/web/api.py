@@ -12,11 +12,11 @@ from starlette.exceptions import HTTPException
 from etude.lab.registry import runnable
 from etude.page import tables as t
 from etude.page.citations import bibtex
-from etude.page.listing import Filters, by_ids, listing
+from etude.page.listing import Filters, listing
 from etude.page.search.hybrid import search
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, site
-from etude.page.web.pages import filters_of, find_paper
+from etude.page.web.pages import filters_of, find_paper, related_of
 from etude.page.web.render import iso
 
 router = APIRouter(prefix="/api", tags=["papers"])
@@ -84,12 +84,12 @@ def paper(request: Request, slug: str) -> dict[str, Any]:
 
 
 @router.get("/papers/{slug}/related", responses=problems(404))
-def related(request: Request, slug: str) -> list[dict[str, Any]]:
+def related(
+    request: Request, slug: str, sort: Literal["similarity", "date", "heat"] = "similarity"
+) -> list[dict[str, Any]]:
     """Papers with a like meaning, as far as their vectors are made."""
     s = site(request)
-    row = find_paper(s, slug)
-    s.meaning.refresh()
-    return [public(r) for r in by_ids(s.db, s.meaning.related(row["id"]))]
+    return [public(r) for r in related_of(s, find_paper(s, slug)["id"], sort)]
 
 
 @router.get("/papers/{slug}/claims", responses=problems(404))

@@ -24,7 +24,9 @@ from etude.page.web import (
     api,
     api_write,
     authors,
+    badge,
     feeds,
+    following,
     moderation,
     pages,
     personal,
@@ -46,6 +48,7 @@ CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Methods": "GET
 SAFE = ("GET", "HEAD", "OPTIONS")
 MAX_BODY = 65 * 2**20
 MAX_API_BODY = 2 * 2**20
+NO_COOKIE = ("/api/", "/static/", "/feed", "/badge/")  # shown or read by other pages: nobody is followed there
 OPEN = ("/api/", "/openapi.json", "/feed.atom")  # read by other sites' scripts; they never carry a cookie
 
 
@@ -69,12 +72,14 @@ def create_app(settings: Settings, **site_options: Any) -> FastAPI:
         authors,
         shelf,
         subscriptions,
+        following,
+        badge,
         feeds,
         api_write,
         api,
     ):
         app.include_router(module.router)
-    app.add_middleware(GZipMiddleware, minimum_size=1024)
+    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
     app.middleware("http")(_guard)
     app.add_exception_handler(EtudeError, _etude_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -109,7 +114,7 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     given = getattr(request.state, "given", None)
-    if given or (fresh and not request.url.path.startswith(("/api/", "/static/", "/feed"))):
+    if given or (fresh and not request.url.path.startswith(NO_COOKIE)):
         secure = s.settings.address.startswith("https")
         response.set_cookie(COOKIE, given or cookie, httponly=True, samesite="lax", secure=secure, max_age=365 * 86_400)
     return response

@@ -22,6 +22,7 @@ from etude.page.search.semantic import SemanticIndex
 from etude.page.security import LIMITS, TooMany, client_address, keyed_hash, limit, network_prefix, same
 from etude.page.settings import Settings
 from etude.page.sync import sync_catalogue, sync_studies, sync_verdicts
+from etude.page.web.kept import Kept
 
 COOKIE = "etude"
 TIER_ORDER = {"gpu": 0, "laptop": 1, "quick": 2}
@@ -37,14 +38,17 @@ class Site:
     ledger: Ledger = field(init=False)
     queue: Queue = field(init=False)
     meaning: SemanticIndex = field(init=False)
+    kept: Kept = field(init=False)
     searches: dict[str, list[int]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     _digests: dict[str, str] = field(default_factory=dict)
+    _verdicts: tuple[int | None, dict[str, list[dict[str, Any]]]] = (-1, {})
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.settings.database)
         self.db = Database(self.settings.database)
         self.queue = Queue(self.ledger, self.clock)
+        self.kept = Kept(self.db)
         self.meaning = SemanticIndex(self.db)  # reads the vectors when they are first asked for
         sync_catalogue(self.db, self.now)
         self.refresh_verdicts()
@@ -88,9 +92,16 @@ class Site:
     def verdicts(self, slugs: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         """The newest logged verdict of every claim, protocol and tier, by slug, largest tier first."""
         log = t.verdict_log
+        ((last,),) = (r.values() for r in self.db.rows(sa.select(sa.func.max(log.c.id))))
+        known, by_slug = self._verdicts
+        if known != last:
+            by_slug = self._newest_verdicts()
+            self._verdicts = last, by_slug
+        return by_slug if slugs is None else {slug: by_slug[slug] for slug in slugs if slug in by_slug}
+
+    def _newest_verdicts(self) -> dict[str, list[dict[str, Any]]]:
+        log = t.verdict_log
         newest = sa.select(sa.func.max(log.c.id)).group_by(log.c.slug, log.c.claim, log.c.protocol, log.c.tier)
-        if slugs is not None:
-            newest = newest.where(log.c.slug.in_(slugs))
         rows = self.db.rows(sa.select(log).where(log.c.id.in_(newest)).order_by(log.c.id))
         rows.sort(key=lambda r: TIER_ORDER[r["tier"]])
         out: dict[str, list[dict[str, Any]]] = {}

@@ -16,14 +16,17 @@ from etude.lab.judge import Verdict
 from etude.lab.registry import runnable
 from etude.page import authorship, citations
 from etude.page import tables as t
+from etude.page.components import sharing
+from etude.page.enrich import known_elsewhere
+from etude.page.following import follows_of
 from etude.page.heat import FORMULA, HALF_LIVES, score
 from etude.page.library import saved_of
-from etude.page.listing import HALF_LIFE, Filters, by_ids, listing, spread, why
+from etude.page.listing import HALF_LIFE, Filters, by_ids, by_slugs, listing, spread, why
 from etude.page.notes import disputed, may_edit, notes_of
 from etude.page.search.hybrid import search
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, reader, site
-from etude.page.web.render import render
+from etude.page.web.render import render, render_kept
 
 router = APIRouter(include_in_schema=False)
 SORTS = {"trending": "Trending", "hot": "Hot now", "slow": "Slow burn", "new": "New", "top": "Top"}
@@ -83,16 +86,20 @@ def decorate(s: Site, rows: list[dict[str, Any]], account: int | None, sort: str
 
 @router.get("/", response_class=HTMLResponse)
 def home(request: Request) -> Response:
+    return render_kept(request, "home.html.j2", lambda: _home(request))
+
+
+def _home(request: Request) -> dict[str, Any]:
     s, q = site(request), request.query_params
     sort, window = q.get("sort") or "trending", q.get("window") or "all"
     filters = filters_of(s, request)
     page = listing(s.db, sort=sort, window=window, filters=filters, cursor=q.get("cursor") or None, now=s.now)  # type: ignore[arg-type]
     rows = spread(page.rows) if sort in HALF_LIFE else page.rows
-    return render(
-        request, "home.html.j2", rows=decorate(s, rows, reader(request).id, sort), cursor=page.cursor, sort=sort,
-        window=window, sorts=SORTS, windows=WINDOWS, rooms=ROOMS, verdict_words=VERDICTS, formula=FORMULA,
-        filtered=any(q.get(k) for k in ("room", "tag", "year", "verdict", "runs")),
-    )  # fmt: skip
+    return {
+        "rows": decorate(s, rows, reader(request).id, sort), "cursor": page.cursor, "sort": sort, "window": window,
+        "sorts": SORTS, "windows": WINDOWS, "rooms": ROOMS, "verdict_words": VERDICTS, "formula": FORMULA,
+        "filtered": any(q.get(k) for k in ("room", "tag", "year", "verdict", "runs")),
+    }  # fmt: skip
 
 
 @router.get("/search", response_class=HTMLResponse)
@@ -112,21 +119,21 @@ def search_page(request: Request, q: str = "") -> Response:
         slugs = frozenset(having) if slugs is None else slugs & having
     filters = Filters(filters.room, filters.tag, filters.year, slugs=slugs)
     hits: list[dict[str, Any]] = []
+    meaning = s.by_meaning() if query.text and not query.jump else None
     if query.empty:
         pass
     elif not (query.words or query.phrases or query.jump):  # filters alone: a list
         rows = listing(s.db, filters=Filters.of(query, filters), limit=50, now=s.now).rows
         hits = [{"row": r, "reason": ""} for r in rows]
     else:
-        hits = [
-            {"row": h.row, "reason": h.reason} for h in search(s.db, query, filters=filters, meaning=s.by_meaning())
-        ]
+        found = search(s.db, query, filters=filters, meaning=meaning)
+        hits = [{"row": h.row, "reason": h.reason} for h in found]
     if query.jump and len(hits) == 1:
         return RedirectResponse(f"/paper/{hits[0]['row']['slug']}", status_code=303)
     rows = decorate(s, [h["row"] for h in hits], reader(request).id)
     for row, hit in zip(rows, hits, strict=True):
         row["reason"] = hit["reason"]
-    words_only = bool(query.text) and s.by_meaning() is None
+    words_only = bool(query.text) and meaning is None
     return render(
         request, "search.html.j2", q=q[:500], rows=rows, query=query, words_only=words_only, problem=s.meaning.problem
     )
@@ -138,6 +145,27 @@ def find_paper(s: Site, slug: str) -> dict[str, Any]:
     if not rows:
         raise HTTPException(404)
     return rows[0]
+
+
+RELATED = {
+    "similarity": None, "date": lambda r: -(r["published_at"] or r["submitted_at"]), "heat": lambda r: -r["heat_72"],
+}  # fmt: skip
+
+
+def related_of(s: Site, paper_id: int, order: str = "similarity") -> list[dict[str, Any]]:
+    """Papers with a like meaning, as far as their vectors are made.
+
+    Raises
+    ------
+    UsageError
+        For an unknown order.
+    """
+    if order not in RELATED:
+        raise UsageError(f"{order!r} is no order of related papers: {', '.join(RELATED)}")
+    s.meaning.refresh()
+    rows = by_ids(s.db, s.meaning.related(paper_id))
+    key = RELATED[order]
+    return rows if key is None else sorted(rows, key=key)
 
 
 def claim_rows(s: Site, slug: str) -> list[dict[str, Any]]:
@@ -180,6 +208,7 @@ def paper_page(request: Request, slug: str) -> Response:
     who = reader(request)
     (row,) = decorate(s, [find_paper(s, slug)], who.id)
     authors = authorship.authors_of(s.db, row["id"])
+    followed = follows_of(s.db, who.id) if who.id is not None else []
     editable = may_edit(who.account, row, authors)
     own = authorship.repository_token(s.settings, row["id"], who.id) if who.id is not None else ""
     card = catalogue.load(slug) if slug in {p.slug for p in catalogue.papers()} else None
@@ -197,11 +226,13 @@ def paper_page(request: Request, slug: str) -> Response:
     versions = s.db.rows(
         sa.select(t.paper_version).where(t.paper_version.c.paper_id == row["id"]).order_by(t.paper_version.c.n.desc())
     )
-    s.meaning.refresh()
-    related = by_ids(s.db, s.meaning.related(row["id"]))
+    order = request.query_params.get("related") or "similarity"
+    built = sharing(slug) if card else []
+    named = {r["slug"]: r for r in by_slugs(s.db, [other for other, _ in built])}
     return render(
-        request, "paper.html.j2", related=related, paper=row, card=card, claims=claim_rows(s, slug) if card else [],
-        runs=runs,
+        request, "paper.html.j2", related=related_of(s, row["id"], order), order=order, orders=RELATED,
+        built=[(named[other], parts) for other, parts in built if other in named], paper=row, followed=followed,
+        card=card, claims=claim_rows(s, slug) if card else [], runs=runs, known=known_elsewhere(s.db, row["id"]),
         plots=plots, stale=stale, history=history[:60], versions=versions, requests=s.queue.recent(slug=slug, limit=5),
         parts=why(s.db, row["id"], s.now), bibtex=citations.bibtex(row), notes=notes_of(s.db, row["id"], who.id),
         saved=saved_of(s.db, row["id"], who.id), editable=editable, authors=authors, author_token=own,

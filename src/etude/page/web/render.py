@@ -1,5 +1,7 @@
 """Templates: everything is text and escaped; filters for times, numbers and plain addresses."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -7,14 +9,19 @@ from urllib.parse import urlencode
 import jinja2
 from fastapi import Request
 from fastapi.responses import HTMLResponse
+from markupsafe import Markup
 
 from etude import __version__
 from etude.lab.console import number
-from etude.page.web.context import reader, site
+from etude.page.web.context import Reader, reader, site
 from etude.page.web.markdown import markdown
 
 _env = jinja2.Environment(
-    loader=jinja2.PackageLoader("etude.page.web", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    loader=jinja2.PackageLoader("etude.page.web", "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    auto_reload=False,
 )
 
 
@@ -57,9 +64,30 @@ _env.filters |= {"ago": ago, "day": day, "iso": iso, "number": number, "authors"
 
 def render(request: Request, name: str, **values: Any) -> HTMLResponse:
     """A page from a template, with what every page needs."""
+    return HTMLResponse(_text(request, name, reader(request), values))
+
+
+def render_kept(request: Request, name: str, values: Callable[[], dict[str, Any]]) -> HTMLResponse:
+    """`render` for a page that depends on its address, the account and the database alone; see `Kept`."""
+    s, who = site(request), reader(request)
+    key = (name, who.id, request.url.path, request.url.query)
+
+    def make() -> str:
+        return _text(request, name, replace(who, csrf=s.kept.mark), values())
+
+    return HTMLResponse(s.kept.get(key, make, s.now).replace(s.kept.mark, who.csrf))
+
+
+def _text(request: Request, name: str, who: Reader, values: dict[str, Any]) -> str:
     s = site(request)
-    values |= {
-        "request": request, "reader": reader(request), "settings": s.settings, "now": s.now, "version": __version__,
+
+    def body(row: dict[str, Any]) -> Markup:
+        shown = tuple(row[k] for k in ("id", "version", "slug", "room", "runs"))
+        key = (*shown, repr(row["badge"]), tuple(row["tags"]), row.get("reason"))
+        return s.kept.piece(key, lambda: _env.get_template("_body.html.j2").render(row=row))
+
+    values = values | {
+        "request": request, "body": body, "reader": who, "settings": s.settings, "now": s.now, "version": __version__,
         "link": lambda **changes: with_query(request, **changes),
     }  # fmt: skip
-    return HTMLResponse(_env.get_template(name).render(**values))
+    return _env.get_template(name).render(**values)

@@ -96,7 +96,7 @@ def for_you_page(request: Request) -> Response:
     liked, dismissed = taste(s.db, account["id"])
     if account["for_you"]:
         s.meaning.refresh()
-        ids, vectors = s.meaning.all()
+        ids, vectors = s.meaning.pool(liked | dismissed)
         having = liked & set(ids.tolist())
         if len(ids) == 0:
             problem = (

@@ -23,6 +23,7 @@ from etude.page.digest.subscribe import (
     subscribe,
     unsubscribe,
 )
+from etude.page.digest.words import LANGUAGES
 from etude.page.web.context import Forbidden, check_form, deliver, reader, site
 from etude.page.web.render import render
 
@@ -39,21 +40,23 @@ def private(response: HTMLResponse) -> HTMLResponse:
 
 @router.get("/subscribe", response_class=HTMLResponse)
 def subscribe_page(request: Request) -> Response:
-    return render(request, "subscribe.html.j2", rooms=ROOMS, frequencies=FREQUENCIES, answer=None)
+    return render(request, "subscribe.html.j2", rooms=ROOMS, frequencies=FREQUENCIES, languages=LANGUAGES, answer=None)
 
 
 @router.post("/subscribe", response_class=HTMLResponse)
 def subscribe_form(
     request: Request, csrf: Text, email: Text, frequency: Text = "weekly", zone: Text = "UTC",
     hour: Annotated[int, Form()] = 7, room: Annotated[list[str] | None, Form()] = None, tags: Text = "", q: Text = "",
-    authors: Text = "", for_you: Annotated[bool, Form()] = False,
+    authors: Text = "", for_you: Annotated[bool, Form()] = False, following: Annotated[bool, Form()] = False,
+    language: Text = "en",
 ) -> Response:  # fmt: skip
     check_form(request, csrf)
     s = site(request)
     filters = clean_filters(
-        {"rooms": room or [], "tags": tags.split(","), "authors": authors.split(","), "q": q, "for_you": for_you}
-    )
-    wish = Wish(email, frequency, zone, hour, filters)
+        {"rooms": room or [], "tags": tags.split(","), "authors": authors.split(","), "q": q, "for_you": for_you,
+         "following": following}
+    )  # fmt: skip
+    wish = Wish(email, frequency, zone, hour, filters, language)
     who = reader(request)
     owner = who.id if s.settings.mode == "single" else None  # others' belong to whoever proves the address
     subscribe(s.db, s.settings, wish, network=who.network, now=s.now, account=owner)

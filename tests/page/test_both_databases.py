@@ -1,0 +1,149 @@
+"""The same page on SQLite and on PostgreSQL: sign in, vote, search, follow, subscribe, the digest, one's own data."""
+
+import re
+from email import message_from_bytes
+from email.policy import SMTP
+
+import pytest
+import sqlalchemy as sa
+
+pytest.importorskip("fastapi", reason="the extra web is not installed")
+pytest.importorskip("httpx2", reason="the extra web is not installed")
+
+from fastapi.testclient import TestClient
+
+from etude.page import store
+from etude.page import tables as t
+from etude.page.database import Database, steps
+from etude.page.digest.compose import due
+from etude.page.digest.send import Folder, send_due
+from etude.page.records import make_record
+from etude.page.search.lexical import index_matches
+from etude.page.settings import Settings
+from etude.page.web.app import create_app
+
+DAY = 86_400
+
+
+class Clock:
+    now = 1_790_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def app(database, tmp_path):
+    url = database.engine.url.render_as_string(hide_password=False)
+    settings = Settings(
+        database=url, secret="a test's secret, long enough to be taken", mode="accounts", embed=False,
+        mail_folder=str(tmp_path / "mail"),
+    )  # fmt: skip
+    made = create_app(settings, clock=Clock())
+    made.state.mail = tmp_path / "mail"
+    yield made
+    made.state.site.db.close()
+    made.state.site.ledger.engine.dispose()
+
+
+def browser(app):
+    return TestClient(app, base_url="http://127.0.0.1:8000", follow_redirects=False)
+
+
+def post(client, path, **data):
+    csrf = re.search(r'name="csrf" value="([^"]+)"', client.get("/submit").text).group(1)
+    return client.post(path, data={"csrf": csrf} | data)
+
+
+def newest_mail(app):
+    send_due(app.state.site.db, Folder(app.state.mail), clock=app.state.site.clock)
+    return message_from_bytes(sorted(app.state.mail.glob("*.eml"))[-1].read_bytes(), policy=SMTP)
+
+
+def link(mail, what):
+    return re.search(rf"8000(/{what}/\S+)", mail.get_body(("plain",)).get_content()).group(1)
+
+
+def signed_in(app, address):
+    client = browser(app)
+    assert post(client, "/login", email=address).status_code == 200
+    assert post(client, link(newest_mail(app), "login")).status_code == 303
+    return client
+
+
+def test_sign_in_vote_search_and_follow(app):
+    ann, site = signed_in(app, "ann@example.org"), app.state.site
+    assert "rnn-sparsity" in ann.get("/").text
+    assert post(ann, "/vote/rnn-sparsity", wanted="true").status_code == 303
+    assert post(ann, "/vote/rnn-sparsity", wanted="true").status_code == 303
+    assert ann.get("/api/papers/rnn-sparsity").json()["votes"] == 1
+    assert post(ann, "/vote/rnn-sparsity", wanted="false").status_code == 303
+    assert ann.get("/api/papers/rnn-sparsity").json()["votes"] == 0
+    for words in ("sparsity recurrent", '"recurrent neural"', "sparsity -networks", "room:kernels width", "' OR 1=1"):
+        assert ann.get("/search", params={"q": words}).status_code == 200
+    found = ann.get("/api/papers", params={"q": "sparsity recurrent networks"}).json()["papers"]
+    assert found[0]["slug"] == "rnn-sparsity"
+    new = make_record(title="Fresh words", abstract="of hers", authors=["Ann Lee"], arxiv_id="2601.00001", tags=["odd"])
+    store.add_all(site.db, [new], source="form", now=site.now, after=index_matches)
+    for kind, value in (("author", "Ann Lee"), ("tag", "Odd"), ("room", "kernels")):
+        assert post(ann, "/follow", kind=kind, value=value).status_code == 303
+    shown = re.findall(r'<h2><a href="/paper/([^"]+)"', ann.get("/following").text)
+    assert shown[0] == "fresh-words"
+    kernels = site.db.rows(sa.select(t.paper.c.slug).where(t.paper.c.room == "kernels"))
+    assert set(shown) == {"fresh-words", *(r["slug"] for r in kernels)}
+    assert ann.get("/account/export.zip").status_code == 200 or ann.get("/account").status_code == 200
+
+
+def test_subscribe_digest_and_out(app):
+    ann, site = signed_in(app, "ann@example.org"), app.state.site
+    answer = post(ann, "/subscribe", email="ann@example.org", frequency="weekly", zone="Europe/Berlin", language="de")
+    assert "on its way" in answer.text
+    asked = newest_mail(app)
+    assert "Öffne diesen Link" in asked.get_body(("plain",)).get_content()
+    assert "You are in" in post(ann, link(asked, "confirm")).text
+    site.clock.now += 8 * DAY
+    papers = [make_record(title="Fresh paper", abstract="y", arxiv_id="2601.00002")]
+    store.add_all(site.db, papers, source="form", now=site.now - 60, after=index_matches)
+    assert due(site.db, site.settings, site.now) == 1
+    assert due(site.db, site.settings, site.now) == 0
+    mail = newest_mail(app)
+    assert mail["Subject"].startswith("Etude weekly: 1 papers")
+    assert "Diese Mail kommt jede Woche." in mail.get_body(("plain",)).get_content()
+    out = re.search(r"<http://127.0.0.1:8000(/u/[^>]+)>", mail["List-Unsubscribe"].replace("\r\n ", "")).group(1)
+    one_click = {"content": "List-Unsubscribe=One-Click"}
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert [browser(app).post(out, **one_click, headers=headers).text for _ in range(2)] == ["unsubscribed"] * 2
+    assert [r["status"] for r in site.db.rows(sa.select(t.subscriber))] == ["unsubscribed"]
+    site.clock.now += 30 * DAY
+    assert due(site.db, site.settings, site.now) == 0
+
+
+def test_every_migration_down_and_up_keeps_what_it_can(database, now):
+    """From the newest version to every older one and back: the papers and their votes are there as before."""
+    with database.begin() as c:
+        row = {"handle": "ann", "role": "member", "created_at": 0, "for_you": False}
+        who = c.execute(sa.insert(t.account).values(**row)).inserted_primary_key[0]
+    store.add_all(database, [make_record(title="A paper", abstract="of words")], source="form", now=now)
+    assert store.set_vote(database, 1, who, True, now=now) == 1
+    newest = steps()[-1][0]
+    for number in range(newest - 1, 1, -1):  # below 2 the words of the index go
+        database.migrate(number)
+        assert database.version() == number
+        database.migrate()
+        assert database.version() == newest
+        assert [r["votes"] for r in database.rows(sa.select(t.paper.c.votes))] == [1]
+    names = {i["name"] for table in ("paper", "vector", "vote") for i in sa.inspect(database.engine).get_indexes(table)}
+    assert {"ix_paper_pinned", "ix_paper_edited", "ix_vector_n"} <= names
+    assert "ix_vote_paper_id" not in names
+
+
+def test_a_commit_of_anybody_changes_the_stamp(database, now):
+    other = Database(database.engine.url.render_as_string(hide_password=False), migrate=False)
+    first = database.stamp()
+    assert database.stamp() == first
+    store.add_all(other, [make_record(title="From another process")], source="form", now=now)
+    second = database.stamp()
+    assert second != first
+    store.add_all(database, [make_record(title="From our own")], source="form", now=now)
+    assert database.stamp() != second
+    other.close()
