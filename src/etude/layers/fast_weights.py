@@ -23,6 +23,8 @@ class Fast(NamedTuple):
     """(B, s, in)"""
     deltas: Tensor
     """(B, s, out)"""
+    bound: Tensor
+    """(B,) upper bounds of the norms, ``sum_s |d_s| |x_s|``: cheap to keep, so that norms are rarely needed."""
 
     def dense(self) -> Tensor:
         """(B, out, in), for looking at."""
@@ -35,7 +37,7 @@ class Fast(NamedTuple):
 
     def detach(self) -> "Fast":
         """Cut from its history."""
-        return Fast(self.inputs.detach(), self.deltas.detach())
+        return Fast(self.inputs.detach(), self.deltas.detach(), self.bound)
 
 
 class FastLinear(nn.Module):
@@ -65,7 +67,10 @@ class FastLinear(nn.Module):
     def start(self, batch_size: int) -> Fast:
         """Fast weights of zero."""
         w = self.linear.weight
-        return Fast(w.new_zeros(batch_size, 0, w.shape[1]), w.new_zeros(batch_size, 0, w.shape[0]))
+        empty = w.new_zeros(batch_size, 0)
+        return Fast(
+            empty[..., None].expand(-1, -1, w.shape[1]), empty[..., None].expand(-1, -1, w.shape[0]), empty.sum(1)
+        )
 
     def forward(self, x: Tensor, fast: Fast | None = None) -> Tensor:
         """(B, in) or (B, n, in) -> (B, out) or (B, n, out); without `fast` the slow layer."""
@@ -102,18 +107,25 @@ class FastLinear(nn.Module):
         fast = self.start(x.shape[0]) if fast is None else fast
         if isinstance(rate, Tensor) and rate.ndim == 1:
             rate = rate[:, None]
-        step = -rate * delta
-        made = Fast(torch.cat([fast.inputs, x[:, None]], 1), torch.cat([fast.deltas, step[:, None]], 1))
+        step = delta * -rate
+        made = Fast(torch.cat([fast.inputs, x[:, None]], 1), torch.cat([fast.deltas, step[:, None]], 1), fast.bound)
         if made.inputs.shape[1] > 2 * width:  # a long life: as many terms as inputs say the same
             made = compact(made)
-        if self.max_fast_norm is not None:
-            share = (self.max_fast_norm / made.norm()).clamp_max(1.0)
-            made = made._replace(deltas=made.deltas * share[:, None, None])
-        return made
+        return made if self.max_fast_norm is None else self._bounded(made, step, x, self.max_fast_norm)
+
+    @staticmethod
+    def _bounded(made: Fast, step: Tensor, x: Tensor, most: float) -> Fast:
+        with torch.no_grad():
+            bound = torch.linalg.vector_norm(step, dim=-1).mul_(torch.linalg.vector_norm(x, dim=-1)).add_(made.bound)
+            if float(bound.max()) <= most:
+                return made._replace(bound=bound)
+        norm = made.norm()
+        share = (most / norm).clamp_max(1.0)
+        return Fast(made.inputs, made.deltas * share[:, None, None], norm.detach().clamp_max(most))
 
 
 def compact(fast: Fast) -> Fast:
     """The same fast weights with one term an input: exact, so that memory does not grow with time."""
     width = fast.inputs.shape[2]
     unit = torch.eye(width, dtype=fast.inputs.dtype, device=fast.inputs.device)
-    return Fast(unit.expand(len(fast.inputs), -1, -1), fast.inputs.transpose(1, 2) @ fast.deltas)
+    return Fast(unit.expand(len(fast.inputs), -1, -1), fast.inputs.transpose(1, 2) @ fast.deltas, fast.bound)

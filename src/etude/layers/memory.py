@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+TINY = 1e-12
+
 
 class Read(NamedTuple):
     """What a query found."""
@@ -66,8 +68,8 @@ class ContentMemory(nn.Module):
         """Attend with queries (B, k); a zero query or slot has similarity 0."""
         if q.shape != (M.shape[0], M.shape[2]):
             raise ValueError(f"queries {tuple(q.shape)} do not fit a memory {tuple(M.shape)}")
-        similarity = torch.bmm(F.normalize(M, dim=-1), F.normalize(q, dim=-1)[..., None])[..., 0]
-        weights = (similarity / self.temperature).softmax(-1)
+        lengths = torch.linalg.vector_norm(M, dim=-1) * torch.linalg.vector_norm(q * self.temperature, dim=-1)[:, None]
+        weights = (torch.bmm(M, q[..., None])[..., 0] / lengths.clamp_min(TINY)).softmax(-1)
         return Read(torch.bmm(weights[:, None], M)[:, 0], weights)
 
     def write(self, M: Tensor, weights: Tensor, vector: Tensor, gate: Tensor) -> Tensor:

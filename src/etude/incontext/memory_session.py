@@ -1,0 +1,64 @@
+"""Online use of a memory network: one stream's memory, fast weights and usage, apart from the net."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from etude.incontext.episode_labels import encode_labels
+from etude.incontext.memory_state import EpisodeState
+from etude.incontext.synthetic_gradients import CONTROLLERS
+from etude.layers.fast_weights import Fast
+
+
+class MemorySession:
+    """Memory, fast weights and usage of one stream; the net's own weights stay as they are."""
+
+    def __init__(self, net: Any, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.net, self.batch_size = net, batch_size
+        with torch.no_grad():
+            self.state = net.begin(batch_size)
+        self.previous = self.state.memory.new_zeros(batch_size, net.output_size)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        x = self.net._features(x[:, None])[:, 0]
+        if len(x) != self.batch_size:
+            raise ValueError(f"this session has {self.batch_size} rows, got {len(x)}")
+        return x
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """Logits or values (B, out) for items (B, input); nothing changes."""
+        return self.net.step(self.state, self._rows(x), self.previous)[1].prediction  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, y: Tensor) -> Tensor:
+        """Predict (B, out), then learn from labels (B,); rows with a missing label only read."""
+        target, known = encode_labels(y[:, None], self.net.output_size, self.net.task)
+        state, record = self.net.step(self.state, self._rows(x), self.previous)
+        self.previous, there = target[:, 0].to(record.o.dtype), known[:, 0]
+        if bool(there.any()):
+            state, _ = self.net.learn(state, record, self.previous, None if bool(there.all()) else there)
+        self.state = state
+        return record.prediction
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors to save apart from the net's."""
+        found = {"memory": self.state.memory, "usage": self.state.usage, "previous": self.previous}
+        for name, fast in zip(CONTROLLERS, self.state.fast, strict=False):
+            found |= {f"fast_{name}_{part}": t for part, t in fast._asdict().items()}
+        if self.state.cell is not None:
+            found |= {"cell_h": self.state.cell[0], "cell_c": self.state.cell[1]}
+        return {name: t.detach().clone() for name, t in found.items()}
+
+    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
+        """Go on where `state_dict` was taken; KeyError where the net is of another kind."""
+        fast = [
+            Fast(*(saved[f"fast_{n}_{part}"] for part in Fast._fields))
+            for n, _ in zip(CONTROLLERS, self.state.fast, strict=False)
+        ]
+        cell = None if self.state.cell is None else (saved["cell_h"], saved["cell_c"])
+        self.state = EpisodeState(saved["memory"], saved["usage"], tuple(fast), cell)
+        self.previous = saved["previous"]
