@@ -355,3 +355,16 @@ def test_a_state_of_more_tasks_says_what_to_do():
     small.add_condition(3)
     small.load_state_dict(large.state_dict())
     assert torch.equal(small.generate_flat(task=4), large.generate_flat(task=4))
+
+
+def test_mip_is_the_default_of_scalar_conditions_alone():
+    scalar = HyperNetwork(mlp((6, 5, 3)), ScalarCondition(["lam"]))
+    assert scalar.theta0 is not None
+    assert scalar.bounded
+    assert scalar.magnitude_report().cov < 0.1
+    for plain in (
+        HyperNetwork(mlp((6, 5, 3)), TaskCondition(3, 4)),
+        HyperNetwork(mlp((6, 5, 3)), ScalarCondition(["lam"]), encoding=None),
+        HyperNetwork(mlp((6, 5, 3)), ScalarCondition(["lam"]), residual=False),
+    ):
+        assert plain.theta0 is None

@@ -59,7 +59,8 @@ class HyperNetwork(nn.Module):
         Of a condition with a known range ("cos|sin", "z|1-z", None); other conditions are taken as they are.
     residual
         Learn theta_0 directly and generate a change of it; with the encoding this is MIP. A theta_0 of zeros would be a
-        dead target, so it starts like an ordinary net.
+        dead target, so it starts like an ordinary net. None: where the encoding applies, so that MIP is the default of
+        scalar conditions, and a plain hypernetwork that of the others.
     init
         "default": kaiming-normal by fan-out, tensor by tensor where one head emits all; "gain": every tensor is
         rescaled by a fixed factor, measured once, to the size of an ordinary net's (biases: 0.01); "scaled": the same
@@ -89,7 +90,7 @@ class HyperNetwork(nn.Module):
         hidden: Sequence[int] = (16, 64, 128),
         targets: Sequence[str] | str | None = None,
         encoding: Encoding | None = "cos|sin",
-        residual: bool = False,
+        residual: bool | None = None,
         init: Literal["gain", "scaled", "hyperfan", "default"] = "default",
         activation: str = "leaky_relu",
         norm: str | None = None,
@@ -120,6 +121,7 @@ class HyperNetwork(nn.Module):
             module.register_buffer(leaf, p.detach(), persistent=False)
         self.bounded = condition.bounded and encoding is not None
         encode_magnitude(torch.zeros(1, 1), encoding)  # refuses an unknown one
+        residual = self.bounded if residual is None else residual
         width = condition.width * (2 if self.bounded else 1)
         self.generator = make_generator(
             strategy, width, hidden, self.layout, activation=activation, norm=norm, num_heads=num_heads,

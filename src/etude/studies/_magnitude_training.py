@@ -16,7 +16,8 @@ from etude.studies._magnitude_problems import Drawn
 from etude.training import TrainConfig, train
 
 OPTIONS: dict[str, dict[str, Any]] = {  # the default has tensors of ordinary size at a condition of 1
-    "default": {"encoding": None, "init": "scaled"}, "encoding_only": {"encoding": "cos|sin", "init": "scaled"},
+    "default": {"encoding": None, "init": "scaled"},
+    "encoding_only": {"encoding": "cos|sin", "init": "scaled", "residual": False},
     "residual_only": {"encoding": None, "residual": True}, "mip": {"encoding": "cos|sin", "residual": True},
 }  # fmt: skip
 OPTIONS["default_gain"] = {"encoding": None, "init": "gain"}
