@@ -43,7 +43,7 @@ def test_larger_steps_move_more_and_the_net_without_them_is_itself(result):
     small, large = (values(result, f"nll_gold_alpha_{a}", "signal_change") for a in ("001", "1"))
     assert (large < 10 * small).all()
     assert (values(result, "trained_with_tested_without", "perplexity_change") == 0).all()
-    assert (values(result, "entropy_redecoded_alpha_1", "confidence_on_errors")
+    assert (values(result, "entropy_alpha_1", "confidence_on_errors")
             > values(result, "plain", "confidence_on_errors")).all()  # fmt: skip
 
 
