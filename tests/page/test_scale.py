@@ -22,6 +22,7 @@ from etude.page.database import Database
 from etude.page.identity import clean, clean_lines
 from etude.page.records import make_record
 from etude.page.search import lexical, scan, semantic
+from etude.page.search.query import parse
 from etude.page.search.scan import SignScan
 from etude.page.search.semantic import SemanticIndex, digest, embed_pending, store_vectors
 from etude.page.settings import Settings
@@ -169,6 +170,36 @@ def test_new_papers_are_indexed_as_when_read_back(db, now):
         lexical.reindex(c, [m.paper_id for m in matches])
     assert sorted(at_once) == sorted(rows())
     assert len(at_once) == 5
+
+
+def test_words_that_very_many_papers_hold(db, now, monkeypatch):
+    """Titles first, then the newest; no paper twice; rarer words are ranked as ever."""
+    records = [make_record(title=f"Paper {i}", abstract=f"networks of kind {i}") for i in range(20)]
+    records += [make_record(title=f"Networks {i}", abstract="nothing") for i in range(3)]
+    matches = store.add_all(db, records, source="form", now=now, after=lexical.index_matches)
+    ids = [m.paper_id for m in matches]
+
+    def ask(text, depth=200):
+        with db.engine.connect() as c:
+            return lexical.rank(c, parse(text), depth=depth)
+
+    everything = ask("networks")
+    assert set(everything) == set(ids)
+    monkeypatch.setattr(lexical, "COMMON", 5)
+    some = ask("networks")
+    assert set(some[:3]) == set(ids[20:])
+    assert some[3:] and set(some[3:]) <= set(ids[14:20]) | set(ids[20:])
+    assert len(some) == len(set(some))
+    assert ask("networks", 2) == some[:2]
+    assert ask("networks kind 7")[0] == ids[7]
+    assert ids[20] not in ask("networks -nothing")
+
+
+def test_the_last_word_may_be_a_beginning(db, now):
+    records = [make_record(title="Pruning nets"), make_record(title="Other things")]
+    (first, _) = store.add_all(db, records, source="form", now=now, after=lexical.index_matches)
+    with db.engine.connect() as c:
+        assert lexical.rank(c, parse("pruni")) == [first.paper_id]
 
 
 # --- vectors ---------------------------------------------------------------------------------------------------------

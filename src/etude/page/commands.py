@@ -134,18 +134,22 @@ def _leave_with_parent(stop: threading.Event) -> None:
 
 
 def _embed(ledger: str | None, stop: threading.Event) -> None:
-    """Make the vectors of new papers while the worker has nothing else to say about it."""
+    """Make the vectors of new papers while the worker has nothing else to say about it, after everybody else."""
+    import os
+
     from etude.errors import EtudeError
     from etude.page.database import Database
     from etude.page.search.semantic import embed_pending, load_encoder
 
+    if hasattr(os, "nice"):
+        os.nice(10)  # on Linux of this thread and of those that it starts: answers and studies go first
     db = Database(ledger)
     try:
         encode = load_encoder()
     except EtudeError:  # without the extra `hf` search is by words, and the page says so
         return
     while not stop.is_set():
-        if embed_pending(db, encode, limit=32) == 0:
+        if embed_pending(db, encode) == 0:
             stop.wait(5.0)
 
 

@@ -98,11 +98,14 @@ SOURCES = {
 }
 
 
-def _said(raw: bytes) -> Any:
+def _said(raw: bytes) -> Record:
     try:
-        return json.loads(raw)
+        said = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise DataError(f"the answer is no JSON: {error}") from error
+    if not isinstance(said, dict):
+        raise DataError("the answer is no object")
+    return said
 
 
 def enrich(db: Database, name: str, *, most: int = 50, now: int, fetcher: Fetcher | None = None) -> dict[str, int]:
@@ -192,7 +195,7 @@ def recommendations(
         said = _said(fetcher.post("api.semanticscholar.org", path, json.dumps(body).encode()))
     finally:
         fetcher.close()
-    items = said.get("recommendedPapers") if isinstance(said, dict) else None
+    items = said.get("recommendedPapers")
     if not isinstance(items, list):
         raise DataError("the answer names no recommended papers")
     records: list[PaperRecord] = []

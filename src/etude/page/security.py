@@ -77,6 +77,11 @@ def client_address(peer: str, forwarded: str | None, trusted: Collection[str]) -
     return peer
 
 
+# Built once: to build them costs more than to run them.
+_USED = sa.select(t.rate.c.at).where(t.rate.c.key == sa.bindparam("who")).order_by(t.rate.c.at)
+_USE = sa.insert(t.rate)
+
+
 def limit(c: sa.Connection, what: str, who: str, now: int) -> None:
     """Count one use of `what` by `who`.
 
@@ -87,10 +92,10 @@ def limit(c: sa.Connection, what: str, who: str, now: int) -> None:
     """
     times, seconds = LIMITS[what]
     key, r = f"{what}:{who}"[:120], t.rate.c
-    known = list(c.execute(sa.select(r.at).where(r.key == key).order_by(r.at)).scalars())
+    known = list(c.execute(_USED, {"who": key}).scalars())
     used = [at for at in known if at > now - seconds]
     if len(used) < len(known):
         c.execute(sa.delete(t.rate).where(r.key == key, r.at <= now - seconds))
     if len(used) >= times:
         raise TooMany(what, max(1, used[0] + seconds - now))
-    c.execute(sa.insert(t.rate).values(key=key, at=now))
+    c.execute(_USE, {"key": key, "at": now})

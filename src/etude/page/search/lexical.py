@@ -11,6 +11,8 @@ from etude.page.search.query import Query, fts5
 from etude.page.store import Match
 
 DEPTH = 200
+COMMON = 2000  # papers that hold all words, from which on not all of them are ranked
+FEW = 20
 AT_ONCE = 5000  # ids in one question; SQLite takes 32,766
 # Weights of bm25(): title, tags, authors, abstract.
 WEIGHTS = "5.0, 3.0, 2.0, 1.0"
@@ -64,12 +66,42 @@ def rank(c: sa.Connection, query: Query, *, depth: int = DEPTH) -> list[int]:
 
 
 def _words_sqlite(c: sa.Connection, query: Query, depth: int) -> list[int]:
-    sql = f"SELECT rowid FROM fts WHERE fts MATCH :q ORDER BY bm25(fts, {WEIGHTS}), rowid LIMIT :n"
-    hits = list(c.execute(sa.text(sql), {"q": fts5(query), "n": depth}).scalars())
+    hits = _ranked(c, fts5(query, prefix=False), depth)
+    if len(hits) < FEW:  # the last word may be the beginning of one
+        hits += [i for i in _ranked(c, fts5(query), depth) if i not in set(hits)]
     if not hits and len(query.words) > 1:  # no paper holds all words: take those that hold most of them
-        any_word = " OR ".join(f'"{w}"' for w in query.words)
-        hits = list(c.execute(sa.text(sql), {"q": any_word, "n": depth}).scalars())
+        hits = _ranked(c, " OR ".join(f'"{w}"' for w in query.words), depth)
     return hits
+
+
+def _ranked(c: sa.Connection, match: str, depth: int) -> list[int]:
+    """Papers of an FTS5 query by BM25.
+
+    BM25 costs some microseconds a paper that matches. Words that more than 2,000 papers hold tell papers apart hardly
+    at all, so then only papers with the words in title or tags are ranked, the newest 2,000 of them, and after these
+    the newest that hold the words anywhere.
+    """
+    if not match:
+        return []
+    if _from(c, match) is None:
+        return _bm25(c, match, depth, 0)
+    hits: list[int] = []
+    for part in (f"{{title tags}} : ({match})" if " NOT " not in match else match, match):
+        if len(hits) < depth:
+            hits += [i for i in _bm25(c, part, depth, _from(c, part) or 0) if i not in set(hits)]
+    return hits[:depth]
+
+
+def _from(c: sa.Connection, match: str) -> int | None:
+    """Id from which on 2,000 papers match, counted from the newest; None when fewer do."""
+    sql = "SELECT rowid FROM fts WHERE fts MATCH :q ORDER BY rowid DESC LIMIT 1 OFFSET :n"
+    found: int | None = c.execute(sa.text(sql), {"q": match, "n": COMMON}).scalar()
+    return found
+
+
+def _bm25(c: sa.Connection, match: str, depth: int, low: int) -> list[int]:
+    sql = f"SELECT rowid FROM fts WHERE fts MATCH :q AND rowid >= :low ORDER BY bm25(fts, {WEIGHTS}), rowid LIMIT :n"
+    return list(c.execute(sa.text(sql), {"q": match, "n": depth, "low": low}).scalars())
 
 
 def _words_postgres(c: sa.Connection, query: Query, depth: int) -> list[int]:

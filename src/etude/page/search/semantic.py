@@ -28,9 +28,11 @@ Encode = Callable[[Sequence[str]], np.ndarray]
 
 def load_encoder() -> Encode:
     """The sentence encoder as a function of texts; raises `MissingExtra` without the extra `hf`."""
+    import torch
+
     from etude.layers.text_encoders import TextEncoder
 
-    encoder = TextEncoder(MODEL)
+    encoder = TextEncoder(MODEL, device="cuda" if torch.cuda.is_available() else "cpu")
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         vectors: np.ndarray = encoder.encode(list(texts), cache=False).numpy()

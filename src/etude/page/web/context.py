@@ -25,6 +25,7 @@ from etude.page.sync import sync_catalogue, sync_studies, sync_verdicts
 from etude.page.web.kept import Kept
 
 COOKIE = "etude"
+_ME = sa.select(t.account).where(t.account.c.handle == "me")
 TIER_ORDER = {"gpu": 0, "laptop": 1, "quick": 2}
 
 
@@ -41,7 +42,7 @@ class Site:
     kept: Kept = field(init=False)
     searches: dict[str, list[int]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _digests: dict[str, str] = field(default_factory=dict)
+    _digests: dict[tuple[str, str], str] = field(default_factory=dict)
     _verdicts: tuple[int | None, dict[str, list[dict[str, Any]]]] = (-1, {})
 
     def __post_init__(self) -> None:
@@ -73,21 +74,20 @@ class Site:
 
     def me(self) -> dict[str, Any]:
         """The one user of a single-user page."""
-        a = t.account.c
-        found = self.db.rows(sa.select(t.account).where(a.handle == "me"))
+        found = self.db.rows(_ME)
         if found:
             return found[0]
         with self.db.begin() as c:
             c.execute(sa.insert(t.account).values(handle="me", role="admin", created_at=0, for_you=False))
-        return self.db.rows(sa.select(t.account).where(a.handle == "me"))[0]
+        return self.db.rows(_ME)[0]
 
-    def digest(self, slug: str) -> str | None:
-        """Today's code digest of a study, None where there is none; computed once a process."""
+    def digest(self, slug: str, tier: str) -> str | None:
+        """Today's code digest of a study at a tier, None where there is none; computed once a process."""
         if slug not in runnable():
             return None
-        if slug not in self._digests:
-            self._digests[slug] = code_digest(slug)
-        return self._digests[slug]
+        if (slug, tier) not in self._digests:
+            self._digests[slug, tier] = code_digest(slug, tier)
+        return self._digests[slug, tier]
 
     def verdicts(self, slugs: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         """The newest logged verdict of every claim, protocol and tier, by slug, largest tier first."""

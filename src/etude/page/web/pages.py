@@ -139,9 +139,12 @@ def search_page(request: Request, q: str = "") -> Response:
     )
 
 
+_NAMED = sa.select(t.paper).where(t.paper.c.slug == sa.bindparam("slug"), t.paper.c.hidden.is_(False))
+
+
 def find_paper(s: Site, slug: str) -> dict[str, Any]:
     """A paper by its name in addresses; 404 for others and for hidden ones."""
-    rows = s.db.rows(sa.select(t.paper).where(t.paper.c.slug == slug, t.paper.c.hidden.is_(False)))
+    rows = s.db.rows(_NAMED, {"slug": slug})
     if not rows:
         raise HTTPException(404)
     return rows[0]
@@ -218,7 +221,7 @@ def paper_page(request: Request, slug: str) -> Response:
         from etude.lab.vega import to_svg
 
         plots = [{"svg": to_svg(p["spec"]), "caption": p["caption"]} for p in runs[0]["record"].get("plots", [])]
-    stale = bool(runs) and runs[0]["record"].get("code_digest") != s.digest(slug)
+    stale = bool(runs) and runs[0]["record"].get("code_digest") != s.digest(slug, runs[0]["tier"])
     log = t.verdict_log.c
     history = s.db.rows(
         sa.select(t.verdict_log).where(log.slug == slug, log.protocol != "user").order_by(log.id.desc())
