@@ -57,6 +57,11 @@ BASE = {
         def measure(job):
             from etude.rooms.inner import deep
             return method(job) + rooms.other.part(job) + OURS[job]() + deep()
+
+        class Study:
+            configs: dict = {"quick": 3, "laptop": 5}
+            def plots(self):
+                return rooms.other.apart(self)
         """,
     "rooms/__init__": """
         from etude.rooms.one import method as method
@@ -89,7 +94,7 @@ BASE = {
 def changed(tmp_path, monkeypatch):
     """The digest of a small package, with some of its text replaced."""
 
-    def make(module="", old="", new=""):
+    def make(module="", old="", new="", tier=None):
         root = tmp_path / "etude"
         for name, text in BASE.items():
             text = textwrap.dedent(text)
@@ -102,7 +107,7 @@ def changed(tmp_path, monkeypatch):
         monkeypatch.setattr(digest, "_root", lambda: root)
         digest._parsed.cache_clear()
         digest._statement.cache_clear()
-        return digest.code_digest("a-paper")
+        return digest.code_digest("a-paper", tier)
 
     return make
 
@@ -147,3 +152,13 @@ def test_a_module_handed_about_as_an_object_counts_as_a_whole(changed):
     assert ("etude.rooms.late", "whole") not in digest.reached("a-paper")
     assert changed("studies/a_paper", "method(job)", "job.do(late)") == plain
     assert ("etude.rooms.late", "whole") in digest.reached("a-paper")
+
+
+def test_another_tiers_configuration_and_plots_leave_a_run_valid(changed):
+    for tier in ("quick", "laptop"):
+        now = changed(tier=tier)
+        assert changed("studies/a_paper", f'"{tier}": ', f'"{tier}": 1 + ', tier=tier) != now
+    assert changed("studies/a_paper", '"quick": 3', '"quick": 4', tier="laptop") == changed(tier="laptop")
+    assert changed("studies/a_paper", '"quick": 3', '"quick": 4') != changed()
+    assert changed("studies/a_paper", "apart(self)", "apart(self, 2)") == changed()
+    assert changed("rooms/other", "def apart(x):\n    return x", "def apart(x):\n    return -x") == changed()

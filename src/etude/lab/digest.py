@@ -3,10 +3,12 @@
 Follows the names that the study's file uses, definition by definition, through Etude's own modules (data, layers,
 training, the method rooms), and hashes the syntax trees of what it reaches without docstrings and comments: prose may
 change freely, and so may code beside it in the same file that the study never names. A class counts as one piece. A
-module that is handed about as an object counts as a whole, and so does the study's own file.
+module that is handed about as an object counts as a whole, and so does the study's own file, but for what measures
+nothing: a study's `plots`, and the configurations of other tiers than the run's.
 """
 
 import ast
+import copy
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,7 +50,27 @@ def _module(name: str) -> _Module | None:
 
 @cache
 def _parsed(path: Path, stamp: int) -> _Module:
-    return _top_level(ast.parse(path.read_text(encoding="utf-8")))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if path.parent.name == "studies":
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                node.body = [n for n in node.body if not (isinstance(n, ast.FunctionDef) and n.name == "plots")]
+    return _top_level(tree)
+
+
+def _of_tier(node: ast.stmt, tier: str | None) -> ast.stmt:
+    """The statement with the configuration of this tier alone, where it is a class that declares `configs`."""
+    if tier is None or not isinstance(node, ast.ClassDef):
+        return node
+    node = copy.deepcopy(node)
+    for inner in node.body:
+        if not isinstance(inner, ast.Assign | ast.AnnAssign) or _assigned(inner) != ["configs"]:
+            continue
+        if isinstance(inner.value, ast.Dict):
+            pairs = zip(inner.value.keys, inner.value.values, strict=True)
+            kept = [(k, v) for k, v in pairs if not isinstance(k, ast.Constant) or k.value == tier]
+            inner.value = ast.Dict([k for k, _ in kept], [v for _, v in kept])
+    return node
 
 
 def _top_level(tree: ast.Module) -> _Module:
@@ -155,10 +177,12 @@ def _references(module: str, node: ast.stmt) -> Iterator[Target]:
 
 
 @cache
-def _statement(path: Path, stamp: int, name: str | None) -> str:
+def _statement(path: Path, stamp: int, name: str | None, tier: str | None) -> str:
     """Digest of a name's statements, or of those that run on import."""
     module = _parsed(path, stamp)
     nodes = module.effects if name is None else module.definitions[name]
+    if path.parent.name == "studies":
+        nodes = [_of_tier(node, tier) for node in nodes]
     return hashlib.sha256("\n".join(map(_strip, nodes)).encode()).hexdigest()
 
 
@@ -201,11 +225,11 @@ def modules_behind(slug: str) -> tuple[str, ...]:
     return tuple(sorted({module for module, _ in reached(slug)}))
 
 
-def code_digest(slug: str) -> str:
-    """Twelve hex digits over the study's code and all that it reaches."""
+def code_digest(slug: str, tier: str | None = None) -> str:
+    """Twelve hex digits over the study's code and all that it reaches; without `tier`, with all configurations."""
     total = hashlib.sha256()
     for module, name in reached(slug):
         path = _path(module)
         assert path is not None
-        total.update(f"{module}:{name}\n{_statement(path, path.stat().st_mtime_ns, name)}\n".encode())
+        total.update(f"{module}:{name}\n{_statement(path, path.stat().st_mtime_ns, name, tier)}\n".encode())
     return total.hexdigest()[:12]

@@ -164,7 +164,7 @@ def run_studies(
         found = study(slug)
         config = configure(found, tier, seeds=seeds, settings=settings)
         data = check_user_data(found, user) if user else ""
-        code = code_digest(slug)
+        code = code_digest(slug, tier)
         key = run_key(slug, tier, config, code, user, data)
         old = None if fresh else store.find(key)
         if old and old["state"] == "done":

@@ -18,7 +18,7 @@ def run_verdicts(ledger: Ledger, run: Mapping[str, Any]) -> list[Verdict]:
     paper = catalogue.load(slug)
     rows = ledger.measurements(run["id"])
     protocols = list(dict.fromkeys(r["protocol"] for r in rows))
-    stale = slug not in runnable() or run["record"].get("code_digest") != code_digest(slug)
+    stale = slug not in runnable() or run["record"].get("code_digest") != code_digest(slug, run["tier"])
     out = []
     for claim in paper.claims:
         for protocol in protocols:
