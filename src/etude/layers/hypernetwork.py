@@ -189,7 +189,7 @@ class HyperNetwork(nn.Module):
         z = self._condition((), condition)
         if len(z) == 1:
             flat = self.weights(z)[0]
-            out = forward_with(self.target, self._with_buffers(unflatten(flat, self.layout), condition, 0), x)
+            out = self.forward_flat(x, flat, **condition)
             self._unwritten(flat, z)
             return out
         if len(z) != len(x):
@@ -199,6 +199,10 @@ class HyperNetwork(nn.Module):
     def forward_each(self, x: Tensor, *, shared: bool = False, **condition: Any) -> Any:
         """C conditions with batches of their own, x (C, B, ...), or one `shared` batch (B, ...): (C, B, ...)."""
         return self._stacked(self._condition((), condition), x, condition, shared=shared)
+
+    def forward_flat(self, x: Tensor, weights: Tensor, **condition: Any) -> Any:
+        """f(x; weights) for flat weights (P,) made before, with the buffers of one condition."""
+        return forward_with(self.target, self._with_buffers(unflatten(weights, self.layout), condition, 0), x)
 
     def _stacked(self, z: Tensor, x: Tensor, condition: dict[str, Any], *, shared: bool) -> Any:
         flat = self.weights(z)
