@@ -1,11 +1,11 @@
 """The page's search beside its peers, at its largest, and as it embeds.
 
-Largest: 2,500,000 papers. 8,000 titles of computer science (DBLP) are embedded by MiniLM; a made-up paper's vector is
+Largest: 2,500,000 papers. 2,000 titles of computer science (DBLP) are embedded by MiniLM; a made-up paper's vector is
 a mixture of a real one, one of that one's 30 nearest and, by a third, any other. Their float16 vectors lie in an
 SQLite database as the page keeps them, and a process of its own reads them, searches and tells its time, its recall
-against the exact float32 product and its highest memory. Queries: real vectors of 100 other titles.
+against the exact float32 product and its highest memory. Queries: real vectors of 60 other titles.
 
-Quality: the first 2,000 items of AG News' test file; documents are the descriptions, the query is the headline, which
+Quality: the first 1,000 items of AG News' test file; documents are the descriptions, the query is the headline, which
 is not in the index. Peers rank the same texts: bm25s (Lucene's BM25, English stop words, as installed) and the linear
 SVM on tf-idf (pairs of words, 20,000 columns, C = 0.01, fitted to one paper and scored over all at every request) by
 which arxiv-sanity-lite finds similar papers. faiss and usearch search the same vectors. Without the data or a
@@ -31,9 +31,9 @@ import numpy as np
 from etude.data.randomness import numpy_stream
 from etude.lab.bench import Case, Figure
 
-MANY, REAL, ASKED, BLOCK = 2_500_000, 8_000, 100, 65_536
-NEWS, QUERIES = 2_000, 300
-SOME = 50_000  # vectors for the peers
+MANY, REAL, ASKED, BLOCK = 2_500_000, 2_000, 60, 65_536
+NEWS, QUERIES = 1_000, 300
+SOME = 20_000  # vectors for the peers
 NOW = 1_790_000_000
 
 
@@ -49,7 +49,7 @@ def folder() -> Path:
 
 @functools.cache
 def real() -> tuple[np.ndarray, np.ndarray]:
-    """MiniLM's vectors of titles, to make papers of, (8000, 384), and to ask with, (100, 384); kept in the cache."""
+    """MiniLM's vectors of titles, to make papers of, (2000, 384), and to ask with, (60, 384); kept in the cache."""
     from etude.data import load_texts
     from etude.layers.text_encoders import TextEncoder
 
@@ -264,7 +264,7 @@ def of_one_class(how: str, times: int = 60) -> float:
 
 @functools.cache
 def some() -> tuple[np.ndarray, np.ndarray]:
-    """50,000 made-up papers' vectors, and the exact ten of every query."""
+    """20,000 made-up papers' vectors, and the exact ten of every query."""
     x = Papers().block(0, SOME)
     exact = np.argsort(-(real()[1] @ x.T), axis=1)[:, :10]
     return x, exact
@@ -406,13 +406,13 @@ def cases() -> list[Case | Figure]:
         ]  # fmt: skip
     if find_spec("faiss") is not None:
         both = lambda a, b: min(recall(a), recall(b)) > 0.99  # noqa: E731
-        note = f"{SOME:,} papers, 100 queries one by one"
+        note = f"{SOME:,} papers, 60 queries one by one"
         out.append(Case("nearest ten, exact", lambda: ours_all(True), faiss_all, "faiss-cpu, flat", both, note=note))
     if find_spec("usearch") is not None:
         out += [
             Figure("recall@10 of usearch's graph", lambda: recall(usearch_all()), "", once=True, note="as installed"),
             Case("nearest ten, approximate", lambda: ours_all(False), usearch_all, "usearch, HNSW",
-                 note=f"{SOME:,} papers, 100 queries, without the time to build its graph"),
+                 note=f"{SOME:,} papers, 60 queries, without the time to build its graph"),
         ]  # fmt: skip
     return out
 

@@ -283,7 +283,8 @@ def set_vote(db: Database, paper_id: int, account: int, wanted: bool, *, now: in
 def _asked() -> sa.Select:
     """One question for all that a vote depends on."""
     p, v, e = t.paper.c, t.vote.c, t.event.c
-    paper_id, account = sa.bindparam("paper"), sa.bindparam("account")
+    paper_id: sa.BindParameter[int] = sa.bindparam("paper")
+    account: sa.BindParameter[int] = sa.bindparam("account")
     voted = sa.select(v.at).where(v.paper_id == paper_id, v.account_id == account)
     created = sa.select(t.account.c.created_at).where(t.account.c.id == account)
     crowd = sa.select(sa.func.count()).select_from(t.event)
