@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from etude.data.tasks import Split
 
 def net(*sizes: int, seed: int = 0) -> nn.Sequential:
     layers = []
-    for a, b in zip(sizes[:-1], sizes[1:]):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return seeded_build(lambda: nn.Sequential(*layers[:-1]), stream(seed, "init"))
 

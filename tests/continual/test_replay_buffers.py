@@ -120,7 +120,7 @@ def test_gss_replaces_only_for_a_new_direction() -> None:
     assert buffer.observe(x[:4], y[:4]).tolist() == [-1] * 4  # same direction: cosine 1
     changed = sum(int((buffer.observe(x[:4], 1 - y[:4]) >= 0).sum()) for _ in range(5))  # opposite: cosine -1
     assert changed > 0
-    assert 0 < sum(buffer.rows()[1].tolist())
+    assert sum(buffer.rows()[1].tolist()) > 0
 
 
 def test_gss_rule_in_closed_form() -> None:
@@ -202,7 +202,7 @@ def test_diverse_subset_ends_where_no_exchange_helps_and_is_often_the_best() -> 
     for seed in range(20):
         g = torch.nn.functional.normalize(torch.randn(8, 3, generator=stream(seed, "g")), dim=1)
         s = g @ g.T
-        cost = lambda c: float(s[list(c)][:, list(c)].sum())
+        cost = lambda c, s=s: float(s[list(c)][:, list(c)].sum())
         found = diverse_subset(s, 4)
         assert len(set(found.tolist())) == 4
         for i, j in itertools.product(found.tolist(), set(range(8)) - set(found.tolist())):

@@ -19,6 +19,8 @@ from etude.continual.gss import GSSBuffer as GSSBuffer
 from etude.continual.gss_selection import SelectionBuffer as SelectionBuffer
 from etude.continual.gss_selection import diverse_subset as diverse_subset
 from etude.continual.heads import TaskHeads as TaskHeads
+from etude.continual.hypernet import ContinualHypernet as ContinualHypernet
+from etude.continual.hypernet_growth import Growth as Growth
 from etude.continual.importance import importance as importance
 from etude.continual.importance import shuffled as shuffled
 from etude.continual.key_value import Coverage as Coverage

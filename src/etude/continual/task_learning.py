@@ -29,6 +29,7 @@ def learn_tasks(
     before: Callable[[Segment], Any] | None = None,
     after: Callable[[Segment], Any] | None = None,
     callbacks: Sequence[Any] = (),
+    by_task: bool | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> StreamResult:
@@ -41,6 +42,8 @@ def learn_tasks(
         segments learned so far are evaluated. Any other module has one head for all.
     loss, penalty, callbacks
         As for `train`.
+    by_task
+        ``model(x, task)`` is told the task at test time; None: `TaskHeads` are.
     before, after
         Called with the segment before it is learned (and after its head was added) and right after it.
 
@@ -50,7 +53,7 @@ def learn_tasks(
         For a label outside the head.
     """
     warn_of_batchnorm(model, config)
-    headed = isinstance(model, TaskHeads)
+    told = isinstance(model, TaskHeads) if by_task is None else by_task
 
     def learn(segment: Segment) -> None:
         data = segment.split("train").to(device)
@@ -66,4 +69,4 @@ def learn_tasks(
         if after is not None:
             after(segment)
 
-    return evaluate_stream(model, segments, learn=learn, by_task=headed)
+    return evaluate_stream(model, segments, learn=learn, by_task=told)

@@ -3,9 +3,9 @@
 from typing import Any
 
 import altair as alt
-import numpy as np
 
 from etude.lab.study import Plot, Results
+from etude.studies._accuracy_matrix import matrix_cells
 
 BARS = {
     "average_accuracy": "permuted tasks", "accuracy_balanced_100": "balanced, 100 kept",
@@ -25,14 +25,7 @@ def continual_plots(results: Results) -> list[Plot]:
 
 
 def _over_time(results: Results, protocol: str) -> Plot | None:
-    cells = []
-    for arm in dict.fromkeys(a["arm"] for a in results.artifacts("matrix", protocol=protocol)):
-        found = [a["value"] for a in results.artifacts("matrix", protocol=protocol, arm=arm)]
-        mean = np.mean([[[np.nan if v is None else v for v in row] for row in R] for R in found], 0)
-        cells += [
-            {"arm": arm, "task": j + 1, "after": t + 1, "accuracy": round(100 * float(mean[t, j]), 1)}
-            for t in range(len(mean)) for j in range(t + 1)
-        ]  # fmt: skip
+    cells = matrix_cells(results, protocol)
     if not cells:
         return None
     chart = alt.Chart(alt.Data(values=cells)).mark_line().properties(width=120, height=100)

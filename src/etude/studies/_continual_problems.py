@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from etude import continual
 from etude.continual import MAS, SLNID, TaskHeads, importance, shuffled
 from etude.continual.online_learning import cross_entropy
-from etude.data import class_stream, load_images, mnist1d, permuted_stream, stream
+from etude.data import class_stream, load_images, mnist1d, stream
 from etude.data.images import ImageSet, resize
 from etude.data.randomness import seeded_build
 from etude.data.streams import Segment
@@ -26,12 +26,12 @@ SUBSET_WEIGHT = 0.03  # of the penalty between two tasks
 DOMAINS = ("first half of the classes", "second half", "digits of another set", "turned", "inverted", "signals")
 
 
-def small(images: ImageSet) -> ImageSet:
-    """One channel, 14 x 14: blocks of 2 x 2 averaged where the images have 28 x 28."""
+def small(images: ImageSet, pool: int = 2) -> ImageSet:
+    """One channel; images of 28 x 28 averaged over blocks of `pool` x `pool`, others brought to 14 x 14."""
 
     def shaped(x: Tensor) -> Tensor:
         x = x.float().mean(1, keepdim=True)
-        return F.avg_pool2d(x, 2) if x.shape[-2:] == (28, 28) else resize(x, SIDE)
+        return F.avg_pool2d(x, pool) if x.shape[-2:] == (28, 28) else resize(x, SIDE)
 
     test = None if images.test is None else images.test._replace(x=shaped(images.test.x))
     return replace(images, x=shaped(images.x), test=test)
@@ -123,11 +123,6 @@ def method(arm: str, model: TaskHeads, lam: float, weight: float, rows: int, see
         return keep.penalty(net) + (0.0 if inhibit is None else inhibit.penalty(net))
 
     return Between(penalty, None, after)
-
-
-def permuted(task: Task, n: int, seed: int) -> list[Segment]:
-    """`n` permuted copies of the task, all rows each."""
-    return permuted_stream(task, n, seed=seed)
 
 
 def domains(images: ImageSet, seed: int, rows: tuple[int, int]) -> list[Task]:

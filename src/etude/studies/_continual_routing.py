@@ -9,7 +9,7 @@ from torch import Tensor
 from etude import continual
 from etude.continual import MAS, ExpertGate, importance, shuffled
 from etude.continual.online_learning import cross_entropy
-from etude.data import stream
+from etude.data import permuted_stream, stream
 from etude.data.tasks import Split, Task
 from etude.lab.study import Job, Measurement
 from etude.layers import mlp
@@ -21,7 +21,7 @@ def subset_accuracy(job: Job, seed: int) -> Iterator[Measurement]:
     """Two permuted tasks; the user meets two classes of the first, whose rows bring no labels."""
     c, arm = job.config, job.arm
     task = problems.flat_task(job.task, seed, c.rows, job.device)
-    segments = problems.permuted(task, 2, seed)
+    segments = permuted_stream(task, 2, seed=seed)
     classes = torch.randperm(task.num_classes, generator=stream(seed, "user"))[:2]
     model = problems.headed_net(task.train.x.shape[1], c.width, seed).to(job.device)
     mas = MAS(model, problems.SUBSET_WEIGHT)

@@ -10,7 +10,7 @@ from typing import ClassVar
 from pydantic import PositiveInt
 
 from etude import continual
-from etude.data import load_images
+from etude.data import load_images, permuted_stream
 from etude.data.images import ImageSet
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.studies import _continual_problems as problems
@@ -121,7 +121,7 @@ def _tasks(job: Job, seed: int) -> Iterator[Measurement | Artifact]:
         model = problems.headed_net(task.train.x.shape[1], width, seed).to(job.device)
         own = problems.method(arm, model, *TASKS[arm], c.importance_rows, seed)
         found = continual.learn_tasks(
-            model, problems.permuted(task, c.tasks, seed), config=TrainConfig(epochs=c.epochs), penalty=own.penalty,
+            model, permuted_stream(task, c.tasks, seed=seed), config=TrainConfig(epochs=c.epochs), penalty=own.penalty,
             before=own.before, after=own.after, loss=own.loss, callbacks=own.callbacks, seed=seed, device=job.device,
         )  # fmt: skip
         by_width[width] = found.average

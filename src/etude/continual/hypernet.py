@@ -1,0 +1,384 @@
+"""Learning tasks in sequence with a weight generator: what it generates for old tasks must not move.
+
+    loss_t = task loss(theta(e_t, phi)) + (beta / #old) sum_j R_j,
+    R_j = sum_k Omega_jk (theta_k(e_j, phi*) - theta_k(e_j, phi + d))^2         a sum over weights, not a mean
+
+phi*: the generator when task t began; e_j: the frozen embedding of an old task; d: 0, or with `lookahead` the step that
+the optimiser would take for the task loss alone (detached). Omega_j = 1, or the importance of the generated weights for
+task j at its end, brought to mean 1 so that beta keeps its meaning.
+
+Sources: von Oswald et al. 2020, arXiv 1906.00695, eq. 2 (output regulariser); Dupati et al. 2022, arXiv 2209.07712
+(recurrent generator, importance, growth: the abstract names them, the exact forms are ours).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from etude.continual.hypernet_growth import Growth, ManagedOptimizer, UntrainedWatch, grow, warm_up
+from etude.continual.importance import importance as importance_of
+from etude.layers.hypernetwork import HyperNetwork
+from etude.layers.hypernetwork_conditions import TaskCondition
+
+CrossEntropy = Callable[[Tensor, Tensor], Tensor]
+
+
+class ContinualHypernet(nn.Module):
+    """A hypernetwork conditioned on tasks that come one after the other.
+
+    Parameters
+    ----------
+    hyper
+        Any `HyperNetwork` with a `TaskCondition`, such as `RecurrentHyperNetwork`; its table of tasks grows.
+    beta
+        Weight of the regulariser; 0: none.
+    importance
+        "mas" or "fisher": weigh generated weights by their importance for their task; None: all alike.
+    growth
+        When and by how much the generator is widened; None: never.
+    lookahead
+        Regularise where the next step leads: `penalty` then takes the task loss, and the optimiser must come from
+        `make_optimizer`.
+    max_tasks
+        Old tasks in each penalty, drawn at random (without bias); None: all.
+    allow_revisit
+        `begin_task` may go back to a task.
+    cache_dtype
+        Type that the old weights are kept in, e.g. ``torch.bfloat16``; None: as generated.
+    generator
+        Draws of old tasks and of new embeddings; None: torch's global one.
+
+    Attributes
+    ----------
+    task
+        The task in hand, None before the first.
+    parameters_changed
+        Functions without arguments, called after parameters were added or replaced.
+    growth_history
+        (task, new units) of every widening.
+
+    Raises
+    ------
+    ValueError
+        For a hypernetwork without tasks, a negative beta or an unknown importance.
+    """
+
+    def __init__(
+        self,
+        hyper: HyperNetwork,
+        beta: float = 1e-2,
+        importance: Literal["mas", "fisher"] | None = None,
+        growth: Growth | None = None,
+        *,
+        lookahead: bool = False,
+        max_tasks: int | None = None,
+        allow_revisit: bool = False,
+        cache_dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(hyper.condition, TaskCondition):
+            raise ValueError(f"tasks need a TaskCondition, this is a {type(hyper.condition).__name__}")
+        if not 0 <= beta < float("inf") or importance not in (None, "mas", "fisher"):
+            raise ValueError(f'need beta >= 0 and importance None, "mas" or "fisher", got {beta} and {importance!r}')
+        if max_tasks is not None and max_tasks < 1:
+            raise ValueError(f"max_tasks must be at least 1, got {max_tasks}")
+        self.hyper, self.beta, self.importance, self.growth = hyper, beta, importance, growth
+        self.lookahead, self.max_tasks, self.allow_revisit = lookahead, max_tasks, allow_revisit
+        self.cache_dtype, self.generator = cache_dtype, generator
+        self.task: int | None = None
+        self.done: list[int] = []  # tasks that were ended
+        self.outputs: dict[int, tuple[int, ...]] = {}
+        self.omega: dict[int, Tensor] = {}
+        self.warm_losses: list[float] = []
+        self.growth_history: list[tuple[int, int]] = []
+        self.parameters_changed: list[Callable[[], None]] = []
+        self._old: list[int] = []
+        self._targets: Tensor | None = None
+        self._ready: tuple[int, Tensor] | None = None
+        self._watch = UntrainedWatch()
+        self._optimizer: ManagedOptimizer | None = None
+
+    @property
+    def condition(self) -> TaskCondition:
+        """The table of embeddings."""
+        assert isinstance(self.hyper.condition, TaskCondition)
+        return self.hyper.condition
+
+    # Tasks
+
+    def begin_task(
+        self,
+        task: int,
+        data: Any = None,
+        *,
+        outputs: Sequence[int] | None = None,
+        loss_fn: CrossEntropy = F.cross_entropy,
+    ) -> None:
+        """A new embedding for the task; the weights of all old tasks are generated once more and kept as targets.
+
+        Parameters
+        ----------
+        task
+            The next number, from 0.
+        data
+            An (x, y) pair or `Split`, or an iterable of these: needed where growth hangs on the loss after a warm-up.
+        outputs
+            Rows of the target's last layer that are this task's head; `forward` gives these alone, and the other rows
+            are left out of its regulariser. None: all.
+
+        Raises
+        ------
+        ValueError
+            For a task out of order: revisited without `allow_revisit`, or beyond the next.
+        """
+        known = self.condition.num_tasks
+        revisit = task in self.done or (self.task is not None and task <= self.task)
+        after = max([*self.done, -1 if self.task is None else self.task]) + 1
+        if revisit and not self.allow_revisit:
+            raise ValueError(f"task {task} was begun before: pass allow_revisit=True to go on with it")
+        if task < 0 or (not revisit and task != after):
+            raise ValueError(f"tasks come in order: the next is {after}, got {task}")
+        if task >= known:
+            self.hyper.add_condition(1, self.generator)
+        self.condition.rows[task].requires_grad_(True)
+        self.done = [t for t in self.done if t != task]
+        self.task, self._old = task, sorted(self.done)
+        if outputs is not None:
+            self.outputs[task] = self._checked(outputs)
+        if self.growth is not None and not revisit:
+            self._maybe_grow(task, data, loss_fn)
+        self._retarget()
+        self._changed([self.condition.rows[task]])
+
+    def end_task(self, data: Any = None) -> None:
+        """Freeze the embedding, and take the importance of its weights on `data` (inputs, labels are ignored).
+
+        Raises
+        ------
+        RuntimeError
+            Without a task in hand.
+        ValueError
+            If importance is asked for and `data` are missing or empty ("no samples").
+        """
+        task = self._current()
+        if self.importance is not None:
+            if data is None:
+                raise ValueError("no samples: importance needs the task's data")
+            self.omega[task] = self._importance(task, data, self.importance)
+        self.condition.freeze(task)
+        self.done = sorted({*self.done, task})
+
+    def _current(self) -> int:
+        if self.task is None:
+            raise RuntimeError("no task in hand: call begin_task first")
+        return self.task
+
+    @torch.no_grad()
+    def _retarget(self) -> None:
+        self._ready = None
+        self._targets = None
+        if self._old:
+            flat = self.hyper.weights(self.condition.table[self._old])
+            self._targets = flat if self.cache_dtype is None else flat.to(self.cache_dtype)
+
+    # Generation
+
+    def forward(self, x: Tensor, task: int | None = None) -> Tensor:
+        """f(x; theta(e_task)), (B, outputs of the task); None: the task in hand.
+
+        For the task in hand in training the old tasks' weights are generated in the same pass, for `penalty`.
+        """
+        number = self._current() if task is None else task
+        if not 0 <= number < self.condition.num_tasks:
+            raise ValueError(f"there is no task {number}: there are {self.condition.num_tasks}")
+        together = self.training and torch.is_grad_enabled() and number == self.task and self.beta > 0
+        if together and self._old and self.max_tasks is None and not self.lookahead:
+            flat = self.hyper.weights(self.condition.table[[number, *self._old]])
+            self._ready = (self._version(), flat[1:])
+            weights = flat[0]
+        else:
+            weights = self.hyper.weights(self.condition.table[[number]])[0]
+        out = self.hyper.forward_flat(x, weights, task=number)
+        return out[:, list(self.outputs[number])] if number in self.outputs else out  # type: ignore[no-any-return]
+
+    def penalty(self, loss: Tensor | nn.Module | None = None) -> Tensor:
+        """(beta / #old) sum R_j, a scalar; 0 while there is no old task. Fits ``penalty=`` of `train`.
+
+        Parameters
+        ----------
+        loss
+            The task loss of this step, for `lookahead` (a module, as the engine passes, is ignored).
+
+        Raises
+        ------
+        RuntimeError
+            Before `begin_task`; when new parameters are not trained, as the optimiser was made before them.
+        ValueError
+            With `lookahead` and no loss.
+        """
+        self._current()
+        self._watch.check(self.named_parameters())
+        some = next(self.hyper.generator.parameters())
+        if not self._old or self.beta == 0:
+            return some.new_zeros(())
+        if self.lookahead:
+            if not isinstance(loss, Tensor):
+                raise ValueError("lookahead needs the task loss of this step: penalty(loss)")
+            return self._ahead(loss)
+        return self.beta * self._moved()
+
+    def _moved(self) -> Tensor:
+        """Mean of R_j over old tasks, or over a random part of them."""
+        assert self._targets is not None
+        if self._ready is not None and self._ready[0] == self._version():
+            made, rows = self._ready[1], list(range(len(self._old)))
+            self._ready = None
+        else:
+            rows = list(range(len(self._old)))
+            if self.max_tasks is not None and len(rows) > self.max_tasks:
+                rows = torch.randperm(len(rows), generator=self.generator)[: self.max_tasks].tolist()
+            made = self.hyper.weights(self.condition.table[[self._old[r] for r in rows]])
+        moved = (made - self._targets[rows].to(made)).square()
+        weight = self._weights([self._old[r] for r in rows], moved)
+        return (moved if weight is None else moved * weight).sum() / len(rows)
+
+    def _weights(self, tasks: list[int], like: Tensor) -> Tensor | None:
+        """(tasks, P) importances; weights of other tasks' heads count 0."""
+        if not self.omega and not self.outputs:
+            return None
+        ones = like.new_ones(like.shape[1])
+        return torch.stack([self.omega[t].to(like) if t in self.omega else ones * self._mask(t, like) for t in tasks])
+
+    def _version(self) -> int:
+        return sum(p._version for p in self.hyper.parameters())
+
+    def _ahead(self, loss: Tensor) -> Tensor:
+        """The regulariser one step of the optimiser ahead: its value, with its gradient there (first order)."""
+        if self._optimizer is None:
+            raise RuntimeError("lookahead asks the optimiser for its step: make it with make_optimizer")
+        params = [p for p in self.parameters() if p.requires_grad]
+        grads = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+        step = self._optimizer.rehearse(params, grads)
+        start = [p.detach().clone() for p in params]
+        for p, d in zip(params, step):
+            p.data.add_(d)  # .data: the graph of the task loss stands for the present weights
+        try:
+            with torch.enable_grad():
+                value = self.beta * self._moved()
+            found = torch.autograd.grad(value, params, allow_unused=True)
+        finally:
+            for p, s in zip(params, start):
+                p.data.copy_(s)
+        pulls = [((p - p.detach()) * g).sum() for p, g in zip(params, found) if g is not None]
+        return value.detach() + torch.stack(pulls).sum()
+
+    def export(self, task: int) -> nn.Module:
+        """An ordinary, frozen copy of the target with the weights of one task (with all output rows)."""
+        return self.hyper.export(task=task)
+
+    # Importance
+
+    def _importance(self, task: int, data: Any, kind: Literal["mas", "fisher"]) -> Tensor:
+        net = self.export(task).requires_grad_(True)
+        rows = self.outputs.get(task)
+        found = importance_of(net, data, kind, forward=None if rows is None else lambda m, x: m(x)[:, list(rows)])
+        flat = torch.cat([found[n].reshape(-1) for n in self.hyper.layout.names])
+        mask = self._mask(task, flat)
+        flat = flat * mask
+        return flat * mask.sum() / flat.sum()
+
+    def _mask(self, task: int, like: Tensor) -> Tensor:
+        """(P,) 1 where a weight counts for the task, 0 on output rows of other heads."""
+        mask = like.new_ones(self.hyper.layout.size)
+        if task not in self.outputs:
+            return mask
+        last = self._head()
+        slices = self.hyper.layout.slices()
+        for name in (f"{last}.weight", f"{last}.bias"):
+            if name in slices:
+                shape = self.hyper.layout.shapes[self.hyper.layout.names.index(name)]
+                rows = torch.zeros(shape[0], device=like.device)
+                rows[list(self.outputs[task])] = 1
+                mask[slices[name]] = rows.reshape(-1, *[1] * (len(shape) - 1)).expand(shape).reshape(-1)
+        return mask
+
+    def _head(self) -> str:
+        return self.hyper.layout.names[-1].rpartition(".")[0]
+
+    def _checked(self, outputs: Sequence[int]) -> tuple[int, ...]:
+        shape = self.hyper.layout.shapes[-1]
+        rows = tuple(int(o) for o in outputs)
+        if not rows or len(set(rows)) < len(rows) or min(rows) < 0 or max(rows) >= shape[0]:
+            raise ValueError(f"outputs must be different rows of the last layer's {shape[0]}, got {rows}")
+        return rows
+
+    # Growth and optimisers
+
+    def _maybe_grow(self, task: int, data: Any, loss_fn: CrossEntropy) -> None:
+        assert self.growth is not None
+        wanted = self.growth.scheduled(task)
+        if self.growth.trigger is not None:
+            value = warm_up(self, task, data, self.growth, loss_fn)
+            if value is not None:
+                earlier = self.warm_losses
+                wanted |= bool(earlier) and value > self.growth.trigger * sum(earlier) / len(earlier)
+                self.warm_losses.append(value)
+        if wanted:
+            grow(self.hyper, self.growth)
+            self.growth_history.append((task, self.growth.step))
+            self._changed(list(self.hyper.generator.parameters()))
+
+    def _changed(self, fresh: list[nn.Parameter]) -> None:
+        self._watch.expect(fresh, self.named_parameters())
+        if self._optimizer is not None:
+            self._optimizer.rebuild()
+        for call in self.parameters_changed:
+            call()
+
+    def make_optimizer(self, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> ManagedOptimizer:
+        """An optimiser that is made anew, ``make(parameters)``, at every task and growth.
+
+        New parameters are then trained, and momentum of an earlier task does not move old weights.
+        """
+        self._optimizer = ManagedOptimizer(lambda: [p for p in self.parameters() if p.requires_grad], make)
+        return self._optimizer
+
+    # State
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """phi, embeddings, importances, heads and the history of growth; targets are made anew on loading."""
+        state = super().state_dict(*args, **kwargs)
+        state["task"] = torch.tensor(-1 if self.task is None else self.task)
+        state["done"] = torch.tensor(self.done, dtype=torch.int64)
+        state["warm_losses"] = torch.tensor(self.warm_losses, dtype=torch.float64)
+        state["growth_history"] = torch.tensor(self.growth_history, dtype=torch.int64).view(-1, 2)
+        state.update({f"omega.{t}": v.clone() for t, v in self.omega.items()})
+        state.update({f"outputs.{t}": torch.tensor(v) for t, v in self.outputs.items()})
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Go on where `state_dict` was taken, on an object built alike: it grows to the state's tasks and width."""
+        own = {n: t for n, t in state_dict.items() if n.startswith("hyper.")}
+        rest = {n: t for n, t in state_dict.items() if not n.startswith("hyper.")}
+        tasks = 1 + max(int(n.rsplit(".", 1)[1]) for n in own if n.startswith("hyper.condition.rows."))
+        if tasks > self.condition.num_tasks:
+            self.hyper.add_condition(tasks - self.condition.num_tasks)
+        history = [(int(t), int(n)) for t, n in rest["growth_history"].tolist()]
+        for _, n in history[len(self.growth_history) :]:
+            self.hyper.widen(n)
+        found = super().load_state_dict(own, *args, **kwargs)
+        self.growth_history, self.done = history, rest["done"].tolist()
+        self.task = None if int(rest["task"]) < 0 else int(rest["task"])
+        self.warm_losses = rest["warm_losses"].tolist()
+        self.omega = {int(n.split(".")[1]): t.clone() for n, t in rest.items() if n.startswith("omega.")}
+        self.outputs = {int(n.split(".")[1]): tuple(t.tolist()) for n, t in rest.items() if n.startswith("outputs.")}
+        for t in range(self.condition.num_tasks):
+            self.condition.rows[t].requires_grad_(t not in self.done)
+        self._old = [t for t in self.done if t != self.task]
+        self._retarget()
+        self._changed([])
+        return found

@@ -1,0 +1,184 @@
+"""Growth of a weight generator with its tasks, and optimisers that notice new parameters.
+
+Before a task is learned its embedding alone is trained for a while; if the loss stays above `trigger` times the mean
+that earlier tasks had at that point, the generator is widened. Widening changes no generated weight. Source: Dupati et
+al. 2022, arXiv 2209.07712 (the abstract names growth; this rule is ours).
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from etude.continual.importance import batches_of
+from etude.data.randomness import stream
+from etude.layers.hypernetwork import HyperNetwork
+from etude.layers.hypernetwork_generators import Recurrent
+
+if TYPE_CHECKING:
+    from etude.continual.hypernet import ContinualHypernet
+
+
+@dataclass(frozen=True)
+class Growth:
+    """When and by how much a generator is widened.
+
+    Parameters
+    ----------
+    step
+        New hidden units each time.
+    trigger
+        Widen when the loss after the warm-up exceeds this many times the mean of earlier tasks; None: never for this.
+    every
+        Widen before every so-many-th task, whatever the loss; None: never for this.
+    warm_up, lr, batch_size
+        Adam updates of the embedding alone before the loss is taken, their rate, and rows in each.
+    freeze_old
+        Train only the new rows and columns and the embedding from then on.
+    """
+
+    step: int = 4
+    trigger: float | None = 1.5
+    every: int | None = None
+    warm_up: int = 50
+    lr: float = 1e-2
+    batch_size: int = 64
+    freeze_old: bool = False
+
+    def __post_init__(self) -> None:
+        if self.step < 1 or self.warm_up < 1 or self.batch_size < 1 or not self.lr > 0:
+            raise ValueError("step, warm_up and batch_size must be at least 1 and lr positive")
+        if (self.trigger is not None and not self.trigger > 0) or (self.every is not None and self.every < 1):
+            raise ValueError(f"trigger must be positive and every at least 1, got {self.trigger} and {self.every}")
+
+    def scheduled(self, task: int) -> bool:
+        """Whether the fixed schedule asks for growth before this task."""
+        return self.every is not None and task > 0 and task % self.every == 0
+
+
+def warm_up(cl: "ContinualHypernet", task: int, data: Any, growth: Growth, loss_fn: Any) -> float | None:
+    """Train the task's embedding alone; the mean loss of the last fifth of updates. No data: a warning, and None."""
+    if data is None:
+        warnings.warn("growth by loss needs the task's data: begin_task(task, data)", stacklevel=4)
+        return None
+    pairs = [(x, y) for x, y in batches_of(data) if y is not None]
+    if not pairs:
+        raise ValueError("no samples: the warm-up needs inputs with labels")
+    x, y = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])  # type: ignore[misc]
+    row = cl.condition.rows[task]
+    optimizer, draw, losses = torch.optim.Adam([row], lr=growth.lr), stream(task, "warm-up"), []
+    mode = cl.training
+    cl.eval()
+    with torch.enable_grad():
+        for _ in range(growth.warm_up):
+            at = torch.randint(len(x), (growth.batch_size,), generator=draw).to(x.device)
+            loss = loss_fn(cl(x[at], task), y[at])
+            (row.grad,) = torch.autograd.grad(loss, [row])
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    row.grad = None
+    cl.train(mode)
+    tail = losses[-max(1, len(losses) // 5) :]
+    return sum(tail) / len(tail)
+
+
+def grow(hyper: HyperNetwork, growth: Growth) -> None:
+    """Widen the generator; with `freeze_old` only what is new gets a gradient."""
+    before = {n: p.detach().clone() for n, p in hyper.generator.named_parameters()}
+    hyper.widen(growth.step)
+    if not growth.freeze_old:
+        return
+    for name, p in hyper.generator.named_parameters():
+        fresh = _fresh(before[name], p, hyper.generator)
+        p.register_hook(lambda g, fresh=fresh: g * fresh)  # type: ignore[misc]
+
+
+def _fresh(old: Tensor, new: nn.Parameter, generator: nn.Module) -> Tensor:
+    """1 at entries that widening added, 0 at those that were there."""
+    mask = torch.ones_like(new)
+    if old.shape == new.shape:
+        return torch.zeros_like(new)
+    gates = 1
+    if isinstance(generator, Recurrent):
+        rows, width = new.shape[0], generator.rnn.hidden_size
+        in_cell = any(new is p for p in generator.rnn.parameters())
+        gates = rows // width if in_cell else 1
+    block = mask.view(gates, -1, *new.shape[1:])
+    kept = old.view(gates, -1, *old.shape[1:]).shape
+    block[tuple(slice(0, k) for k in kept)] = 0
+    return mask
+
+
+class UntrainedWatch:
+    """Finds new parameters that stand still while others are trained: the optimiser was made before them."""
+
+    def __init__(self) -> None:
+        self._fresh: list[nn.Parameter] = []
+        self._at: dict[int, int] = {}
+
+    def expect(self, fresh: Sequence[nn.Parameter], every: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Note new parameters, and where all stand."""
+        kept = {id(p): p for p in [*self._fresh, *fresh]}
+        self._at = {id(p): p._version for _, p in every}
+        self._fresh = [p for i, p in kept.items() if i in self._at]
+
+    def check(self, every: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Raise if a new parameter has not been updated though others were."""
+        if not self._fresh:
+            return
+        named = [(n, p) for n, p in every if p.requires_grad]
+        if not any(p._version > self._at.get(id(p), p._version) for _, p in named):
+            return  # no step yet
+        fresh = {id(p) for p in self._fresh}
+        still = [(n, p) for n, p in named if id(p) in fresh and p._version == self._at[id(p)]]
+        if [n for n, p in still if p.grad is not None]:  # without a gradient nobody meant to train it yet
+            raise RuntimeError(
+                f"{still[0][0]} is new and is not trained: the optimiser was made before it. Make a new one after "
+                "begin_task, or use make_optimizer"
+            )
+        self._fresh = [p for _, p in still]
+
+
+class ManagedOptimizer:
+    """An optimiser that is made anew whenever the parameters change."""
+
+    def __init__(
+        self,
+        parameters: Callable[[], list[nn.Parameter]],
+        make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    ) -> None:
+        self._parameters, self._make = parameters, make
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """A new optimiser without momentum for the parameters as they are now."""
+        self.optimizer = self._make(self._parameters())
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def rehearse(self, params: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> list[Tensor]:
+        """The change that a step with these gradients would make; parameters and optimiser stay as they are."""
+        start, held = [p.detach().clone() for p in params], [p.grad for p in params]
+        state = copy.deepcopy(self.optimizer.state_dict())
+        for p, g in zip(params, grads):
+            p.grad = None if g is None else g.detach().clone()
+        self.optimizer.step()
+        moved = [p.detach() - s for p, s in zip(params, start)]
+        for p, s, g in zip(params, start, held):
+            p.data.copy_(s)
+            p.grad = g
+        self.optimizer.load_state_dict(state)
+        return moved
