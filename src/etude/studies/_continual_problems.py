@@ -27,11 +27,13 @@ DOMAINS = ("first half of the classes", "second half", "digits of another set", 
 
 
 def small(images: ImageSet, pool: int = 2) -> ImageSet:
-    """One channel; images of 28 x 28 averaged over blocks of `pool` x `pool`, others brought to 14 x 14."""
+    """One channel; images of 28 x 28 averaged over blocks of `pool` x `pool`, other large ones brought to 14 x 14."""
 
     def shaped(x: Tensor) -> Tensor:
         x = x.float().mean(1, keepdim=True)
-        return F.avg_pool2d(x, pool) if x.shape[-2:] == (28, 28) else resize(x, SIDE)
+        if x.shape[-2:] == (28, 28):
+            return F.avg_pool2d(x, pool)
+        return x if max(x.shape[-2:]) <= SIDE else resize(x, SIDE)
 
     test = None if images.test is None else images.test._replace(x=shaped(images.test.x))
     return replace(images, x=shaped(images.x), test=test)
@@ -127,6 +129,7 @@ def method(arm: str, model: TaskHeads, lam: float, weight: float, rows: int, see
 
 def domains(images: ImageSet, seed: int, rows: tuple[int, int]) -> list[Task]:
     """Six data sets of flat images that a gate has to tell apart, each with its own classes."""
+    images = replace(images, x=resize(images.x, SIDE)) if images.x.shape[-1] != SIDE else images
     own = images.task(seed, (0.8, 0.0, 0.2) if images.test is None else (1.0, 0.0))
     half = own.num_classes // 2
     other = load_images("digits").task(seed, (rows[0], 0, rows[1]))
