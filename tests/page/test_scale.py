@@ -134,6 +134,8 @@ def test_a_vote_takes_one_transaction_and_few_statements(page):
 def test_pinned_papers_are_found_by_their_index(db):
     plan = db.rows(sa.text("EXPLAIN QUERY PLAN SELECT * FROM paper WHERE hidden IS 0 AND pinned = 1 ORDER BY heat_72"))
     assert any("ix_paper_pinned" in r["detail"] for r in plan)
+    plan = db.rows(sa.text("EXPLAIN QUERY PLAN SELECT id FROM paper WHERE hidden = 1"))
+    assert any("ix_paper_hidden" in r["detail"] for r in plan)
     plan = db.rows(sa.text("EXPLAIN QUERY PLAN SELECT id FROM paper WHERE version > 1 AND version > 3"))
     assert any("ix_paper_edited" in r["detail"] for r in plan)
 

@@ -50,6 +50,7 @@ paper = sa.Table(
     sa.Column("pinned", sa.Boolean, nullable=False, default=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
     sa.Index("ix_paper_pinned", "pinned", sqlite_where=sa.text("pinned = 1"), postgresql_where=sa.text("pinned")),
+    sa.Index("ix_paper_hidden", "hidden", sqlite_where=sa.text("hidden = 1"), postgresql_where=sa.text("hidden")),
     sa.Index("ix_paper_edited", "version", sqlite_where=_EDITED, postgresql_where=_EDITED),
 )  # fmt: skip
 paper_version = sa.Table(

@@ -8,7 +8,7 @@ REPEATED = (
     ("dismissal", "paper_id"), ("sent", "subscriber_id"), ("sent_item", "subscriber_id"),
 )  # fmt: skip
 COLUMNS = {"version": "INTEGER DEFAULT 1 NOT NULL", "n": "BIGINT DEFAULT 0 NOT NULL"}
-NEW = ("ix_paper_pinned", "ix_paper_edited", "ix_vector_n")
+NEW = ("ix_paper_pinned", "ix_paper_hidden", "ix_paper_edited", "ix_vector_n")
 WORDS_IN_MEMORY = 8_000_000  # bytes of new words before FTS5 writes them; its own 1 MB makes imports slower
 
 
@@ -20,8 +20,9 @@ def up(connection: sa.Connection) -> None:
             connection.exec_driver_sql(f"ALTER TABLE vector ADD COLUMN {name} {kind}")
     for table, column in REPEATED:
         connection.exec_driver_sql(f"DROP INDEX IF EXISTS ix_{table}_{column}")
-    pinned = "pinned = 1" if sqlite else "pinned"
-    connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS ix_paper_pinned ON paper (pinned) WHERE {pinned}")
+    for flag in ("pinned", "hidden"):
+        only = f"{flag} = 1" if sqlite else flag
+        connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS ix_paper_{flag} ON paper ({flag}) WHERE {only}")
     connection.exec_driver_sql("CREATE INDEX IF NOT EXISTS ix_paper_edited ON paper (version) WHERE version > 1")
     connection.exec_driver_sql("CREATE INDEX IF NOT EXISTS ix_vector_n ON vector (n)")
     if sqlite:

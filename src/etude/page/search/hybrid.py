@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from etude.page import tables as t
 from etude.page.database import Database
-from etude.page.identity import title_key
+from etude.page.identity import norm_hash
 from etude.page.listing import Filters, by_ids, condition
 from etude.page.search import lexical
 from etude.page.search.query import Query
@@ -63,29 +63,40 @@ def search(
     similar = meaning.rank(query.text, DEPTH) if meaning is not None and query.text else []
     if query.excluded and similar:
         similar = [i for i in similar if not _holds_any(db, i, query.excluded)]
-    found = _let_through(db, fuse([words, similar]), narrowed)
-    wanted = title_key(query.text)
-    best = sorted(found, key=lambda i: title_key(found[i]) != wanted)[:limit]
+    ranked = fuse([words, similar])
+    if ranked:
+        named = sa.select(t.paper.c.id).where(t.paper.c.norm_hash == norm_hash(query.text))
+        exact = {r["id"] for r in db.rows(named)}
+        ranked.sort(key=lambda i: i not in exact)
     close = set(similar[:50])
-    return [Hit(r, matching(r, query), r["id"] in close) for r in by_ids(db, best)]
+    return [
+        Hit(r, matching(r, query), r["id"] in close) for r in by_ids(db, _let_through(db, ranked, narrowed)[:limit])
+    ]
 
 
-def _let_through(db: Database, ids: Sequence[int], filters: Filters) -> dict[int, str]:
-    """Titles of the papers that the filters let through, in the order of `ids`."""
+def _let_through(db: Database, ids: Sequence[int], filters: Filters) -> list[int]:
+    """The papers that the filters let through, in the order of `ids`."""
     if not ids:
-        return {}
+        return []
     p = t.paper.c
+    if filters == Filters():  # then it is quicker to ask which few papers must not show
+        hidden = {r["id"] for r in db.rows(sa.select(p.id).where(p.hidden))}
+        return [i for i in ids if i not in hidden]
     listed = sa.text(f"paper.id IN ({','.join(str(int(i)) for i in ids)})")  # plain numbers: quicker than parameters
-    titles = {r["id"]: r["title"] for r in db.rows(sa.select(p.id, p.title).where(listed, condition(filters)))}
-    return {i: titles[i] for i in ids if i in titles}
+    kept = {r["id"] for r in db.rows(sa.select(p.id).where(listed, condition(filters)))}
+    return [i for i in ids if i in kept]
 
 
 def matching(row: dict[str, Any], query: Query) -> tuple[str, ...]:
     """The query's words and phrases that stand in a paper's title, abstract or authors."""
-    text = f"{row['title']} {row['abstract']} {' '.join(a['name'] for a in row['authors'])}".lower()
     said = [w for w in query.words if w.lower() not in COMMON]
-    found = [w for w in (*said, *query.phrases) if re.search(rf"\b{re.escape(w.lower()[:12])}", text)]
-    return tuple(dict.fromkeys(found))
+    wanted = {w: w.lower()[:12] for w in (*said, *query.phrases)}
+    if not wanted:
+        return ()
+    text = f"{row['title']} {row['abstract']} {' '.join(a['name'] for a in row['authors'])}".lower()
+    longest_first = sorted(set(wanted.values()), key=len, reverse=True)  # so that one look at the text is enough
+    found = set(re.findall(rf"\b(?:{'|'.join(map(re.escape, longest_first))})", text))
+    return tuple(w for w, start in wanted.items() if any(f.startswith(start) for f in found))
 
 
 def _holds_any(db: Database, paper_id: int, words: Sequence[str]) -> bool:

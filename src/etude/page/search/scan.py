@@ -6,12 +6,45 @@ those. Papers are added in place; a vector that changes gets a second code, and 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 Fetch = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Ids, shape (m,), to the ids found and their unit vectors, shapes (n,) and (n, d)."""
 SHARD = 262_144  # codes in one index: only the last one is built anew when papers come
+
+
+class _Shard:
+    """Some papers' codes; the index over them is made when it is first asked after a change."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits, self.count = bits, 0
+        self._ids: list[np.ndarray] = []
+        self._codes: list[np.ndarray] = []
+        self._index: Any = None
+
+    def add(self, ids: np.ndarray, codes: np.ndarray) -> None:
+        self._ids.append(ids.copy())
+        self._codes.append(codes)
+        self.count += len(ids)
+        self._index = None
+        if self.count == SHARD:  # it stays as it is from now on: the index holds all that is needed
+            self._make()
+            self._codes = []
+
+    def _make(self) -> None:
+        from etude.layers.hamming import HammingIndex
+
+        self._ids, self._codes = [np.concatenate(self._ids)], [np.concatenate(self._codes)]
+        self._index = HammingIndex().fit(self._codes[0], n_bits=self.bits)
+
+    def nearest(self, code: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances and ids of the nearest codes."""
+        if self._index is None:
+            self._make()
+        distance, place = self._index.kneighbors(code, min(k, self.count))
+        return distance[0], self._ids[0][place[0]]
 
 
 class SignScan:
@@ -31,46 +64,32 @@ class SignScan:
         if shortlist < 1:
             raise ValueError(f"shortlist must be positive, got {shortlist}")
         self.fetch, self.shortlist, self.seed = fetch, shortlist, seed
-        self._codes: list[np.ndarray] = []  # of the last shard
-        self._shards: list[tuple[np.ndarray, object]] = []
-        self._tail = np.zeros(0, np.int64)
+        self._shards: list[_Shard] = []
         self._rotation: np.ndarray | None = None
 
     def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
         """Take in unit vectors, shape (n, d); the first ones given also set the centre that all are measured from."""
-        from etude.layers.hamming import HammingIndex
-
+        if not len(ids):
+            return
         if self._rotation is None:
             self._centre: np.ndarray = vectors.astype(np.float32).mean(0)
             self._rotation = _rotation(vectors.shape[1], self.seed)
-        for start in range(0, len(ids), SHARD):
-            part, codes = ids[start : start + SHARD], self._signs(vectors[start : start + SHARD])
-            while len(part):
-                if self._shards and len(self._tail) < SHARD:
-                    self._shards.pop()
-                else:
-                    self._tail, self._codes = np.zeros(0, np.int64), []
-                room = SHARD - len(self._tail)
-                self._tail = np.concatenate([self._tail, part[:room]])
-                self._codes = [np.concatenate([*self._codes, codes[:room]])]
-                index = HammingIndex().fit(self._codes[0], n_bits=vectors.shape[1])
-                self._shards.append((self._tail, index))
-                part, codes = part[room:], codes[room:]
+        codes = self._signs(vectors)
+        while len(ids):
+            if not self._shards or self._shards[-1].count == SHARD:
+                self._shards.append(_Shard(vectors.shape[1]))
+            room = SHARD - self._shards[-1].count
+            self._shards[-1].add(ids[:room], codes[:room])
+            ids, codes = ids[room:], codes[room:]
 
     def nearest(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and cosines, best first, of the `k` nearest to a unit vector, shape (d,)."""
         if not self._shards:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        code = self._signs(query[None])
-        found: list[np.ndarray] = []
-        far: list[np.ndarray] = []
-        wanted = max(k, self.shortlist)
-        for ids, index in self._shards:
-            distance, place = index.kneighbors(code, min(wanted, len(ids)))  # type: ignore[attr-defined]
-            found.append(ids[place[0]])
-            far.append(distance[0])
-        order = np.argsort(np.concatenate(far), kind="stable")[:wanted]
-        ids, vectors = self.fetch(np.unique(np.concatenate(found)[order]))
+        code, wanted = self._signs(query[None]), max(k, self.shortlist)
+        found = [shard.nearest(code, wanted) for shard in self._shards]
+        order = np.argsort(np.concatenate([far for far, _ in found]), kind="stable")[:wanted]
+        ids, vectors = self.fetch(np.unique(np.concatenate([ids for _, ids in found])[order]))
         cosine = vectors.astype(np.float32) @ query.astype(np.float32)
         best = np.argsort(-cosine, kind="stable")[:k]
         return ids[best], cosine[best]

@@ -19,7 +19,7 @@ from etude.page.search.scan import SignScan
 
 MODEL = "all-MiniLM-L6-v2"
 EXACT_UP_TO = 100_000
-READ = 65_536  # vectors read at once
+READ = 8192  # vectors read at once
 AT_ONCE = 5000  # ids in one question; SQLite takes 32,766
 NEIGHBOURS_OF = 20  # papers whose neighbours are candidates, where not all papers can be
 WINDOW_WORDS = 170  # about 256 tokens, the model's limit
@@ -138,6 +138,8 @@ class SemanticIndex:
                 since = self._stamp[0] if stamp[0] > self._stamp[0] else -1  # written past us: read all
                 if since == -1:
                     self._forget()
+                    if c.execute(sa.select(sa.func.count()).select_from(t.vector)).scalar_one() > self._most:
+                        self._scan = SignScan(self._fetch)
                 query = sa.select(v.paper_id, v.f16).where(v.n > since, v.n <= stamp[0], v.model == MODEL)
                 rows = c.execution_options(yield_per=READ).execute(query.order_by(v.paper_id))
                 for part in rows.partitions():
