@@ -207,6 +207,11 @@ def mrr_ours(how: str) -> float:
     return mrr(ranked, list(range(1, QUERIES + 1)))
 
 
+def gain() -> float:
+    """What fusing adds to the better of its two parts."""
+    return mrr_ours("both") - max(mrr_ours("words"), mrr_ours("meaning"))
+
+
 def plain(text: str) -> str:
     """Words alone: a headline's colons and hyphens are no operators."""
     return " ".join(re.findall(r"\w+", text))
@@ -371,9 +376,11 @@ def cases() -> list[Case | Figure]:
 
     if find_spec("transformers") is None:
         return []
+    from etude.data import load_texts
+
     try:
-        real()
-        news()
+        load_texts("octis_dblp")
+        load_texts("ag_news")
     except EtudeError:
         return []
     note = "2,500,000 papers"
@@ -388,8 +395,8 @@ def cases() -> list[Case | Figure]:
         Figure("longest wait of a vote while embedding", lambda: embedding()["wait"], "ms", once=True),
         *(Figure(f"headline finds its text, MRR, {how}", functools.partial(mrr_ours, how), "", once=True)
           for how in ("words", "meaning")),
-        Figure("headline finds its text, MRR, both", lambda: mrr_ours("both"), "",
-               max(mrr_ours("words"), mrr_ours("meaning")), at_most=False, once=True, note="not below either alone"),
+        Figure("headline finds its text, MRR, both", lambda: mrr_ours("both"), "", once=True),
+        Figure("headline finds its text, both less the better of the two", gain, "", 0.0, at_most=False, once=True),
         Figure("papers alike are of one class, ours", lambda: of_one_class("ours"), "", once=True),
         Figure("papers alike are of one class, SVM on tf-idf", lambda: of_one_class("svm"), "", once=True),
         Case("papers like one paper", lambda: page()[1].related(7), lambda: svm_like(6), "SVM on tf-idf, full scan",
