@@ -160,8 +160,9 @@ def test_lookahead_regularises_where_the_next_step_leads() -> None:
     assert all(torch.equal(state[n], t) for n, t in cl.state_dict().items())  # nothing has moved
     assert float(penalty.detach()) > 0  # though phi still is phi*
     ahead = copy.deepcopy(cl)
-    for p, g in zip(ahead.parameters(), torch.autograd.grad(loss, list(cl.parameters()), allow_unused=True,
-                                                            retain_graph=True)):  # fmt: skip
+    mine = [p for p in cl.parameters() if p.requires_grad]
+    theirs = [p for p in ahead.parameters() if p.requires_grad]
+    for p, g in zip(theirs, torch.autograd.grad(loss, mine, allow_unused=True, retain_graph=True)):
         if g is not None:
             p.data -= 0.05 * g
     ahead.lookahead = False
@@ -375,3 +376,40 @@ def test_it_forgets_less_with_the_regulariser() -> None:
             before=lambda s, cl=cl: cl.begin_task(s.number), after=lambda s, cl=cl: cl.end_task(), by_task=True,
         )  # fmt: skip
     assert found[1.0].average > found[0.0].average + 0.1 and found[1.0].bwt > found[0.0].bwt
+
+
+@pytest.mark.parametrize("options", [{"unit": "layer"}, {"feed_previous": True}, {"cell": "rnn"},
+                                     {"unit": "layer", "feed_previous": True, "cell": "gru"}])  # fmt: skip
+def test_other_wirings_of_the_generator_learn_and_grow(options) -> None:
+    cl = ended(ContinualHypernet(hyper(**options), beta=1.0, growth=Growth(2, trigger=None, every=1)), 1)
+    assert cl.hyper.generate_flat(task=0).shape == (1, SIZE)
+    steps = 2 if options.get("unit") == "layer" else 6
+    assert len(cl.hyper.generator.places) == steps
+    before = cl.hyper.generate_flat(task=0).detach()
+    cl.begin_task(1)
+    torch.testing.assert_close(cl.hyper.generate_flat(task=0), before, rtol=0, atol=1e-6)
+    data = rows(200)
+    optimizer = torch.optim.Adam([p for p in cl.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        (nn.functional.cross_entropy(cl(data.x), data.y) + cl.penalty()).backward()
+        optimizer.step()
+    assert (cl(data.x).argmax(1) == data.y).float().mean() > 0.6
+
+
+def test_a_step_that_reads_the_weights_before_it_depends_on_them() -> None:
+    made = hyper(feed_previous=True)
+    with torch.no_grad():
+        made.generator.previous.weight.zero_()  # nothing is read: the same as without
+    plain = hyper()
+    with torch.no_grad():
+        for name, p in plain.generator.named_parameters():
+            other = dict(made.generator.named_parameters())[name]
+            p.copy_(other[:, : p.shape[1]] if name == "rnn.weight_ih_l0" else other)
+        plain.condition.rows[0].copy_(made.condition.rows[0])
+        plain.gain.copy_(made.gain)
+    torch.testing.assert_close(made.generate_flat(task=0), plain.generate_flat(task=0))
+    with torch.no_grad():
+        made.generator.previous.weight.fill_(0.5)
+    assert not torch.allclose(made.generate_flat(task=0)[:, 9:], plain.generate_flat(task=0)[:, 9:])
+    torch.testing.assert_close(made.generate_flat(task=0)[:, :9], plain.generate_flat(task=0)[:, :9])

@@ -198,7 +198,7 @@ class ContinualHypernet(nn.Module):
         together = self.training and torch.is_grad_enabled() and number == self.task and self.beta > 0
         if together and self._old and self.max_tasks is None and not self.lookahead:
             flat = self.hyper.weights(self.condition.table[[number, *self._old]])
-            self._ready = (self._version(), flat[1:])
+            self._ready = (self._stamp(), flat[1:])
             weights = flat[0]
         else:
             weights = self.hyper.weights(self.condition.table[[number]])[0]
@@ -234,7 +234,7 @@ class ContinualHypernet(nn.Module):
     def _moved(self) -> Tensor:
         """Mean of R_j over old tasks, or over a random part of them."""
         assert self._targets is not None
-        if self._ready is not None and self._ready[0] == self._version():
+        if self._ready is not None and self._ready[0] == self._stamp():
             made, rows = self._ready[1], list(range(len(self._old)))
             self._ready = None
         else:
@@ -253,7 +253,7 @@ class ContinualHypernet(nn.Module):
         ones = like.new_ones(like.shape[1])
         return torch.stack([self.omega[t].to(like) if t in self.omega else ones * self._mask(t, like) for t in tasks])
 
-    def _version(self) -> int:
+    def _stamp(self) -> int:
         return sum(p._version for p in self.hyper.parameters())
 
     def _ahead(self, loss: Tensor) -> Tensor:

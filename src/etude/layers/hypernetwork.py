@@ -66,6 +66,8 @@ class HyperNetwork(nn.Module):
         rescaled by a fixed factor, measured once, to the size of an ordinary net's (biases: 0.01); "scaled": the same
         start, with the factor in the head's own rows ("all" only), so that it does not magnify the optimiser's steps;
         "hyperfan": by the variance of the head's rows ("all" only).
+    unit, feed_previous
+        Of "rnn": a step a "chunk" or a "layer"; whether a step is given a read-out of the weights before it.
     buffers
         "shared", or "per_condition": a copy of the target's buffers for every task.
 
@@ -97,7 +99,9 @@ class HyperNetwork(nn.Module):
         num_heads: int = 4,
         num_chunks: int = 20,
         chunk_dim: int = 8,
-        cell: Literal["lstm", "gru", "elman"] = "lstm",
+        cell: Literal["lstm", "gru", "elman", "rnn"] = "lstm",
+        unit: Literal["chunk", "layer"] = "chunk",
+        feed_previous: bool = False,
         buffers: Literal["shared", "per_condition"] = "shared",
     ) -> None:
         super().__init__()
@@ -125,7 +129,8 @@ class HyperNetwork(nn.Module):
         width = condition.width * (2 if self.bounded else 1)
         self.generator = make_generator(
             strategy, width, hidden, self.layout, activation=activation, norm=norm, num_heads=num_heads,
-            num_chunks=num_chunks, chunk_dim=chunk_dim, cell=cell, bias=not residual,
+            num_chunks=num_chunks, chunk_dim=chunk_dim, cell=cell, bias=not residual, unit=unit,
+            feed_previous=feed_previous,
         )  # fmt: skip
         self.theta0 = nn.Parameter(self._ordinary()) if residual else None
         ones = [torch.full(s, float(g)) for s, g in zip(self.layout.shapes, self.is_gain, strict=True)]

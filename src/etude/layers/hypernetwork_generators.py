@@ -9,7 +9,7 @@ Dupati et al. 2022, arXiv 2209.07712: chunks one after the other from a recurren
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -105,26 +105,39 @@ class ChunkWise(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A recurrent net that emits the chunks one after the other: its state tells later ones of the earlier."""
+    """A recurrent net that emits the chunks one after the other: its state tells later ones of the earlier.
+
+    `unit` "layer": one step a layer of the target, with a head as wide as the largest, surplus cut. `feed_previous`:
+    each step is also given a linear read-out of the weights emitted before it, at the price of a loop over steps.
+    """
 
     def __init__(
         self, width: int, hidden: Sequence[int], layout: Layout, make: Callable[..., nn.Module], chunks: int, dim: int,
-        cell: Literal["lstm", "gru", "elman"],
+        cell: Literal["lstm", "gru", "elman", "rnn"], unit: Literal["chunk", "layer"] = "chunk",
+        feed_previous: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        if unit not in ("chunk", "layer"):
+            raise ValueError(f'unit must be "chunk" or "layer", got {unit!r}')
+        layers = _layer_sizes(layout)
+        chunks = len(layers) if unit == "layer" else chunks
         if not 1 <= chunks <= layout.size:
             raise ValueError(f"num_chunks={chunks} must lie between 1 and the {layout.size} weights")
         if not hidden:
             raise ValueError("the recurrent strategy needs at least one hidden size")
-        kinds = {"lstm": nn.LSTM, "gru": nn.GRU, "elman": nn.RNN}
+        kinds = {"lstm": nn.LSTM, "gru": nn.GRU, "elman": nn.RNN, "rnn": nn.RNN}
         if len(set(hidden)) > 1:
             raise ValueError(f"the layers of a recurrent generator have one size, got hidden={tuple(hidden)}")
         if cell not in kinds:
-            raise ValueError(f"cell must be lstm, gru or elman, got {cell!r}")
+            raise ValueError(f"cell must be lstm, gru or elman (also called rnn), got {cell!r}")
         self.size, self.places = layout.size, nn.Parameter(torch.randn(chunks, dim))
-        self.rnn = kinds[cell](width + dim, hidden[-1], num_layers=len(hidden), batch_first=True)
+        self.sizes = layers if unit == "layer" else None
+        wide = max(layers) if unit == "layer" else math.ceil(layout.size / chunks)
+        inputs = width + dim + (dim if feed_previous else 0)
+        self.rnn = kinds[cell](inputs, hidden[-1], num_layers=len(hidden), batch_first=True)
         self.start = nn.Linear(width, hidden[-1])
-        self.head = nn.Linear(hidden[-1], math.ceil(layout.size / chunks))
+        self.head = nn.Linear(hidden[-1], wide)
+        self.previous = nn.Linear(wide, dim, bias=False) if feed_previous else None
         if cell == "lstm":
             forget = slice(hidden[-1], 2 * hidden[-1])
             with torch.no_grad():
@@ -135,8 +148,22 @@ class Recurrent(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         first = torch.tanh(self.start(z)).expand(self.rnn.num_layers, -1, -1).contiguous()
         state = (first, torch.zeros_like(first)) if isinstance(self.rnn, nn.LSTM) else first
-        states, _ = self.rnn(paired(z, self.places), state)  # (C, chunks, hidden)
-        return self.head(states).flatten(1)[:, : self.size]  # type: ignore[no-any-return]
+        inputs = paired(z, self.places)
+        if self.previous is None:
+            out = self.head(self.rnn(inputs, state)[0])  # (C, chunks, wide)
+        else:
+            out = self._step_by_step(inputs, state, self.previous)
+        if self.sizes is not None:
+            return torch.cat([out[:, i, :n] for i, n in enumerate(self.sizes)], 1)
+        return out.flatten(1)[:, : self.size]  # type: ignore[no-any-return]
+
+    def _step_by_step(self, inputs: Tensor, state: Any, previous: nn.Linear) -> Tensor:
+        before, made = inputs.new_zeros(len(inputs), self.head.out_features), []
+        for step in inputs.unbind(1):
+            h, state = self.rnn(torch.cat([step, previous(before)], 1)[:, None], state)
+            before = self.head(h[:, 0])
+            made.append(before)
+        return torch.stack(made, 1)
 
     @torch.no_grad()
     def widen(self, n: int, std: float = 0.05) -> None:
@@ -155,6 +182,15 @@ class Recurrent(nn.Module):
                 fresh[:, :h] = kept
         self.start = widened(self.start, rows=n, std=std)
         self.head = widened(self.head, columns=n)
+
+
+def _layer_sizes(layout: Layout) -> list[int]:
+    """Weights of each layer (tensors of one module that stand together) of the target."""
+    sizes: dict[str, int] = {}
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        owner = name.rpartition(".")[0]
+        sizes[owner] = sizes.get(owner, 0) + math.prod(shape)
+    return list(sizes.values())
 
 
 @torch.no_grad()
@@ -182,8 +218,10 @@ def make_generator(
     num_heads: int,
     num_chunks: int,
     chunk_dim: int,
-    cell: Literal["lstm", "gru", "elman"],
+    cell: Literal["lstm", "gru", "elman", "rnn"],
     bias: bool = True,
+    unit: Literal["chunk", "layer"] = "chunk",
+    feed_previous: bool = False,
 ) -> nn.Module:
     """The generator of a strategy.
 
@@ -205,7 +243,7 @@ def make_generator(
     if strategy == "chunk":
         return ChunkWise(width, hidden, layout, make, num_chunks, chunk_dim)
     if strategy == "rnn":
-        return Recurrent(width, hidden, layout, make, num_chunks, chunk_dim, cell)
+        return Recurrent(width, hidden, layout, make, num_chunks, chunk_dim, cell, unit, feed_previous)
     if strategy == "attention":
         return AttentionChunks(width, hidden, layout, num_chunks, chunk_dim)
     if strategy == "conv":

@@ -21,6 +21,9 @@ class RecurrentHyperNetwork(HyperNetwork):
         None: one to start with; `add_condition` brings the next ones.
     hidden, num_layers
         Units of each recurrent layer. Its first state is a learned function of the task.
+    options
+        As for `HyperNetwork`: ``unit="layer"`` for one step a layer of the target (chunk_size then has no effect),
+        ``feed_previous=True`` for steps that read the weights before them.
 
     Raises
     ------
@@ -35,7 +38,7 @@ class RecurrentHyperNetwork(HyperNetwork):
         task_dim: int = 16,
         chunk_size: int = 300,
         hidden: int = 32,
-        cell: Literal["lstm", "gru", "elman"] = "lstm",
+        cell: Literal["lstm", "gru", "elman", "rnn"] = "lstm",
         *,
         chunk_dim: int = 8,
         num_layers: int = 1,

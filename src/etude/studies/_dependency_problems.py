@@ -78,7 +78,7 @@ def learn(
         cl.end_task(segment.train.x[:1000] if arm == "rnn_importance" else None)
 
     found = continual.learn_tasks(
-        cl, segments, config=config, penalty=lambda net: net.penalty(), before=before, after=after, by_task=True,
+        cl, segments, config=config, penalty=lambda _: cl.penalty(), before=before, after=after, by_task=True,
         seed=seed, device=device,
     )  # fmt: skip
     return found, cl
