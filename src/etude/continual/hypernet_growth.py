@@ -168,17 +168,15 @@ class ManagedOptimizer:
     def step(self) -> None:
         self.optimizer.step()
 
-    @torch.no_grad()
     def rehearse(self, params: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> list[Tensor]:
-        """The change that a step with these gradients would make; parameters and optimiser stay as they are."""
-        start, held = [p.detach().clone() for p in params], [p.grad for p in params]
-        state = copy.deepcopy(self.optimizer.state_dict())
-        for p, g in zip(params, grads):
+        """The change that a step with these gradients would make, found on copies.
+
+        `params` are those that the optimiser was made for, in their order.
+        """
+        copies = [nn.Parameter(p.detach().clone()) for p in params]
+        optimizer = self._make(copies)
+        optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        for p, g in zip(copies, grads, strict=True):
             p.grad = None if g is None else g.detach().clone()
-        self.optimizer.step()
-        moved = [p.detach() - s for p, s in zip(params, start)]
-        for p, s, g in zip(params, start, held):
-            p.data.copy_(s)
-            p.grad = g
-        self.optimizer.load_state_dict(state)
-        return moved
+        optimizer.step()
+        return [c.detach() - p.detach() for c, p in zip(copies, params, strict=True)]
