@@ -211,6 +211,15 @@ class FastSlowMemory(nn.Module):
             state.fast) else x.new_zeros(batch, len(CONTROLLERS))  # fmt: skip
         return EpisodeOutput(predictions, loss, synthetic, state.memory, *traces, norms.detach(), state)
 
+    def gradient_tape(self, x: Tensor, y: Tensor) -> tuple[Tape, dict[str, list[Tensor]]]:
+        """Outputs of the controllers in labelled episodes, and the true gradient at each; for diagnostics."""
+        if self.feedback is None:
+            raise ValueError("a net without feedback takes no fast steps: there is nothing to compare")
+        target, known = encode_labels(y, self.output_size, self.task)
+        with torch.enable_grad():
+            predictions, _, tape, _ = self._episode(self._features(x), target.to(x.dtype), known.to(x.device), 1, None)
+            return tape, self._gradients((item_losses(predictions, target, self.task) * known).sum(), tape)
+
     def _features(self, x: Tensor) -> Tensor:
         if self.encoder is not None and x.ndim > 2:
             x = self.encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2])
@@ -308,7 +317,8 @@ class FastSlowMemory(nn.Module):
             rate = rate if real is None else rate * real
             if not self.meta:
                 guess, rate, i = guess.detach(), rate.detach(), i.detach()
-            steps.append(self.controllers[name].update(fast[j], guess, i, rate))
+            layer: Any = self.controllers[name]
+            steps.append(layer.update(fast[j], guess, i, rate))
             if tape is not None:
                 tape.outputs[name].append(h)
         if tape is not None:
