@@ -303,6 +303,11 @@ def test_an_empty_scan_finds_nothing():
         SignScan(lambda wanted: (wanted, wanted), shortlist=0)
 
 
+def test_ones_are_counted_without_the_newest_numpy():
+    words = np.random.default_rng(0).integers(0, 2**63, 50, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    assert scan._ones_by_table(words).tolist() == [int(w).bit_count() for w in words] == scan._ones(words).tolist()
+
+
 def test_only_words_that_changed_are_embedded_again(db, now):
     asked = []
 

@@ -12,39 +12,56 @@ import numpy as np
 
 Fetch = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Ids, shape (m,), to the ids found and their unit vectors, shapes (n,) and (n, d)."""
+SHORTLIST = 5000  # measured at 2.5 million mixtures of real vectors: 1,000 find 0.93 of the ten nearest
 SHARD = 262_144  # codes in one index: only the last one is built anew when papers come
 
 
 class _Shard:
-    """Some papers' codes; the index over them is made when it is first asked after a change."""
+    """Some papers' codes; they are put word by word when they are first asked for after a change.
 
-    def __init__(self, bits: int) -> None:
-        self.bits, self.count = bits, 0
+    `layers.HammingIndex` gives the same and more, but torch comes with it: 300 MB that a page need not hold.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
         self._ids: list[np.ndarray] = []
         self._codes: list[np.ndarray] = []
-        self._index: Any = None
+        self._words: np.ndarray | None = None
 
     def add(self, ids: np.ndarray, codes: np.ndarray) -> None:
         self._ids.append(ids.copy())
         self._codes.append(codes)
         self.count += len(ids)
-        self._index = None
-        if self.count == SHARD:  # it stays as it is from now on: the index holds all that is needed
+        self._words = None
+        if self.count == SHARD:  # it stays as it is from now on
             self._make()
             self._codes = []
 
     def _make(self) -> None:
-        from etude.layers.hamming import HammingIndex
-
         self._ids, self._codes = [np.concatenate(self._ids)], [np.concatenate(self._codes)]
-        self._index = HammingIndex().fit(self._codes[0], n_bits=self.bits)
+        self._words = np.ascontiguousarray(self._codes[0].view(np.uint64).T)  # (words, n): one pass a word
 
     def nearest(self, code: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Distances and ids of the nearest codes."""
-        if self._index is None:
+        """Distances and ids of the nearest `k` codes, and of those as far as the last of them."""
+        if self._words is None:
             self._make()
-        distance, place = self._index.kneighbors(code, min(k, self.count))
-        return distance[0], self._ids[0][place[0]]
+        assert self._words is not None
+        far = np.zeros(self.count, np.uint16)
+        for words, word in zip(self._words, code.view(np.uint64)[0], strict=True):
+            far += _ones(words ^ word)
+        limit = int(np.searchsorted(np.cumsum(np.bincount(far)), min(k, self.count)))
+        kept = np.flatnonzero(far <= limit)
+        return far[kept], self._ids[0][kept]
+
+
+def _ones_by_table(words: np.ndarray) -> np.ndarray:
+    """`numpy.bitwise_count` for NumPy 1.x."""
+    table = np.array([i.bit_count() for i in range(1 << 16)], np.uint8)
+    counted: np.ndarray = table[words.view(np.uint16)].reshape(len(words), 4).sum(1, dtype=np.uint8)
+    return counted
+
+
+_ones: Callable[..., Any] = getattr(np, "bitwise_count", _ones_by_table)
 
 
 class SignScan:
@@ -60,7 +77,7 @@ class SignScan:
         Of the rotation.
     """
 
-    def __init__(self, fetch: Fetch, *, shortlist: int = 1000, seed: int = 0) -> None:
+    def __init__(self, fetch: Fetch, *, shortlist: int = SHORTLIST, seed: int = 0) -> None:
         if shortlist < 1:
             raise ValueError(f"shortlist must be positive, got {shortlist}")
         self.fetch, self.shortlist, self.seed = fetch, shortlist, seed
@@ -77,7 +94,7 @@ class SignScan:
         codes = self._signs(vectors)
         while len(ids):
             if not self._shards or self._shards[-1].count == SHARD:
-                self._shards.append(_Shard(vectors.shape[1]))
+                self._shards.append(_Shard())
             room = SHARD - self._shards[-1].count
             self._shards[-1].add(ids[:room], codes[:room])
             ids, codes = ids[room:], codes[room:]
@@ -96,17 +113,16 @@ class SignScan:
 
     def _signs(self, vectors: np.ndarray) -> np.ndarray:
         assert self._rotation is not None
-        parts = [
-            np.packbits((vectors[i : i + 8192].astype(np.float32) - self._centre) @ self._rotation > 0, axis=1)
-            for i in range(0, len(vectors), 8192)
-        ]
-        return np.concatenate(parts)
+        codes = np.zeros((len(vectors), -(-vectors.shape[1] // 64) * 8), np.uint8)  # whole words
+        for i in range(0, len(vectors), 4096):
+            signs = (vectors[i : i + 4096].astype(np.float32) - self._centre) @ self._rotation > 0
+            packed = np.packbits(signs, axis=1)
+            codes[i : i + 4096, : packed.shape[1]] = packed
+        return codes
 
 
 def _rotation(d: int, seed: int) -> np.ndarray:
     """A random rotation, shape (d, d): after it every sign tells as much as any other."""
-    from etude.data.randomness import numpy_stream
-
-    q, r = np.linalg.qr(numpy_stream(seed, "rotation").standard_normal((d, d)))
+    q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((d, d)))
     rotation: np.ndarray = (q * np.sign(np.diag(r))).astype(np.float32)
     return rotation
