@@ -5,7 +5,7 @@ by 30; the other two problems ask for calibrated noise and for weights that foll
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveInt
@@ -22,7 +22,7 @@ from etude.studies._review_runs import fit, open_set, waves
 from etude.training.metrics import accuracy
 
 PER_TASK = ("independent", "shared", "shared_with_embedding", *STRATEGIES, "same_embedding")
-ROLES = {"independent": "baseline", "shared": "baseline", "shared_with_embedding": "baseline",
+ROLES: dict[str, Any] = {"independent": "baseline", "shared": "baseline", "shared_with_embedding": "baseline",
          "same_embedding": "control", "all_at_once": "method", "chunk": "method"}  # fmt: skip
 WAVES = ("data_conditioned", "concatenation", "concatenation_wide", "film", "shuffled_condition")
 
