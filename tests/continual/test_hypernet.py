@@ -208,6 +208,8 @@ def test_growth_is_triggered_by_a_loss_that_stays_high() -> None:
     cl.end_task(easy)
     cl.begin_task(2, hard)
     assert cl.growth_history == [(2, 2)]
+    bounded = ended(ContinualHypernet(hyper(), growth=Growth(2, trigger=None, every=1, max_times=2)), 5)
+    assert bounded.growth_history == [(1, 2), (2, 2)]
     with pytest.warns(UserWarning, match="data"):
         ContinualHypernet(hyper(), growth=Growth()).begin_task(0)
 
@@ -323,7 +325,7 @@ def test_bad_input() -> None:
     for bad in ({"beta": -1.0}, {"importance": "other"}, {"max_tasks": 0}):
         with pytest.raises(ValueError):
             ContinualHypernet(hyper(), **bad)
-    for bad in ({"step": 0}, {"trigger": 0.0}, {"every": 0}, {"warm_up": 0}):
+    for bad in ({"step": 0}, {"trigger": 0.0}, {"every": 0}, {"warm_up": 0}, {"max_times": 0}):
         with pytest.raises(ValueError):
             Growth(**bad)
     cl = ContinualHypernet(hyper(), importance="mas")

@@ -327,7 +327,8 @@ class ContinualHypernet(nn.Module):
                 earlier = self.warm_losses
                 wanted |= bool(earlier) and value > self.growth.trigger * sum(earlier) / len(earlier)
                 self.warm_losses.append(value)
-        if wanted:
+        room = self.growth.max_times is None or len(self.growth_history) < self.growth.max_times
+        if wanted and room:
             grow(self.hyper, self.growth)
             self.growth_history.append((task, self.growth.step))
             self._changed(list(self.hyper.generator.parameters()))

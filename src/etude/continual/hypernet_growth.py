@@ -35,6 +35,8 @@ class Growth:
         Widen when the loss after the warm-up exceeds this many times the mean of earlier tasks; None: never for this.
     every
         Widen before every so-many-th task, whatever the loss; None: never for this.
+    max_times
+        Widenings at most; None: no bound.
     warm_up, lr, batch_size
         Adam updates of the embedding alone before the loss is taken, their rate, and rows in each.
     freeze_old
@@ -44,6 +46,7 @@ class Growth:
     step: int = 4
     trigger: float | None = 1.5
     every: int | None = None
+    max_times: int | None = None
     warm_up: int = 50
     lr: float = 1e-2
     batch_size: int = 64
@@ -52,6 +55,8 @@ class Growth:
     def __post_init__(self) -> None:
         if self.step < 1 or self.warm_up < 1 or self.batch_size < 1 or not self.lr > 0:
             raise ValueError("step, warm_up and batch_size must be at least 1 and lr positive")
+        if self.max_times is not None and self.max_times < 1:
+            raise ValueError(f"max_times must be at least 1, got {self.max_times}")
         if (self.trigger is not None and not self.trigger > 0) or (self.every is not None and self.every < 1):
             raise ValueError(f"trigger must be positive and every at least 1, got {self.trigger} and {self.every}")
 

@@ -22,7 +22,7 @@ from etude.training import TrainConfig
 
 SIDE = 14
 FREE_WEIGHT = 0.1  # of the penalty on a stream without borders
-SUBSET_WEIGHT = 0.03  # of the penalty between two tasks
+SUBSET_WEIGHT = 0.3  # of the penalty between two tasks
 DOMAINS = ("first half of the classes", "second half", "digits of another set", "turned", "inverted", "signals")
 
 
