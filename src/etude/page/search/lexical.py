@@ -131,9 +131,8 @@ def _trigrams(c: sa.Connection, query: Query, depth: int) -> list[int]:
     sql = "SELECT rowid, title FROM fts_title WHERE fts_title MATCH :q LIMIT 2000"
     scored = []
     for rowid, title in c.execute(sa.text(sql), {"q": match}):
-        letters = "".join(ch for ch in title.lower() if ch.isalnum())
-        held = trigrams(title) | trigrams(letters)
-        share = len(wanted & held) / len(wanted)
+        letters = "".join(filter(str.isalnum, title.lower()))
+        share = sum(g in letters for g in wanted) / len(wanted)
         if share >= 0.5:
             scored.append((-share, len(title), rowid))
     return [rowid for _, _, rowid in sorted(scored)[:depth]]
