@@ -65,9 +65,7 @@ def test_same_seed_same_result_and_the_global_generator_is_left_alone() -> None:
 
 def test_relabelled_segments_get_heads_of_their_own_size() -> None:
     model = TaskHeads(nn.Linear(8, 6), 6)
-    found = learn_tasks(
-        model, class_stream(task(), 2, seed=0, relabel=True), config=TrainConfig(epochs=4, lr=1e-2)
-    )
+    found = learn_tasks(model, class_stream(task(), 2, seed=0, relabel=True), config=TrainConfig(epochs=4, lr=1e-2))
     assert [h.out_features for h in model.heads] == [2, 2, 2] and found.learned > 0.8
 
 
