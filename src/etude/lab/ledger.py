@@ -131,7 +131,10 @@ class Ledger:
                 )
             if found == SCHEMA:
                 return
-        _meta.create_all(self.engine)
+        try:
+            _meta.create_all(self.engine)
+        except SQLAlchemyError:  # another process may have made the tables in between: it must have made all of them
+            _meta.create_all(self.engine)
         try:
             with self.engine.begin() as c:
                 c.execute(sa.insert(_schema).values(version=SCHEMA))
