@@ -11,15 +11,12 @@ process of its own, 50 clients on kept-alive connections, one request after anot
 import asyncio
 import functools
 import os
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 from urllib.request import urlopen
@@ -28,7 +25,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from etude.data.randomness import numpy_stream
-from etude.lab.bench import Case, Figure
+from etude.lab.bench import Case, Figure, scratch_folder
 
 PAPERS, FEED = 50_000, 2_000
 CLIENTS, SECONDS = 50, 6.0
@@ -82,16 +79,6 @@ def atom(made: Made, first: int, count: int) -> str:
 
 
 @functools.cache
-def folder() -> Path:
-    """A folder for the whole run of this file; removed when Python ends."""
-    import atexit
-
-    made = Path(tempfile.mkdtemp(prefix="etude-bench-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
-
-
-@functools.cache
 def imported() -> float:
     """Import all papers; entries a second: reading, matching, storing and indexing the words."""
     from etude.page import store
@@ -99,7 +86,7 @@ def imported() -> float:
     from etude.page.importers import read
     from etude.page.search.lexical import index_matches
 
-    made, db, spent = Made(), Database(folder() / "page.sqlite"), 0.0
+    made, db, spent = Made(), Database(scratch_folder() / "page.sqlite"), 0.0
     for first in range(0, PAPERS, FEED):
         raw = atom(made, first, FEED).encode()
         start = time.perf_counter()
@@ -120,7 +107,9 @@ class App:
 
         imported()
         self.now = float(NOW + 3600)
-        settings = Settings(database=str(folder() / "page.sqlite"), secret="x" * 40, mail_folder=str(folder() / "mail"))
+        settings = Settings(
+            database=str(scratch_folder() / "page.sqlite"), secret="x" * 40, mail_folder=str(scratch_folder() / "mail")
+        )
         self.app = create_app(settings, clock=lambda: self.now)
         self.cookie = "c" * 43
         self.loop = asyncio.new_event_loop()
@@ -273,8 +262,8 @@ def load() -> dict[str, float]:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     command = [sys.executable, "-m", "etude.cli", "serve", "--port", str(port), "--workers", "0", "--ledger",
-               str(folder() / "page.sqlite")]  # fmt: skip
-    server = subprocess.Popen(command, cwd=folder(), env=os.environ | {"OMP_NUM_THREADS": "1"})
+               str(scratch_folder() / "page.sqlite")]  # fmt: skip
+    server = subprocess.Popen(command, cwd=scratch_folder(), env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         until = time.monotonic() + 60
         while True:

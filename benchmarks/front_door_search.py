@@ -15,11 +15,9 @@ package its rows are left out.
 import functools
 import json
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from importlib.util import find_spec
@@ -29,22 +27,12 @@ from typing import Any
 import numpy as np
 
 from etude.data.randomness import numpy_stream
-from etude.lab.bench import Case, Figure
+from etude.lab.bench import Case, Figure, scratch_folder
 
 MANY, REAL, ASKED, BLOCK = 2_500_000, 2_000, 60, 65_536
 NEWS, QUERIES = 1_000, 300
 SOME = 20_000  # vectors for the peers
 NOW = 1_790_000_000
-
-
-@functools.cache
-def folder() -> Path:
-    """A folder for the whole run of this file; removed when Python ends."""
-    import atexit
-
-    made = Path(tempfile.mkdtemp(prefix="etude-bench-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
 
 
 @functools.cache
@@ -98,7 +86,7 @@ def write(c: sqlite3.Connection, first: int, vectors: np.ndarray) -> None:
 @functools.cache
 def many() -> dict[str, Any]:
     """Make the papers, find the exact answers, let a process search; what it told."""
-    path = folder() / "many.sqlite"
+    path = scratch_folder() / "many.sqlite"
     queries, papers = real()[1], Papers()
     best, ids = np.full((ASKED, 10), -2.0, np.float32), np.zeros((ASKED, 10), np.int64)
     c = store_for(path)
@@ -113,8 +101,8 @@ def many() -> dict[str, Any]:
         best, ids = np.take_along_axis(both, order, 1), np.take_along_axis(named, order, 1)
     c.commit()
     c.close()
-    np.savez(folder() / "asked.npz", queries=queries, exact=ids)
-    command = [sys.executable, __file__, str(path), str(folder() / "asked.npz")]
+    np.savez(scratch_folder() / "asked.npz", queries=queries, exact=ids)
+    command = [sys.executable, __file__, str(path), str(scratch_folder() / "asked.npz")]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     path.unlink()
     found: dict[str, Any] = json.loads(told.splitlines()[-1])
@@ -168,7 +156,7 @@ def page() -> tuple[Any, Any]:
     from etude.page.search.lexical import index_matches
     from etude.page.search.semantic import SemanticIndex, load_encoder, store_vectors, windows
 
-    db = Database(folder() / "news.sqlite")
+    db = Database(scratch_folder() / "news.sqlite")
     records = [make_record(title=f"Item {i}", abstract=text) for i, text in enumerate(news()[1])]
     matches = store.add_all(db, records, source="news", now=NOW, after=index_matches)
     ids = [m.paper_id for m in matches]
@@ -284,7 +272,7 @@ def ours(exact: bool) -> Any:
     from etude.page.database import Database
     from etude.page.search.semantic import SemanticIndex
 
-    path = folder() / "some.sqlite"
+    path = scratch_folder() / "some.sqlite"
     if not path.exists():
         c = store_for(path)
         write(c, 0, some()[0])
@@ -336,7 +324,7 @@ def embedding() -> dict[str, float]:
     from etude.page.records import make_record
     from etude.page.search.semantic import embed_pending, load_encoder
 
-    db = Database(folder() / "embed.sqlite")
+    db = Database(scratch_folder() / "embed.sqlite")
     text = (news()[1] * 2)[: 4 * 96]
     records = [make_record(title=f"Paper {i}", abstract=" ".join(text[4 * i : 4 * i + 4])) for i in range(96)]
     store.add_all(db, records, source="news", now=NOW)

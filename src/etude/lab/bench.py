@@ -4,11 +4,15 @@ A file `benchmarks/<name>.py` defines ``cases() -> list[Case | Figure]``; `etude
 A `Figure` has no peer: a number of ours (a time, a share, a rate) with the bound that it must keep.
 """
 
+import atexit
+import functools
 import importlib.util
 import json
 import math
 import platform
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,6 +52,14 @@ class Figure:
     at_most: bool = True
     once: bool = False
     note: str = ""
+
+
+@functools.cache
+def scratch_folder() -> Path:
+    """A folder for the benchmarks of this process; removed when Python ends."""
+    made = Path(tempfile.mkdtemp(prefix="etude-bench-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 class Reading(NamedTuple):
