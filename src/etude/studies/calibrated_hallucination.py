@@ -10,25 +10,10 @@ from typing import Any
 import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 
-from etude.data.randomness import numpy_stream
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
+from etude.studies._hallucination_measures import measure_language, measure_worlds, user_world
 from etude.studies._hallucination_plots import hallucination_plots
-from etude.training import TrainConfig
-from etude.trust.fact_language import (
-    FactCorpus,
-    WatchFacts,
-    bigram_probabilities,
-    fact_corpus,
-    fact_point,
-    model_summary,
-    train_fact_model,
-    uniform_probabilities,
-    upweight,
-)
-from etude.trust.fact_worlds import FactWorld, fact_world, memoriser, repeated_world, world_points, world_summary
 from etude.trust.facts import count_facts
-
-OTHERS = {"uniform": uniform_probabilities, "bigram": bigram_probabilities}
 
 
 class HallucinationConfig(StudyConfig):
@@ -93,83 +78,13 @@ class HallucinationStudy(Study):
         """Compute the worlds, or train the arm's language model and list all it would say."""
         if job.arm == "worlds":
             for seed in job.seeds:
-                yield from _worlds(job, seed)
+                yield from measure_worlds(job, seed)
         elif job.task is not None:  # the user's texts are no language of three words
             for seed in job.seeds:
-                yield Measurement(job.arm, seed, "monofact", _user_world(job, seed).audit().monofact)
+                yield Measurement(job.arm, seed, "monofact", user_world(job, seed).audit().monofact)
         else:
-            yield from _language(job)
+            yield from measure_language(job)
 
     def plots(self, results: Results) -> list[Plot]:
         """Rate against miscalibration over the floor, rate against MF, and the classes of counts."""
         return hallucination_plots(results)
-
-
-def _user_world(job: Job, seed: int, draw: int = 0) -> FactWorld:
-    p = job.task / job.task.sum()
-    counts = numpy_stream(seed, "world", draw).multinomial(max(int(job.task.sum()), 2), p)
-    return FactWorld(200 * len(p), p, counts)
-
-
-def _worlds(job: Job, seed: int) -> Iterator[Measurement | Artifact]:
-    c: HallucinationConfig = job.config
-    sizes = c.space_size, c.num_facts, c.n_documents
-    draws = [
-        {a: fact_world(*sizes, a, numpy_stream(seed, "world", str(a), i)) for a in c.exponents} for i in range(c.draws)
-    ]
-    if job.task is not None:
-        draws = [{1.0: _user_world(job, seed, i)} for i in range(c.draws)]
-    worlds = draws[0]
-    for metric, value in world_summary([list(draw.values()) for draw in draws]).items():
-        yield Measurement("worlds", seed, metric.lower().replace(" ", "_").replace("-", "_").replace(".", ""), value)
-    thrice, one = repeated_world(c.space_size, c.num_facts, 3), worlds[1.0]
-    for metric, world in (("repeated_sum", thrice), ("zipf_sum", one)):
-        g = memoriser(world)
-        yield Measurement("worlds", seed, metric, g.hallucination_rate + g.miscalibration())
-    if seed == c.seeds[0]:
-        points = world_points(one)
-        shown: Any = [{"name": p.generator, "mis": p.miscalibration, "rate": p.rate} for p in points]
-        yield Artifact(
-            "worlds", seed, "worlds", {"points": shown, "monofact": points[0].monofact, "slack": points[0].slack}
-        )
-        rows: Any = [p._asdict() | {"name": p.generator} for world in worlds.values() for p in world_points(world)]
-        yield Artifact("worlds", seed, "by_monofact", rows)
-        yield Artifact("worlds", seed, "audit", one.audit().plot())
-
-
-def _corpus(job: Job, seed: int) -> FactCorpus:
-    c: HallucinationConfig = job.config
-    return fact_corpus(
-        numpy_stream(seed, "corpus"), rule="copy" if job.arm == "lm_copy" else "random", sizes=(c.words,) * 3,
-        num_facts=c.true_sentences, exponent=c.language_exponent, n=c.n_sentences, n_heldout=c.n_sentences,
-        times=3 if job.arm == "lm_thrice" else None,
-    )  # fmt: skip
-
-
-def _language(job: Job) -> Iterator[Measurement | Artifact]:
-    c: HallucinationConfig = job.config
-    corpora = {seed: _corpus(job, seed) for seed in job.seeds}
-    train_on = None
-    if job.arm == "lm_upweighted":
-        train_on = {s: upweight(k.train, 0.2, numpy_stream(s, "upweight")) for s, k in corpora.items()}
-    watch = WatchFacts(corpora)
-    config = TrainConfig(steps=c.steps, batch_size=c.batch_size, lr=c.lr, eval_every=c.eval_every, patience=4)
-    nets = train_fact_model(
-        corpora, num_layers=c.num_layers, hidden_dim=c.hidden_dim, num_heads=c.num_heads, config=config,
-        train_on=train_on, callbacks=[watch], device=job.device,
-    )  # fmt: skip
-    for net in nets:
-        seed, corpus = net.seed, corpora[net.seed]
-        found, points = model_summary(net.module, corpus, [p for _, p in watch.points[seed]])
-        yield from (Measurement(job.arm, seed, metric, value) for metric, value in found.items())
-        rule = job.arm.removeprefix("lm_")
-        for arm, make in OTHERS.items() if rule in ("random", "copy") else ():
-            rate, mis, *_ = fact_point(make(corpus), corpus)
-            yield Measurement(arm, seed, f"hallucination_{rule}", rate)
-            yield Measurement(arm, seed, f"mis_{rule}", mis)
-            yield Measurement(arm, seed, f"ratio_{rule}", rate / found["monofact"])
-        if seed == c.seeds[0] and rule in ("random", "upweighted"):
-            shown: Any = [
-                {"name": f"{rule}, {n}", "mis": p.miscalibration, "rate": p.hallucination_rate} for n, p in points
-            ]
-            yield Artifact(job.arm, seed, "points", {"points": shown, "monofact": found["monofact"], "slack": 0.0})

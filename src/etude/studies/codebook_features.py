@@ -4,28 +4,20 @@ A transformer learns a state machine that is written in digits. From the same tr
 same batches: as it is, and with codebooks of one and of four codes. Language models on real text: `_codebook_text`.
 """
 
-import copy
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor, nn
 
-from etude import trust
-from etude.data import TokenMachine, load_texts, sampled, seeded_build, stream, token_machine
-from etude.data.tasks import Split
+from etude.data import TokenMachine, load_texts, stream, token_machine
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
-from etude.layers import DecoderConfig, DecoderLM
+from etude.studies._codebook_nets import train_nets
 from etude.studies._codebook_plots import codebook_plots, top_codes
 from etude.studies._codebook_probes import forced, losses, purities
 from etude.studies._codebook_text import LM_ARMS, text_measurements
-from etude.training import TrainConfig, corrupt, lm_loss, train
-from etude.trust import CodebookModel, codebook
 
 MACHINE = "tokfsm"
-MLP, HEADS = "*.ffn", "*.mixer.merged"
 
 
 class CodebookConfig(StudyConfig):
@@ -97,66 +89,13 @@ class CodebookStudy(Study):
             machines = {
                 s: token_machine(c.num_states, c.num_successors, generator=stream(s, "machine")) for s in job.seeds
             }
-            nets = _nets(job, machines)
+            nets = train_nets(job, machines)
             for i, seed in enumerate(job.seeds):
                 yield from _measure(job, seed, machines[seed], {arm: found[i] for arm, found in nets.items()})
 
     def plots(self, results: Results) -> list[Plot]:
         """Loss against k, purity by layer, divergence removed by place, codes with their states."""
         return codebook_plots(results)
-
-
-def _nets(job: Job, machines: dict[int, TokenMachine]) -> dict[str, list[nn.Module]]:
-    """For each arm its nets, one a seed."""
-    c = job.config
-    width = machines[job.seeds[0]].digits * c.length + 1
-
-    def batches(name: str) -> Any:
-        def draw(seed: int) -> Any:
-            return sampled(
-                lambda _, t: Split(machines[seed].sample(c.batch_size, width, stream(seed, name, t)).symbols)
-            )
-
-        return draw
-
-    def build(seed: int) -> nn.Module:
-        return DecoderLM(
-            DecoderConfig(
-                num_layers=c.num_layers, hidden_dim=c.hidden_dim, num_heads=c.num_heads, vocab_size=11, position="rope",
-                max_length=width, tie=False, placement="parallel",
-            )
-        )  # fmt: skip
-
-    def loss(net: nn.Module, batch: Split) -> Tensor:
-        return lm_loss(net, corrupt(batch.x))
-
-    config = TrainConfig(steps=c.steps, lr=c.lr, batch_size=c.batch_size)
-    shared: dict[str, Any] = {"seeds": job.seeds, "device": job.device}
-    first = train(build, batches("train"), loss=loss, config=config, **shared)
-    bases = {t.seed: t.module for t in first}
-    config = TrainConfig(steps=c.finetune_steps, lr=c.lr, batch_size=c.batch_size)
-    more = batches("finetune")
-
-    def with_codes(net: nn.Module, seed: int, k: int) -> CodebookModel:
-        start = machines[seed].sample(c.test_rows, width, stream(seed, "start")).symbols.to(job.device)
-        cb = codebook.wrap(
-            net, [MLP, HEADS], c.num_codes, k, groups={HEADS: c.num_heads}, dead_after=c.dead_after, example=start[:1]
-        )
-        cb.initialize([start], generator=stream(seed, "codes"))
-        return cb
-
-    def coded(seed: int, k: int) -> CodebookModel:
-        return with_codes(copy.deepcopy(bases[seed]), seed, k)
-
-    found = {"plain": train(lambda s: copy.deepcopy(bases[s]), more, loss=loss, config=config, **shared)}
-    step = trust.finetuning_step(loss, replace_steps=round(0.6 * c.finetune_steps))
-    for k in c.ks:
-        start = partial(coded, k=k)
-        found[f"codebook_k{k}"] = train(start, more, step=step, config=config, **shared)
-    nets = {arm: [t.module for t in trained] for arm, trained in found.items()}
-    fresh = [seeded_build(lambda s=s: build(s), stream(s, "init")).to(job.device) for s in job.seeds]  # type: ignore[misc]
-    nets["codebook_untrained"] = [with_codes(n, s, 1).eval() for n, s in zip(fresh, job.seeds, strict=True)]
-    return nets
 
 
 @torch.no_grad()
