@@ -59,6 +59,15 @@ def test_batch_normalisation_uses_the_statistics_of_fit_only():
         CatRepresentation(nets)(x)
 
 
+def test_transform_without_fit_takes_the_rows_themselves_and_says_so():
+    nets, x = [net(0), net(1)], normal(40, 5)
+    cat = CatRepresentation(nets)
+    with pytest.warns(UserWarning, match="fit was not called"):
+        z = cat.transform((part, None) for part in x.split(16))
+    assert torch.equal(z, CatRepresentation(nets).fit(x).transform(x))
+    assert torch.allclose(cat.transform(x[:3]), z[:3], atol=1e-5)
+
+
 def test_l2_gives_every_block_length_one():
     z = CatRepresentation([net(0), net(1)], normalize="l2")(normal(9, 5))
     lengths = torch.stack([z[:, :6].norm(dim=1), z[:, 6:].norm(dim=1)])

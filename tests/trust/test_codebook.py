@@ -182,6 +182,13 @@ def test_forcing_puts_a_code_where_it_is_asked_for():
     assert bool((found[:, :, 1] == 5).any(-1).all())
     assert not bool((found[:, :, 0] == 5).any(-1).all())
     assert torch.equal(cb(IDS), plain)
+    read = cb.codes(IDS)["stack.blocks.1.ffn"][0, 0, 0]  # as `codes` gives them, and the name's end
+    with cb.force({"1.ffn": [read]}):
+        assert cb.codes(IDS)["stack.blocks.1.ffn"].sort().values.flatten(0, 2).unique(dim=0).tolist() == [
+            sorted(read.tolist())
+        ]
+    with cb.force({"1.ffn": [torch.tensor(7)]}):
+        assert bool((cb.codes(IDS)["stack.blocks.1.ffn"] == 7).any(-1).all())
 
 
 def test_forcing_steers_generation():

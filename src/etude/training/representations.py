@@ -162,7 +162,14 @@ class CatRepresentation(nn.Module):
         return self
 
     def transform(self, X: Any) -> Any:
-        """Features of an array (then an array comes back), a tensor, or an iterable of batches."""
+        """Features of an array (then an array comes back), a tensor, or an iterable of batches.
+
+        With "batch" and without `fit` before, these rows are fitted to, and a warning says so.
+        """
+        if self.normalize == "batch" and self.mean is None:
+            warnings.warn("fit was not called: features are standardised with these very rows", stacklevel=2)
+            X = X if isinstance(X, Tensor | np.ndarray) else list(X)
+            self.fit(X)
         modes = {m: m.training for m in self.modules()}
         self.eval()
         try:

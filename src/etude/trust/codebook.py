@@ -168,7 +168,8 @@ class CodebookModel(nn.Module):
         Parameters
         ----------
         codes
-            Name or glob of codebooks to indices (m,), m <= k, the same for all groups, or (G, m).
+            Name, end of a name after a dot, or glob of codebooks to indices (m,), m <= k, the same for all groups, or
+            (G, m); a list of tensors is stacked.
         positions
             Slice, index or list of indices in time; None: everywhere.
         groups
@@ -182,9 +183,12 @@ class CodebookModel(nn.Module):
         layers = self.layers
         with contextlib.ExitStack() as stack:
             for pattern, wanted in codes.items():
-                names = [n for n in layers if n == pattern or fnmatchcase(n, pattern)]
+                names = [n for n in layers if fnmatchcase(n, pattern) or n.endswith(f".{pattern}") or n == pattern]
                 if not names:
                     raise TargetError(f"no codebook named {pattern!r}; there are {', '.join(layers)}")
+                if isinstance(wanted, list | tuple) and any(isinstance(w, Tensor) for w in wanted):
+                    stacked = torch.stack([torch.as_tensor(w) for w in wanted])
+                    wanted = stacked[0] if len(stacked) == 1 and stacked.ndim > 1 else stacked
                 for name in names:
                     stack.enter_context(layers[name].quantizer.force(wanted, groups=groups, positions=positions))
             yield
