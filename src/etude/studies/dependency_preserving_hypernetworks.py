@@ -20,7 +20,6 @@ from etude.training import TrainConfig
 
 GENERATORS = ("rnn", "chunked", "rnn_importance", "rnn_growth", "rnn_small", "fine_tune")
 SPLIT = ("rnn", "chunked", "fine_tune")  # arms that learn the split tasks, too
-FEW = ("rnn_growth", "rnn_small", "ewc", "mas", "joint")  # arms with fewer seeds
 BETA = 0.1  # best of 0.01, 0.1 and 1 on a held-out seed, for every arm
 
 
@@ -44,7 +43,7 @@ class DependencyConfig(StudyConfig):
     scale: float = 1.0
     """Factor of the generators' sizes."""
     few_seeds: PositiveInt = 5
-    """Seeds of the split tasks, of growth and of the references."""
+    """Seeds of the split tasks."""
     full: bool = False
     """Measure the published figures of the chunked baseline."""
 
@@ -90,9 +89,6 @@ class DependencyStudy(Study):
         c: DependencyConfig = job.config
         for seed in job.seeds:
             config = TrainConfig(steps=c.steps, batch_size=c.batch_size, lr=c.lr)
-            few = seed < FIRST_SEED + c.few_seeds
-            if job.arm in FEW and not few:
-                continue
             task = flat_task(job.task, seed, c.rows, job.device)
             sizes = (task.train.x.shape[1], c.width, c.width, task.num_classes)
             if job.arm == "all_at_once":
@@ -115,7 +111,7 @@ class DependencyStudy(Study):
                 yield Measurement(job.arm, seed, "backward_transfer_permuted", 100 * found.bwt, "points")
                 yield Measurement(job.arm, seed, "learning_accuracy_permuted", 100 * found.learned, "points")
                 yield matrix_artifact(job.arm, seed, found)
-            if job.arm in SPLIT and few:
+            if job.arm in SPLIT and seed < FIRST_SEED + c.few_seeds:
                 pairs = problems.split_classes(task, seed)
                 config = replace(config, steps=c.steps_split)
                 found, _ = problems.learn(job.arm, pairs, sizes, config, BETA, seed, job.device, c.scale)
