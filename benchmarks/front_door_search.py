@@ -179,6 +179,19 @@ def mrr(ranked: list[list[int]], right: list[int]) -> float:
 
 
 @functools.cache
+def static() -> Any:
+    from etude.layers.static_encoder import StaticEncoder
+
+    return StaticEncoder.distil()
+
+
+def mrr_static() -> float:
+    """Headlines as queries, by the averaged vectors of their tokens."""
+    queries, papers = static().encode(news()[0][:QUERIES]), static().encode(news()[1])
+    return mrr((np.argsort(-(queries @ papers.T), axis=1)[:, :50] + 1).tolist(), list(range(1, QUERIES + 1)))
+
+
+@functools.cache
 def mrr_ours(how: str) -> float:
     """Headlines as queries: by words, by meaning, by both."""
     from etude.page.search.hybrid import search
@@ -317,18 +330,18 @@ def usearch_all() -> np.ndarray:
 
 
 @functools.cache
-def embedding() -> dict[str, float]:
+def embedding(kind: str = "full") -> dict[str, float]:
     """Abstracts a second of the worker's loop, and what a question to the database waits meanwhile, in ms."""
     from etude.page import store
     from etude.page.database import Database
     from etude.page.records import make_record
     from etude.page.search.semantic import embed_pending, load_encoder
 
-    db = Database(scratch_folder() / "embed.sqlite")
+    db = Database(scratch_folder() / f"embed-{kind}.sqlite")
     text = (news()[1] * 2)[: 4 * 96]
     records = [make_record(title=f"Paper {i}", abstract=" ".join(text[4 * i : 4 * i + 4])) for i in range(96)]
     store.add_all(db, records, source="news", now=NOW)
-    encode = load_encoder()
+    encode = load_encoder() if kind == "full" else static().encode
     encode(["warm up"])
     waits: list[float] = []
     done = threading.Event()
@@ -380,6 +393,9 @@ def cases() -> list[Case | Figure]:
         Figure("signs of all papers made from the database", lambda: many()["loaded"], "s", once=True, note=note),
         Figure("abstracts embedded", lambda: embedding()["rate"], "abstracts/s", 60, at_most=False, once=True,
                note="about 150 words each"),
+        Figure("abstracts embedded, static encoder", lambda: embedding("static")["rate"], "abstracts/s", 60,
+               at_most=False, once=True, note="ETUDE_ENCODER=static"),
+        Figure("headline finds its text, MRR, static encoder", mrr_static, "", once=True),
         Figure("longest wait of a vote while embedding", lambda: embedding()["wait"], "ms", once=True),
         *(Figure(f"headline finds its text, MRR, {how}", functools.partial(mrr_ours, how), "", once=True)
           for how in ("words", "meaning")),

@@ -1,12 +1,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from etude.data.randomness import seeded_build, stream
 from etude.errors import MissingExtra
 from etude.layers.pretrained import pretrained_folder
+from etude.layers.static_encoder import StaticEncoder, token_weights
 from etude.layers.text_encoders import TextEncoder, pool
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "e"]
@@ -182,3 +184,59 @@ def test_minilm_gives_the_vectors_of_sentence_transformers() -> None:
     theirs = peer.SentenceTransformer(str(pretrained_folder("all-MiniLM-L6-v2")), device="cpu")
     assert ours.max_length == 256
     assert torch.allclose(ours.encode(texts), torch.from_numpy(theirs.encode(texts)), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def static(parts: tuple[Any, Any]) -> StaticEncoder:
+    return StaticEncoder.distil(encoder(parts), cache=False)
+
+
+def token(static, word):
+    return static.table[static.tokenizer(word, add_special_tokens=False)["input_ids"][0]].numpy()
+
+
+def test_weights_are_smooth_inverse_frequencies():
+    found = token_weights(3, 0.5)
+    p = torch.tensor([1, 1 / 2, 1 / 3]) / (1 + 1 / 2 + 1 / 3)
+    assert torch.allclose(found, 0.5 / (0.5 + p))
+    assert bool((token_weights(100).diff() > 0).all())
+    with pytest.raises(ValueError, match="positive"):
+        token_weights(0)
+
+
+def test_distances_of_tokens_are_the_teachers(parts, static):
+    """All axes and the weight taken off: centred and turned, so differences keep their length."""
+    words = [w for w in static.tokenizer.get_vocab() if w.isalnum()][:6]
+    ids = static.tokenizer.convert_tokens_to_ids(words)
+    said = encoder(parts).encode(words, normalize=False, cache=False).double()
+    ours = static.table[ids].double() / token_weights(len(static.tokenizer))[ids, None].double()
+    assert torch.allclose(torch.cdist(said, said), torch.cdist(ours, ours), atol=1e-4)
+
+
+def test_a_text_is_the_mean_of_its_tokens_in_any_order(static):
+    words = [w for w in static.tokenizer.get_vocab() if w.isalnum()][:4]
+    mean = np.mean([token(static, w) for w in words], axis=0)
+    one, other = static.encode([" ".join(words), " ".join(reversed(words))])
+    assert np.allclose(one, mean / np.linalg.norm(mean), atol=1e-5)
+    assert np.allclose(one, other, atol=1e-6)
+    many = [" ".join(words[: 1 + i % 4]) for i in range(2500)]
+    assert np.allclose(static.encode(many)[2400], static.encode([many[2400]])[0], atol=1e-6)
+
+
+def test_axes_are_the_principal_ones(parts, static):
+    few = StaticEncoder.distil(encoder(parts), 3, cache=False)
+    assert few.table.shape == (len(static.table), 3)
+    assert torch.allclose(few.table, static.table[:, :3], atol=1e-5)
+    spread = (static.table / token_weights(len(static.table))[:, None]).var(0)
+    assert bool((spread.diff() <= 1e-6).all())
+
+
+def test_what_bad_input_gets_of_the_static_encoder(parts, static):
+    assert static.encode([]).shape == (0, 8)
+    assert not static.encode([""]).any()
+    with pytest.raises(ValueError, match="put it in a list"):
+        static.encode("one text")
+    with pytest.raises(ValueError, match=r"dim must lie in 1\.\.8"):
+        StaticEncoder.distil(encoder(parts), 9)
+    with pytest.raises(ValueError, match="no row for each"):
+        StaticEncoder(torch.zeros(2, 8), static.tokenizer)

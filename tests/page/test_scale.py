@@ -16,6 +16,7 @@ pytest.importorskip("httpx2", reason="the extra web is not installed")
 
 from fastapi.testclient import TestClient
 
+from etude.errors import EtudeError
 from etude.page import store
 from etude.page import tables as t
 from etude.page.database import Database
@@ -329,3 +330,25 @@ def test_only_words_that_changed_are_embedded_again(db, now):
     row = db.rows(sa.select(t.vector).where(t.vector.c.paper_id == 2))[0]
     assert row["digest"] == digest("Paper number 1", "other words")
     assert row["version"] == 2
+
+
+def test_a_page_that_changes_its_encoder_makes_its_vectors_anew(db, monkeypatch):
+    monkeypatch.delenv("ETUDE_ENCODER", raising=False)
+    papers(db, 3)
+    embed_pending(db, lambda texts: unit(len(texts), 8))
+    index = SemanticIndex(db)
+    index.refresh()
+    assert len(index) == 3
+    monkeypatch.setenv("ETUDE_ENCODER", "static")
+    other = SemanticIndex(db)
+    other.refresh()
+    assert len(other) == 0  # another model's vectors say nothing about its own
+    assert semantic.forget_other_models(db) == 3
+    while embed_pending(db, lambda texts: unit(len(texts), 6)):
+        pass
+    other.refresh()
+    assert len(other) == 3
+    assert {r["model"] for r in db.rows(sa.select(t.vector))} == {"all-MiniLM-L6-v2-static"}
+    monkeypatch.setenv("ETUDE_ENCODER", "quick")
+    with pytest.raises(EtudeError, match="ETUDE_ENCODER=quick: choose one of full, static"):
+        semantic.model_name()

@@ -55,9 +55,11 @@ def serve(
     import uvicorn
 
     from etude.page.retention import purge
+    from etude.page.search.semantic import model_name
     from etude.page.settings import Settings, from_environment, load_secret
     from etude.page.web.app import create_app
 
+    model_name()  # refuses what it does not know
     more: dict[str, Any] = from_environment() | ({"admin": admin} if admin else {})
     settings = Settings(
         database=ledger, host=host, port=port, mode=mode, base_url=base_url, secret=load_secret(Path.cwd()), **more
@@ -139,7 +141,7 @@ def _embed(ledger: str | None, stop: threading.Event) -> None:
 
     from etude.errors import EtudeError
     from etude.page.database import Database
-    from etude.page.search.semantic import embed_pending, load_encoder
+    from etude.page.search.semantic import embed_pending, forget_other_models, load_encoder
 
     if hasattr(os, "nice"):
         os.nice(10)  # on Linux of this thread and of those that it starts: answers and studies go first
@@ -148,6 +150,7 @@ def _embed(ledger: str | None, stop: threading.Event) -> None:
         encode = load_encoder()
     except EtudeError:  # without the extra `hf` search is by words, and the page says so
         return
+    forget_other_models(db)
     while not stop.is_set():
         if embed_pending(db, encode) == 0:
             stop.wait(5.0)

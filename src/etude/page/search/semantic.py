@@ -1,23 +1,27 @@
 """Meaning: MiniLM sentence vectors of title and abstract, searched exactly, or by signs where papers are very many.
 
 Vectors are made by a worker, never inside a request, and wait in the table `vector`. The query's own vector needs the
-model in the page's process: it is loaded in the background on first use, and until then search is by words.
+model in the page's process: it is loaded in the background on first use, and until then search is by words. With
+`ETUDE_ENCODER=static` vectors are averages of the tokens' vectors: far quicker to make, and worse.
 """
 
 import hashlib
+import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
-from etude.errors import EtudeError
+from etude.errors import EtudeError, UsageError
 from etude.page import tables as t
 from etude.page.database import Database
 from etude.page.search.scan import SignScan
 
 MODEL = "all-MiniLM-L6-v2"
+MODELS = {"full": MODEL, "static": f"{MODEL}-static"}
 EXACT_UP_TO = 100_000
 READ = 8192  # vectors read at once
 AT_ONCE = 5000  # ids in one question; SQLite takes 32,766
@@ -26,11 +30,30 @@ WINDOW_WORDS = 170  # about 256 tokens, the model's limit
 Encode = Callable[[Sequence[str]], np.ndarray]
 
 
+def model_name() -> str:
+    """Whose vectors this process makes and reads, by the environment variable `ETUDE_ENCODER` (full or static).
+
+    Raises
+    ------
+    UsageError
+        For another value.
+    """
+    asked = os.environ.get("ETUDE_ENCODER") or "full"
+    if asked not in MODELS:
+        raise UsageError(f"ETUDE_ENCODER={asked}: choose one of {', '.join(MODELS)}")
+    return MODELS[asked]
+
+
 def load_encoder() -> Encode:
     """The sentence encoder as a function of texts; raises `MissingExtra` without the extra `hf`."""
     import torch
 
     from etude.layers.text_encoders import TextEncoder
+
+    if model_name() == MODELS["static"]:
+        from etude.layers.static_encoder import StaticEncoder
+
+        return StaticEncoder.distil().encode
 
     encoder = TextEncoder(MODEL, device="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -93,14 +116,21 @@ def embed_pending(db: Database, encode: Encode, *, limit: int = 64) -> int:
     return len(todo)
 
 
+def forget_other_models(db: Database) -> int:
+    """Remove the vectors that another model made, so that they are made anew. Returns how many."""
+    with db.begin() as c:
+        return c.execute(sa.delete(t.vector).where(t.vector.c.model != model_name())).rowcount
+
+
 def store_vectors(c: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Write vectors of papers in place of those they had; `n` counts the writings, so a reader sees what is new."""
     v = t.vector.c
     ids = [r["paper_id"] for r in rows]
     for start in range(0, len(ids), AT_ONCE):
         c.execute(sa.delete(t.vector).where(v.paper_id.in_(ids[start : start + AT_ONCE])))
-    n = (c.execute(sa.select(sa.func.max(v.n))).scalar() or 0) + 1
-    c.execute(sa.insert(t.vector), [{"model": MODEL, "version": 1, "n": n} | r for r in rows])
+    # the clock, so that vectors that were all removed and made anew are seen to be new
+    n = max((c.execute(sa.select(sa.func.max(v.n))).scalar() or 0) + 1, time.time_ns() // 1_000_000)
+    c.execute(sa.insert(t.vector), [{"model": model_name(), "version": 1, "n": n} | r for r in rows])
 
 
 class SemanticIndex:
@@ -140,7 +170,7 @@ class SemanticIndex:
                     self._forget()
                     if c.execute(sa.select(sa.func.count()).select_from(t.vector)).scalar_one() > self._most:
                         self._scan = SignScan(self._fetch)
-                query = sa.select(v.paper_id, v.f16).where(v.n > since, v.n <= stamp[0], v.model == MODEL)
+                query = sa.select(v.paper_id, v.f16).where(v.n > since, v.n <= stamp[0], v.model == model_name())
                 rows = c.execution_options(yield_per=READ).execute(query.order_by(v.paper_id))
                 for part in rows.partitions():
                     ids = np.array([r[0] for r in part], np.int64)

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from etude.page import tables as t
 from etude.page.database import Database
 from etude.page.search.for_you import suggest
-from etude.page.search.semantic import MODEL
+from etude.page.search.semantic import model_name
 
 
 def taste(db: Database, account: int) -> tuple[set[int], set[int]]:
@@ -31,7 +31,7 @@ class Shelf:
         """Paper ids, shape (n,), and unit vectors, shape (n, d)."""
         if self._read is None:
             v = t.vector.c
-            rows = self.db.rows(sa.select(v.paper_id, v.f16).where(v.model == MODEL).order_by(v.paper_id))
+            rows = self.db.rows(sa.select(v.paper_id, v.f16).where(v.model == model_name()).order_by(v.paper_id))
             ids = np.array([r["paper_id"] for r in rows], np.int64)
             half = np.frombuffer(b"".join(r["f16"] for r in rows), np.float16)
             self._read = ids, half.reshape(len(rows), -1) if rows else half.reshape(0, 0)
