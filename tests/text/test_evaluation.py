@@ -10,6 +10,7 @@ from etude.data.topics import topic_documents
 from etude.errors import DataError
 from etude.text import DisambiguatedSkipGram
 from etude.text import evaluation as ev
+from etude.text.vocabulary import Vocabulary
 
 
 def dataset(n=60, seed=0, **changes):
@@ -43,6 +44,19 @@ def test_documents_without_a_known_word_are_left_out():
     documents = [["aa", "bb"]] * 40 + [["zz"]] + [["aa"]] * 20
     draw = ev.draw_documents(documents, np.arange(61), 0, n_documents=60, n_queries=15, max_features=2)
     assert ["zz"] not in draw.documents + draw.queries
+
+
+def test_a_model_finds_a_word_in_every_document_drawn():
+    """A word that is frequent in the pool may be rare in the part that is drawn."""
+    documents = [["x"]] * 880 + [[f"w{i // 5}"] for i in range(220)] + [["x"]] * 50
+    draw = ev.draw_documents(
+        documents, np.arange(1150), 0, n_documents=1000, n_queries=50, train_rows=np.arange(1100),
+        query_rows=np.arange(1100, 1150),
+    )  # fmt: skip
+    least = min(5, 1 + len(draw.documents) // 250)
+    found = Vocabulary.build(draw.documents, min_count=least)
+    assert 800 < len(draw.documents) < 1000
+    assert (np.diff(found.counts(draw.documents).indptr) > 0).all()
 
 
 def test_several_sets_are_labelled_by_set():

@@ -134,6 +134,13 @@ def draw_documents(
         return rows[np.diff(counts.indptr) > 0][:n]
 
     train, queries = known(train, n_documents), known(query_rows, n_queries)
+    while True:  # fewer documents know fewer words, so short ones may have none left
+        least = min(5, 1 + len(train) // 250)
+        vocabulary = Vocabulary.build([documents[i] for i in train], max_features=max_features, min_count=least)
+        kept = known(train, len(train))
+        if len(kept) == len(train):
+            break
+        train = kept
     return RetrievalDraw([documents[i] for i in train], labels[train], [documents[i] for i in queries], labels[queries])
 
 
