@@ -2,7 +2,8 @@
 `PhyLL` without boxes beside fflib's Forward-Forward net. "Same" asks that ours classifies at least as well.
 
 fflib's layers, losses and try-all-classes prediction are used as they are; its data helpers need torchvision and are
-left out. The official scripts of the paper are for a GPU, and the Keras example for another framework.
+left out. As fflib asks for torchvision, it is not in the extra `bench`: `pip install --no-deps fflib` adds it. The
+official scripts of the paper are for a GPU, and the Keras example for another framework.
 """
 
 from itertools import pairwise
