@@ -52,8 +52,8 @@ class CodebookStudy(Study):
 
     configs: ClassVar = {
         "quick": CodebookConfig(
-            n_seeds=3, num_states=20, num_successors=3, length=6, hidden_dim=32, steps=400, finetune_steps=150, lr=1e-2,
-            num_codes=60, test_rows=150, batch_size=64, dead_after=25,
+            n_seeds=3, num_states=20, num_successors=3, length=6, hidden_dim=32, steps=300, finetune_steps=80, lr=1e-2,
+            num_codes=60, test_rows=100, batch_size=48, dead_after=20,
         ),
         "laptop": CodebookConfig(),
         "gpu": CodebookConfig(

@@ -54,7 +54,7 @@ class DependencyStudy(Study):
     kinds: ClassVar = ("images",)
     configs: ClassVar = {
         "quick": DependencyConfig(
-            n_seeds=3, protocols=("digits",), rows=(1300, 400), tasks=3, steps=120, steps_split=40, lr=5e-3,
+            n_seeds=3, protocols=("digits",), rows=(1300, 400), tasks=3, steps=80, steps_split=30, lr=5e-3,
             batch_size=32, width=32, scale=0.5, few_seeds=3,
         ),
         "laptop": DependencyConfig(),

@@ -56,7 +56,7 @@ class KeyValueStudy(Study):
 
     configs: ClassVar = {
         "quick": KeyValueConfig(
-            n_seeds=3, protocols=("toy", "digits"), steps=80, toy_steps=250, num_codebooks=32, num_pairs=64,
+            n_seeds=3, protocols=("toy", "digits"), steps=60, toy_steps=150, num_codebooks=32, num_pairs=64,
             grid=((4, 8),),
         ),
         "laptop": KeyValueConfig(),

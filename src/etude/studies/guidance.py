@@ -55,7 +55,7 @@ class GuidanceStudy(Study):
 
     configs: ClassVar = {
         "quick": GuidanceConfig(
-            n_seeds=3, protocols=(CNN,), train_rows=1000, cnn_depth=12, cnn_steps=100, cnn_guide_steps=150,
+            n_seeds=3, protocols=(CNN,), train_rows=1000, cnn_depth=12, cnn_steps=60, cnn_guide_steps=150,
         ),
         "laptop": GuidanceConfig(),
         "gpu": GuidanceConfig(

@@ -52,7 +52,7 @@ class ReviewStudy(Study):
     """Mean accuracy over tasks, calibration and unknown classes, error of a regression with a condition."""
 
     configs: ClassVar = {
-        "quick": ReviewConfig(n_seeds=3, protocols=("digits",), pool=1, steps=120, wave_rows=2000, wave_steps=700),
+        "quick": ReviewConfig(n_seeds=3, protocols=("digits",), pool=1, steps=90, wave_rows=2000, wave_steps=600),
         "laptop": ReviewConfig(),
         "gpu": ReviewConfig(pool=1, tasks=12, rows=300, steps=2000, open_rows=2000, wave_steps=10_000),
     }

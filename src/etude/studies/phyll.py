@@ -63,8 +63,8 @@ class PhysicalStudy(Study):
 
     configs: ClassVar = {
         "quick": PhysicalConfig(
-            n_seeds=3, protocols=("vowels",), boxes=("optics", "microwave"), epochs=20, recovery_epochs=20,
-            curve_every=2, twin_steps=150, test_speakers=30,
+            n_seeds=3, protocols=("vowels",), boxes=("optics", "microwave"), epochs=14, recovery_epochs=14,
+            curve_every=7, twin_steps=100, test_speakers=30,
         ),
         "laptop": PhysicalConfig(),
         "gpu": PhysicalConfig(

@@ -47,9 +47,9 @@ class RichStudy(Study):
         "quick": RichConfig(
             n_seeds=3,
             protocols=("digits", "blocks"),
-            steps=200,
-            tune_steps=40,
-            block_rows=500,
+            steps=120,
+            tune_steps=30,
+            block_rows=400,
             strengths=(0.1, 1.0),
         ),
         "laptop": RichConfig(),
