@@ -1,5 +1,6 @@
 """Commands about what the ledger holds and about peers: verdicts, report, export, import-results, bench."""
 
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -119,11 +120,15 @@ def bench(name: str | None = None, *, folder: Path = Path("benchmarks"), repeats
 
     if repeats < 5:
         raise UsageError(f"--repeats {repeats}: a spread needs at least 5 alternations")
-    rows = []
-    for stem, result in lab_bench.run(folder, name, repeats=repeats):
-        rows.append((stem, result))
-        err.print(f"{stem}: {result}")
-    path = lab_bench.save(folder, rows)
+    rows: list[lab_bench.Row] = []
+    for stem, part in groupby(lab_bench.run(folder, name, repeats=repeats), key=lambda row: row[0]):
+        done = []
+        for row in part:
+            done.append(row)
+            err.print(f"{stem}: {row[1]}")
+        lab_bench.save(folder, done)  # a file at a time: what is measured stays when a later one breaks
+        rows += done
+    path = folder / "RESULTS.md"
     if json_:
         return emit([{"benchmark": stem} | r._asdict() for stem, r in rows])
     out.print(f"Table: {path}", soft_wrap=True)
