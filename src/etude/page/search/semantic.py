@@ -245,6 +245,9 @@ class SemanticIndex:
     def _load(self) -> None:
         try:
             encode = load_encoder()
+            import torch
+
+            torch.set_num_threads(1)  # in the page: more threads wait longer for each other than a few words take
             encode(["warm up"])
             self._encode = encode
         except (EtudeError, OSError) as error:
