@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from etude.cli.results import bench
 from etude.lab.bench import Figure, Ratio, Reading, read_off, run, save
 
 
@@ -43,3 +44,12 @@ def test_figures_and_ratios_live_in_one_store(tmp_path):
     assert path == again
     assert "| other | sorting |" in text and "| mixed | reads | 2 ms | 2-2 | 5 | <= 1 ms | missed |" in text
     assert text.index("| other |") < text.index("## Figures to reach") < text.index("| mixed |")
+
+
+def test_what_one_file_measured_stays_when_a_later_one_breaks(tmp_path):
+    made = "from etude.lab.bench import Figure\ndef cases():\n    return [Figure('reads', lambda: {}, 'ms')]\n"
+    (tmp_path / "first.py").write_text(made.format("2.0"))
+    (tmp_path / "second.py").write_text(made.format("1 / 0"))
+    with pytest.raises(ZeroDivisionError):
+        bench(folder=tmp_path)
+    assert "| first | reads | 2 ms |" in (tmp_path / "RESULTS.md").read_text()
