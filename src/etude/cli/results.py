@@ -1,6 +1,5 @@
 """Commands about what the ledger holds and about peers: verdicts, report, export, import-results, bench."""
 
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -121,11 +120,11 @@ def bench(name: str | None = None, *, folder: Path = Path("benchmarks"), repeats
     if repeats < 5:
         raise UsageError(f"--repeats {repeats}: a spread needs at least 5 alternations")
     rows: list[lab_bench.Row] = []
-    for stem, part in groupby(lab_bench.run(folder, name, repeats=repeats), key=lambda row: row[0]):
+    for file in lab_bench.find(folder, name):
         done = []
-        for row in part:
+        for row in lab_bench.run(folder, file.stem, repeats=repeats):
             done.append(row)
-            err.print(f"{stem}: {row[1]}")
+            err.print(f"{file.stem}: {row[1]}")
         lab_bench.save(folder, done)  # a file at a time: what is measured stays when a later one breaks
         rows += done
     path = folder / "RESULTS.md"
