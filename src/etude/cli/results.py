@@ -125,9 +125,8 @@ def bench(name: str | None = None, *, folder: Path = Path("benchmarks"), repeats
         for row in lab_bench.run(folder, file.stem, repeats=repeats):
             done.append(row)
             err.print(f"{file.stem}: {row[1]}")
-        lab_bench.save(folder, done)  # a file at a time: what is measured stays when a later one breaks
+        path = lab_bench.save(folder, done)  # a file at a time: what is measured stays when a later one breaks
         rows += done
-    path = folder / "RESULTS.md"
     if json_:
         return emit([{"benchmark": stem} | r._asdict() for stem, r in rows])
     out.print(f"Table: {path}", soft_wrap=True)
