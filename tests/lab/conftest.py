@@ -29,9 +29,13 @@ expects = "holds"
 STUDY = '''
 import os
 import signal
+import torch
 from etude.data.randomness import numpy_stream
 from etude.errors import SourceUnavailable
 from etude.lab.study import Arm, Artifact, Measurement, Plot, Study, StudyConfig
+from etude.training import TrainConfig, train
+
+ROWS = torch.zeros(4, 1)
 
 
 class Config(StudyConfig):
@@ -39,6 +43,7 @@ class Config(StudyConfig):
     """How much better ours is."""
     kill_after: int = 0
     crash: str = ""
+    trains: bool = False
     protocols: tuple[str, ...] = ("default",)
 
 
@@ -62,6 +67,9 @@ class ToyStudy(Study):
                     os.kill(os.getpid(), signal.SIGKILL)
             if job.config.crash == job.arm:
                 raise RuntimeError("boom")
+            if job.config.trains:
+                nothing = torch.nn.Linear(1, 1)
+                train(nothing, (ROWS, ROWS), loss=lambda m, b: m(b.x).mean(), config=TrainConfig(steps=1))
             noise = numpy_stream(seed, "noise").normal()
             base = {"ours": job.config.level, "plain": 0.0, "shuffled": -9.0}[job.arm]
             yield Measurement(job.arm, seed, "score", 50 + base + noise, "points")

@@ -162,3 +162,11 @@ def test_another_tiers_configuration_and_plots_leave_a_run_valid(changed):
     assert changed("studies/a_paper", '"quick": 3', '"quick": 4') != changed()
     assert changed("studies/a_paper", "apart(self)", "apart(self, 2)") == changed()
     assert changed("rooms/other", "def apart(x):\n    return x", "def apart(x):\n    return -x") == changed()
+
+
+def test_which_plan_is_quickest_does_not_count_what_the_plans_run_does(changed, monkeypatch):
+    monkeypatch.setattr(digest, "_SCHEDULING", ("etude.rooms.one",))
+    assert changed("rooms/one", "return _step(x)", "return -_step(x)") == changed()
+    assert changed("rooms/leaf", "SIZE = 3", "SIZE = 5") != changed()
+    monkeypatch.undo()
+    assert all(digest._path(module) for module in digest._SCHEDULING)

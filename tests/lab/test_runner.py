@@ -51,6 +51,12 @@ def test_a_finished_run_is_reused_and_fresh_measures_again(toy, ledger, tmp_path
     assert not other.reused
 
 
+def test_the_plans_that_the_engine_took_are_recorded(toy, ledger):
+    broken = run_study(toy, ledger=ledger, jobs=1, settings={"trains": True, "crash": "shuffled"})
+    assert ledger.run(broken.run_id)["record"]["plans"] == {"sequential": 8}
+    assert "plans" in ledger.run(run_study(toy, ledger=ledger, jobs=1).run_id)["record"]
+
+
 RUN = """
 import sys
 sys.path.insert(0, {folder!r})

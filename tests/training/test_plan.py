@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,9 +219,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     def one(problem: Any, seed: int) -> float:
         return times["alone"] if torch.get_num_threads() == 1 and times["cores"] > 1 else times["sequential"]
 
-    monkeypatch.setattr(plan_module, "_seconds_per_update", one)
+    monkeypatch.setattr(plan_module, "seconds_per_update", one)
     monkeypatch.setattr(plan_module, "_batched_seconds", lambda p, seeds, kind, limit: times[kind])
     monkeypatch.setattr(plan_module, "cores", lambda: times["cores"])
+    times["pool"] = SimpleNamespace(warm=2, start=lambda n: setattr(times["pool"], "warm", n))
+    monkeypatch.setattr(plan_module, "shared_pool", lambda: times["pool"])
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield times
@@ -258,6 +261,28 @@ def test_an_odd_seed_may_use_the_idle_cores(clock: dict[str, Any]) -> None:
     assert chosen(seeds=5) == ("processes", 1)
     torch.set_num_threads(1)  # the caller wants one core
     assert chosen(seeds=5) == ("sequential", 1)
+
+
+def test_workers_start_beside_a_run_that_would_have_gained(clock: dict[str, Any]) -> None:
+    clock["pool"].warm = 0
+    assert chosen(steps=500) == ("sequential", 1), "2 s, less than a start"
+    assert clock["pool"].warm == 0
+    assert chosen(steps=1000) == ("sequential", 1), "4 s, in processes 2 s and a start of 3 s"
+    assert clock["pool"].warm == 2
+    assert chosen(steps=1000) == ("processes", 1)
+    clock["pool"].warm = 0
+    assert chosen(steps=10**5) == ("processes", 1), "long enough to pay for the start"
+
+
+def test_the_plans_taken_are_counted() -> None:
+    config = TrainConfig(steps=2)
+    with plan_module.counted_plans() as outer:
+        train(small, TRAIN, loss=cross_entropy, config=config, seeds=(0, 1), plan="stacked")
+        with plan_module.counted_plans() as inner:
+            train(small, TRAIN, loss=cross_entropy, config=config)
+    train(small, TRAIN, loss=cross_entropy, config=config)
+    assert outer == {"stacked": 2}
+    assert inner == {"sequential": 1}
 
 
 def test_the_last_round_gives_the_same() -> None:

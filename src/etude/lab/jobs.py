@@ -39,6 +39,7 @@ class Done:
 
     items: list[Measurement | Artifact]
     provenance: list[dict[str, Any]] = field(default_factory=list)
+    plans: dict[str, int] = field(default_factory=dict)  # seeds trained under each plan of the engine
 
 
 def tickets(
@@ -101,10 +102,13 @@ def _check(items: Sequence[Measurement | Artifact], the_study: Study, ticket: Ti
 
 def execute(ticket: Ticket) -> Done:
     """Run one job. Called in a worker; everything it needs is in the ticket."""
+    from etude.training.plan import counted_plans  # torch only where something trains
+
     the_study = study(ticket.slug)
     config = type(the_study.configs[ticket.tier]).model_validate(ticket.config)
     task = _task(the_study, config, ticket)
     job = Job(ticket.protocol, ticket.arm, ticket.seeds, config, task, ticket.device)
-    items = list(the_study.measure(job))
+    with counted_plans() as plans:
+        items = list(the_study.measure(job))
     _check(items, the_study, ticket)
-    return Done(items, [dict(p) for p in getattr(task, "provenance", ())])
+    return Done(items, [dict(p) for p in getattr(task, "provenance", ())], dict(plans))

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,7 @@ class _Active:
     errors: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
+    plans: Counter[str] = field(default_factory=Counter)
 
 
 def configure(
@@ -233,7 +235,8 @@ def _drain(
     finally:
         pool.close()
         for state in active.values():  # interrupted: the ledger keeps what is finished
-            store.update(state.run_id, seconds=state.seconds_before + time.perf_counter() - clock)
+            spent = state.seconds_before + time.perf_counter() - clock
+            store.update(state.run_id, seconds=spent, plans=_plans(state, store.run(state.run_id)["record"]))
 
 
 def _take(store: Ledger, state: _Active, ticket: Ticket, outcome: Finished) -> None:
@@ -247,6 +250,7 @@ def _take(store: Ledger, state: _Active, ticket: Ticket, outcome: Finished) -> N
         kind = "" if isinstance(outcome.error, EtudeError) else f"{type(outcome.error).__name__}: "
         state.errors.append(f"{ticket.protocol}/{ticket.arm}/seed {seeds}: {kind}{outcome.error}")
         return
+    state.plans.update(outcome.value.plans)
     for entry in outcome.value.provenance:
         state.provenance[canonical(entry)] = entry
     store.commit(
@@ -265,14 +269,21 @@ def _finish(store: Ledger, state: _Active, tell: Event) -> RunResult:
         except Exception as error:  # a plot that cannot be drawn must not lose the measurements
             state.errors.append(f"plots: {type(error).__name__}: {error}")
     word = "broken" if state.errors else "done" if rows else "skipped"
-    old = {canonical(e): e for e in store.run(state.run_id)["record"].get("data", [])}
+    record = store.run(state.run_id)["record"]
+    old = {canonical(e): e for e in record.get("data", [])}
     store.update(
         state.run_id, state=word, seconds=state.seconds_before + state.seconds, plots=plots,
         data=list((old | state.provenance).values()), skipped=state.skipped, error=state.errors or None,
+        plans=_plans(state, record),
         peak_bytes=max(state.peak_bytes, max((j["peak_bytes"] for j in store.jobs(state.run_id)), default=0)),
     )  # fmt: skip
     tell("end", state.the_study.slug, state.total, state.total)
     return _result(store, state.run_id)
+
+
+def _plans(state: _Active, record: Mapping[str, Any]) -> dict[str, int]:
+    """Seeds trained under each plan of the engine: now, and before the run was interrupted."""
+    return dict(state.plans + Counter(record.get("plans")))
 
 
 def _result(store: Ledger, run_id: str, reused: bool = False) -> RunResult:

@@ -6,6 +6,7 @@ plan (but for rounding) nor on which other seeds are trained with it.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from etude.training.config import TrainConfig
 from etude.training.feed import as_split, move
-from etude.training.plan import PLANS, resolve, run_plan
+from etude.training.plan import CLEARLY, PLANS, run_plan, seconds_per_update
 from etude.training.run import Build, Problem, State, Trained
 from etude.training.updater import Loss
 
@@ -105,7 +106,29 @@ def train(
     alone = len(seeds) == 1
     problem = Problem(build, data, loss, config, step, penalty, val, metric, tuple(callbacks), where, alone)
     with torch.enable_grad():
-        return run_plan(resolve(problem, seeds), seeds, plan)
+        return run_plan(_resolve(problem, seeds), seeds, plan)
+
+
+def _resolve(problem: Problem, seeds: tuple[int, ...]) -> Problem:
+    """Turn what depends on the machine into numbers: `seconds` into steps, `precision="auto"` into one of both."""
+    config = problem.config
+    if config.precision == "auto":
+        timed = {}
+        for precision in ("fp32", "bf16"):
+            trial = replace(problem, config=replace(config, precision=precision, **_any_length(config)))
+            timed[precision] = seconds_per_update(trial, seeds[0])
+        better = timed["bf16"] < CLEARLY * timed["fp32"]
+        config = replace(config, precision="bf16" if better else "fp32")
+        problem = replace(problem, config=config)
+    if config.seconds is not None:
+        trial = replace(problem, config=replace(config, **_any_length(config)))
+        steps = max(1, round(config.seconds / seconds_per_update(trial, seeds[0])))
+        problem = replace(problem, config=replace(config, seconds=None, steps=steps))
+    return problem
+
+
+def _any_length(config: Any) -> dict[str, Any]:
+    return {"seconds": None, "steps": config.warmup_steps + 1_000_000} if config.seconds is not None else {}
 
 
 __all__ = ["State", "TrainConfig", "Trained", "train"]

@@ -3,8 +3,10 @@
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,10 +22,24 @@ from etude.training.workers import Outcome, WorkerDied, cores, in_worker, shared
 
 PLANS = ("auto", "sequential", "processes", "stacked", "vmap", "processes+stacked", "processes+vmap")
 WARM, TIMED = 3, 5  # updates of a timing
-TRIAL_SECONDS = 0.5  # a timing that took so long stops early
+TRIAL_SECONDS = 0.15  # a timing that took so long stops early
 SHORT_SECONDS = 0.5  # shorter runs are not worth a timing
 START_SECONDS = 3.0  # a worker process, until it takes its first call
 CLEARLY = 0.9  # another plan than the reference has to take less than this share of its time
+
+
+_tally: ContextVar[Counter[str] | None] = ContextVar("plans", default=None)
+
+
+@contextmanager
+def counted_plans() -> Iterator[Counter[str]]:
+    """How many seeds were trained under each plan while the block ran, by what calls of `train` decided."""
+    tally: Counter[str] = Counter()
+    token = _tally.set(tally)
+    try:
+        yield tally
+    finally:
+        _tally.reset(token)
 
 
 class SeedsFailed(StudyError):
@@ -40,6 +56,9 @@ def run_plan(problem: Problem, seeds: tuple[int, ...], plan: str) -> list[Traine
     last_threads = 1
     if plan == "auto":
         plan, last_threads = choose(problem, seeds)
+    tally = _tally.get()
+    if tally is not None:
+        tally[plan] += len(seeds)
     outer, _, inner = plan.partition("+")
     if outer == "processes":
         return _in_processes(problem, seeds, inner, last_threads)
@@ -63,28 +82,6 @@ def _progress(problem: Problem, seeds: tuple[int, ...]) -> Iterator[Problem]:
         bar.close()
 
 
-def resolve(problem: Problem, seeds: tuple[int, ...]) -> Problem:
-    """Turn what depends on the machine into numbers: `seconds` into steps, `precision="auto"` into one of both."""
-    config = problem.config
-    if config.precision == "auto":
-        timed = {}
-        for precision in ("fp32", "bf16"):
-            trial = replace(problem, config=replace(config, precision=precision, **_any_length(config)))
-            timed[precision] = _seconds_per_update(trial, seeds[0])
-        better = timed["bf16"] < CLEARLY * timed["fp32"]
-        config = replace(config, precision="bf16" if better else "fp32")
-        problem = replace(problem, config=config)
-    if config.seconds is not None:
-        trial = replace(problem, config=replace(config, **_any_length(config)))
-        steps = max(1, round(config.seconds / _seconds_per_update(trial, seeds[0])))
-        problem = replace(problem, config=replace(config, seconds=None, steps=steps))
-    return problem
-
-
-def _any_length(config: Any) -> dict[str, Any]:
-    return {"seconds": None, "steps": config.warmup_steps + 1_000_000} if config.seconds is not None else {}
-
-
 # The choice
 
 
@@ -100,33 +97,48 @@ def choose(problem: Problem, seeds: tuple[int, ...]) -> Choice:
     if len(seeds) == 1 or not _can_rehearse(problem):
         return Choice("sequential")
     total, _ = problem.lengths(problem.feed(seeds[0]))
-    one = _seconds_per_update(problem, seeds[0])
+    one = seconds_per_update(problem, seeds[0])
     reference = one * len(seeds)
     if reference * total < SHORT_SECONDS:
         return Choice("sequential")
     expected = {Choice("sequential"): reference * total}
-    useful = []  # ways of batching that gain something
-    for kind in ("stacked", "vmap"):
-        seconds = _batched_seconds(problem, seeds, kind, reference)
-        if seconds is not None and seconds < reference:
-            expected[Choice(kind)] = seconds * total
-            useful.append(kind)
-    if _processes_possible(problem):
-        workers = min(cores(), len(seeds))
-        share = math.ceil(len(seeds) / workers)
-        start = 0.0 if shared_pool().warm >= workers else START_SECONDS
+    workers = min(cores(), len(seeds)) if _processes_possible(problem) else 1
+    share = math.ceil(len(seeds) / workers)
+    if workers > 1:
         with _one_thread():
-            alone = _seconds_per_update(problem, seeds[0])
-            expected[Choice("processes")] = alone * total * share + start
-            for kind in useful if share > 1 else ():
-                seconds = _batched_seconds(problem, seeds[:share], kind, alone * share)
-                if seconds is not None:
-                    expected[Choice(f"processes+{kind}")] = seconds * total + start
+            alone = seconds_per_update(problem, seeds[0])
+        expected[Choice("processes")] = alone * total * share
         rounds, left = divmod(len(seeds), workers)
         if left and workers // left > 1:  # the seeds of the last round may share the idle cores
-            expected[Choice("processes", workers // left)] = (alone * rounds + one) * total + start
-    best = min(expected, key=lambda choice: expected[choice])
-    return best if expected[best] < CLEARLY * reference * total else Choice("sequential")
+            expected[Choice("processes", workers // left)] = (alone * rounds + one) * total
+    quickest = min(expected.values()) / total
+    for kind in ("stacked", "vmap"):
+        seconds = _batched_seconds(problem, seeds, kind, quickest)
+        if seconds is None or seconds >= reference:
+            continue
+        expected[Choice(kind)] = seconds * total
+        if workers > 1 and share > 1:
+            with _one_thread():
+                seconds = _batched_seconds(problem, seeds[:share], kind, alone * share)
+            if seconds is not None:
+                expected[Choice(f"processes+{kind}")] = seconds * total
+    return _quickest(expected, reference * total, workers)
+
+
+def _quickest(expected: dict[Choice, float], reference: float, workers: int) -> Choice:
+    """The choice of the least time, where it clearly beats the reference. Processes that still have to start cost."""
+
+    def best(start: float) -> Choice:
+        full = {c: s + start * c.plan.startswith("processes") for c, s in expected.items()}
+        least = min(full, key=lambda c: full[c])
+        return least if full[least] < CLEARLY * reference else Choice("sequential")
+
+    warm, pool = best(0.0), None if workers == 1 else shared_pool()
+    if pool is None or pool.warm >= workers:
+        return warm
+    if warm.plan.startswith("processes") and reference > START_SECONDS:
+        pool.start(workers)  # meanwhile, so that the next run of this kind finds them
+    return best(START_SECONDS)
 
 
 def _can_rehearse(problem: Problem) -> bool:
@@ -145,7 +157,7 @@ def _rehearsal(problem: Problem) -> Problem:
     return replace(problem, callbacks=(), val=None, metric=None, alone=False)
 
 
-def _seconds_per_update(problem: Problem, seed: int) -> float:
+def seconds_per_update(problem: Problem, seed: int) -> float:
     """Of one seed by itself, on a copy."""
     problem = _rehearsal(problem)
     model, feed = problem.module(seed), problem.feed(seed)

@@ -168,6 +168,12 @@ class WorkerPool:
         """Workers that have been started and live."""
         return sum(w.process.poll() is None for w in self._workers)
 
+    def start(self, number: int | None = None) -> None:
+        """Start workers up to `number` (default: all) before a call needs them; does not wait for them."""
+        number = self.num_workers if number is None else min(number, self.num_workers)
+        while len(self._workers) < number:
+            self._workers.append(_Worker(len(self._workers), self.threads, self._initializer))
+
     def __len__(self) -> int:
         """Calls queued, running, or finished and not yet taken."""
         return len(self._queue) + sum(w.busy for w in self._workers) + len(self._ready)
@@ -181,8 +187,8 @@ class WorkerPool:
             if worker is None:
                 if len(self._workers) == self.num_workers:
                     return
-                worker = _Worker(len(self._workers), self.threads, self._initializer)
-                self._workers.append(worker)
+                self.start(len(self._workers) + 1)
+                worker = self._workers[-1]
             key, payload = self._queue.popleft()
             worker.key, worker.busy, worker.started = key, True, time.perf_counter()
             try:
