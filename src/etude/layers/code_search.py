@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 SIMILARITIES = ("euclidean", "cosine")
-_TILE = {"cpu": 2**19}  # distances held at once; about a CPU's cache, else 256 MiB
+_TILE = {"cpu": 2**22}  # distances held at once, 16 MiB; else 256 MiB
 _LARGE_TILE = 2**26
 _BLOCKS = ((1024, 64), (64, 32))  # from this many codes on, blocks of that many
+_TOP_BLOCK = 32
 
 
 def nearest_codes(
@@ -125,11 +126,13 @@ def _blocked(allowed: Tensor | None, groups: int, num_codes: int, k: int) -> Ten
 
 
 class _Table(NamedTuple):
-    """factor (g, d + 1, J) of the product, what is taken off the rows before it (g, 1, d), largest |k| (g, 1)."""
+    """factor (g, d + 1, J) of the product, its last row a bias where there is one; what is taken off the rows before
+    it (g, 1, d); largest |k| (g, 1)."""
 
     factor: Tensor
     shift: Tensor
     reach: Tensor
+    biased: bool
 
 
 def _table(book: Tensor, similarity: str, blocked: Tensor | None) -> _Table:
@@ -150,7 +153,8 @@ def _table(book: Tensor, similarity: str, blocked: Tensor | None) -> _Table:
         _require_finite("codes", book)
     if blocked is not None:
         bias = bias.masked_fill(blocked[..., None], torch.inf)
-    return _Table(torch.cat([columns, bias], dim=-1).mT, shift, reach)
+    biased = similarity != "cosine" or blocked is not None
+    return _Table((torch.cat([columns, bias], dim=-1) if biased else columns).mT, shift, reach, biased)
 
 
 def _search(
@@ -158,29 +162,28 @@ def _search(
 ) -> Tensor:  # fmt: skip
     """Indices (g, r, k) of the nearest codes of the rows (g, r, d), ties in the order of the index."""
     near = _unit(rows) if similarity == "cosine" else rows - table.shift
-    scores = torch.bmm(torch.cat([near, near.new_ones(*near.shape[:-1], 1)], dim=-1), table.factor)
+    one = near.new_ones(*near.shape[:-1], 1 if table.biased else 0)
+    scores = torch.bmm(torch.cat([near, one], dim=-1), table.factor)
     reach = table.reach
     rounding = 2 * (book.shape[-1] + 2) * torch.finfo(scores.dtype).eps
-    slack = rounding * reach * (reach + 2 * torch.linalg.vector_norm(near, dim=-1))
-    found, unsure = _smallest(scores, k, slack[..., None])
+    slack = (rounding * reach * (reach + 2 * torch.linalg.vector_norm(near, dim=-1)))[..., None]
+    found, unsure = _smallest(scores, k, slack)
     for g in unsure.any(-1).nonzero()[:, 0].tolist():
         again = unsure[g]
-        exact = _by_differences(rows[g, again], book[g], similarity)
-        if blocked is not None:
-            exact = exact.masked_fill(blocked[g], torch.inf)
-        found[g, again] = exact.sort(dim=-1, stable=True).indices[:, :k]
+        banned = None if blocked is None else blocked[g]
+        found[g, again] = _rank_again(rows[g, again], book[g], scores[g, again], slack[g, again], k, similarity, banned)
     return found
 
 
 def _smallest(scores: Tensor, k: int, slack: Tensor) -> tuple[Tensor, Tensor]:
     """Indices (..., k) of the smallest entries of the last axis; and where another entry lies within `slack` of
     one of them, so that rounding may have decided."""
+    if k > 1:
+        values, found = _lowest(scores, min(k + 1, scores.shape[-1]))
+        return found[..., :k], (values[..., 1:] - values[..., :-1] <= slack).any(-1)
     width = scores.shape[-1]
     size = next((size for least, size in _BLOCKS if width >= least), width)
     blocks = width // size
-    if k > 1:
-        values, found = scores.topk(min(k + 1, width), largest=False)
-        return found[..., :k], (values[..., 1:] - values[..., :-1] <= slack).any(-1)
     if blocks < 2:
         best, found = scores.min(-1, keepdim=True)
         return found, (scores <= best + slack).sum(-1) > 1
@@ -198,19 +201,53 @@ def _smallest(scores: Tensor, k: int, slack: Tensor) -> tuple[Tensor, Tensor]:
     return found, unsure
 
 
+def _lowest(scores: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """`topk` of the smallest `m`: they lie in the `m` blocks of the smallest minima, and in the rest of the axis."""
+    width = scores.shape[-1]
+    blocks = width // _TOP_BLOCK
+    if blocks < 4 * m:
+        return scores.topk(m, largest=False)
+    body = scores[..., : blocks * _TOP_BLOCK].unflatten(-1, (blocks, _TOP_BLOCK))
+    block = body.amin(-1).topk(m, largest=False, sorted=False).indices
+    places = block[..., None] * _TOP_BLOCK + torch.arange(_TOP_BLOCK, device=scores.device)
+    rest = torch.arange(blocks * _TOP_BLOCK, width, device=scores.device).expand(*scores.shape[:-1], -1)
+    places = torch.cat([places.flatten(-2), rest], dim=-1)
+    values, found = scores.gather(-1, places).topk(m, largest=False)
+    return values, places.gather(-1, found)
+
+
+def _rank_again(
+    rows: Tensor, book: Tensor, scores: Tensor, slack: Tensor, k: int, similarity: str, banned: Tensor | None
+) -> Tensor:
+    """(r, k) by differences in float64: of the codes that rounding may have put among the nearest, or of all where
+    there are very many of those."""
+    width = scores.shape[-1]
+    m = min(width, 2 * k + 8)
+    values, places = scores.topk(m, largest=False)
+    if m < width and bool((values[:, -1:] - values[:, k - 1 : k] > slack).all()):
+        places = places.sort(-1).values  # equally near ones stand in the order of their index
+        exact = _by_differences(rows[:, None], book[places], similarity)[:, 0]
+        exact = exact.masked_fill(torch.isinf(scores.gather(-1, places)), torch.inf)
+        return places.gather(-1, exact.sort(dim=-1, stable=True).indices[:, :k])
+    exact = _by_differences(rows, book, similarity)
+    if banned is not None:
+        exact = exact.masked_fill(banned, torch.inf)
+    return exact.sort(dim=-1, stable=True).indices[:, :k]
+
+
 def _unit(t: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(t, dim=-1, keepdim=True)
     return t / torch.where(norm == 0, 1.0, norm)
 
 
 def _by_differences(rows: Tensor, book: Tensor, similarity: str) -> Tensor:
-    """(r, J) float64: squared distances, or 1 - cosine; equal codes give equal entries."""
+    """(..., r, J) float64: squared distances, or 1 - cosine; equal codes give equal entries."""
     a, b = rows.double(), book.double()
     if similarity == "cosine":
         a, b = _unit(a), _unit(b)
     gap = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
     if similarity == "cosine":  # of unit vectors; a zero vector has cosine 0
-        zero = (a == 0).all(-1)[:, None] | (b == 0).all(-1)
+        zero = (a == 0).all(-1)[..., :, None] | (b == 0).all(-1)[..., None, :]
         gap = torch.where(zero, 1.0, gap / 2)
     return gap
 
