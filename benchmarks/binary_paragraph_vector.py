@@ -25,13 +25,13 @@ THREADS = torch.get_num_threads()
 
 @lru_cache
 def _draw() -> tuple[str, ev.RetrievalDraw]:
-    """2,000 documents and 300 queries of 20 Newsgroups, or of the generator where that set cannot be had."""
+    """800 documents and 300 queries of 20 Newsgroups, or of the generator where that set cannot be had."""
     try:
         name, corpus = "20 Newsgroups", ev.TokenCorpus.of(load_texts("newsgroups20"))
     except SourceUnavailable:
         drawn = topic_documents(3000, 0, n_words=6000, mean_length=120, focus=0.15)
         name, corpus = "generated topics", ev.TokenCorpus([t.split() for t in drawn.texts], drawn.labels.numpy())
-    return name, corpus.draw(0, n_documents=2000, n_queries=300, max_features=5000)
+    return name, corpus.draw(0, n_documents=800, n_queries=300, max_features=5000)
 
 
 def _better(ours: ParagraphVector, peer: Any) -> bool:
@@ -53,7 +53,7 @@ def _gensim() -> list[Case]:
     ours = ParagraphVector(128, max_features=5000, min_count=5, tokenizer=ev.as_tokens, device="cpu", random_state=0)
     return [
         Case(
-            name=f"real paragraph vectors, 2,000 documents of {name}: ours 25 epochs, peer 20",
+            name=f"real paragraph vectors, 800 documents of {name}: ours 25 epochs, peer 20",
             ours=lambda: ours.fit(documents),
             peer=lambda: Doc2Vec(
                 tagged, dm=0, vector_size=128, epochs=20, negative=5, min_count=5, workers=THREADS, seed=1

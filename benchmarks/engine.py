@@ -133,8 +133,8 @@ def cases() -> list[Case]:
         case("overhead, 1 seed of an MLP 20-32-10", lambda s: mlp((20, 32, 10)), small, 1, 2000, 32, 0.91),
         case("overhead, the same", lambda s: mlp((20, 32, 10)), small, 1, 2000, 32, 0.91, fused=False),
         case("8 seeds of an MLP 64-128-128-10, batch 64", lambda s: mlp((64, 128, 128, 10)), wide, 8, 1000, 64, 2.0),
-        case("5 seeds of a convnet 16-32, batch 128", lambda s: convnet((1, 14, 14), (16, 32), 10), images, 5, 150,
+        case("5 seeds of a convnet 16-32, batch 128", lambda s: convnet((1, 14, 14), (16, 32), 10), images, 5, 300,
              128, 1.3, tolerance=2e-2),
-        case("5 seeds of a transformer 64 x 4, batch 64", lambda s: Transformer(), series, 5, 60, 64, 1.4),
-        case("5 seeds of an LSTM 64, batch 64", lambda s: Lstm(), series, 5, 150, 64, 1.4),
+        case("5 seeds of a transformer 64 x 4, batch 64", lambda s: Transformer(), series, 5, 120, 64, 1.4),
+        case("5 seeds of an LSTM 64, batch 64", lambda s: Lstm(), series, 5, 300, 64, 1.4),
     ]  # fmt: skip

@@ -189,7 +189,7 @@ def _time(update: Any, problem: Problem, limit: float = math.inf) -> float:
         if cuda:
             torch.cuda.synchronize(problem.device)
         taken.append(time.perf_counter() - start)
-        if i > 0 and (time.perf_counter() - begun > TRIAL_SECONDS or taken[-1] > 2 * limit):
+        if taken[-1] > (2 if i else 4) * limit or (i and time.perf_counter() - begun > TRIAL_SECONDS):
             break
     counted = sorted(taken[min(WARM, len(taken) - 1) :])
     return counted[len(counted) // 2]
