@@ -261,3 +261,12 @@ def test_new_paper_in_a_copy_of_the_checkout(tmp_path):
     assert json.loads(run.stdout)[0]["state"] == "done"
     test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "tests")]
     assert subprocess.run(test, cwd=tmp_path, env=os.environ | env, check=False).returncode == 0
+
+
+def test_confirm(done):
+    folder, _ = done
+    result = etude("confirm", "--tier", "quick", cwd=folder)
+    assert (result.returncode, result.stdout.strip()) == (0, "No quick run in the ledger is stale.")
+    one_line(etude("confirm", SLUG, cwd=folder), 2, f"no finished laptop run of {SLUG}", "--tier laptop")
+    one_line(etude("confirm", SLUG, "--tier", "quick", "--seeds", "0", cwd=folder), 2, "at least 1")
+    one_line(etude("confirm", "nothing-such", cwd=folder), 2, "nothing-such")

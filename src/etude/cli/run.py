@@ -1,4 +1,4 @@
-"""The command that re-tests papers."""
+"""The commands that re-test papers: run, and confirm where only the code has moved."""
 
 import json
 from pathlib import Path
@@ -99,6 +99,53 @@ def run(
     return 3 if any(r.state == "broken" for r in results) or wholly_skipped else 0
 
 
+def confirm(
+    *slugs: str, tier: str = "laptop", seeds: int = 1, jobs: int | None = None, ledger: LedgerOption = None,
+    quiet: Annotated[bool, Flag] = False, json_: Json = False,
+) -> int:  # fmt: skip
+    """Measure one seed of stale runs again: where every number is the same, the run stands for the present code too.
+
+    Parameters
+    ----------
+    slugs
+        Papers (default: all whose newest run of the tier is stale).
+    tier
+        The tier of the runs.
+    seeds
+        How many seeds of every arm and protocol are measured again.
+    jobs
+        Worker processes (default: one a core).
+    ledger
+        Path or URL of the ledger (default: ETUDE_LEDGER or etude.sqlite).
+    quiet
+        No progress.
+    json_
+        One JSON document on standard output.
+    """
+    from etude.lab.confirm import confirm as measure_again
+    from etude.lab.console import StudyProgress
+    from etude.lab.digest import code_digest, is_stale
+    from etude.lab.ledger import Ledger
+    from etude.lab.registry import runnable
+
+    store = Ledger(ledger)
+    stale = [
+        r["slug"] for r in store.latest() if r["tier"] == tier and r["slug"] in runnable()
+        and not r["record"].get("user_data") and is_stale(r["record"], code_digest(r["slug"], tier))
+    ]  # fmt: skip
+    found = []
+    for slug in slugs or stale:
+        with StudyProgress(quiet or json_) as progress:
+            found.append(measure_again(slug, tier, ledger=store, seeds=seeds, jobs=jobs, on_event=progress))
+        if not json_:
+            out.print(found[-1].sentence(), soft_wrap=True, highlight=False)
+    if json_:
+        emit([f.record() for f in found])
+    elif not found:
+        out.print(f"No {tier} run in the ledger is stale.")
+    return 0 if all(f.holds for f in found) else 3
+
+
 def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -110,5 +157,6 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def register(app: App) -> None:
-    """Add the command to the command line."""
+    """Add the commands to the command line."""
     app.command(run)
+    app.command(confirm)

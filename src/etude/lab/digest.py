@@ -10,11 +10,12 @@ nothing: a study's `plots`, and the configurations of other tiers than the run's
 import ast
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 # The lab judges and stores; it does not produce numbers. Its study contract, the card and progress bars neither.
 _OUTSIDE = ("etude.lab", "etude.catalogue", "etude.page", "etude.cli", "etude.errors", "etude.data.progress")
@@ -238,3 +239,12 @@ def code_digest(slug: str, tier: str | None = None) -> str:
         assert path is not None
         total.update(f"{module}:{name}\n{_statement(path, path.stat().st_mtime_ns, name, tier)}\n".encode())
     return total.hexdigest()[:12]
+
+
+def is_stale(record: Mapping[str, Any], code: str | None) -> bool:
+    """Whether a run's code is not the present one, and no confirmation in its record says that this changes nothing.
+
+    `code` is the present digest, None where the study is gone; confirmations are `etude.lab.confirm`'s.
+    """
+    known = [record.get("code_digest"), *(c["code_digest"] for c in record.get("confirmed") or ())]
+    return code is None or code not in known

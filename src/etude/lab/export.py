@@ -168,10 +168,13 @@ def import_results(ledger: Ledger, folder: str | Path = "results") -> tuple[int,
     if not files or not root.exists():
         raise UsageError(f"{root} holds no result files (*.json)")
     read = [read_result(f) for f in files]
-    known = {r["id"] for r in ledger.runs()}
+    known = {r["id"]: r["record"] for r in ledger.runs()}
     new = 0
     for result in read:
         if result.run in known:
+            confirmed = result.record.get("confirmed")
+            if confirmed and confirmed != known[result.run].get("confirmed"):
+                ledger.update(result.run, confirmed=confirmed)
             continue
         _store(ledger, result)
         new += 1

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from etude import ROOMS, catalogue
 from etude.errors import UsageError
+from etude.lab.digest import is_stale
 from etude.lab.export import export_run
 from etude.lab.forest import forest_row
 from etude.lab.judge import Verdict
@@ -221,7 +222,7 @@ def paper_page(request: Request, slug: str) -> Response:
         from etude.lab.vega import to_svg
 
         plots = [{"svg": to_svg(p["spec"]), "caption": p["caption"]} for p in runs[0]["record"].get("plots", [])]
-    stale = bool(runs) and runs[0]["record"].get("code_digest") != s.digest(slug, runs[0]["tier"])
+    stale = bool(runs) and is_stale(runs[0]["record"], s.digest(slug, runs[0]["tier"]))
     log = t.verdict_log.c
     history = s.db.rows(
         sa.select(t.verdict_log).where(log.slug == slug, log.protocol != "user").order_by(log.id.desc())

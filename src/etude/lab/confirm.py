@@ -1,0 +1,157 @@
+"""Confirming a run: the code behind it has moved, and some of its jobs, measured again, give the very same numbers.
+
+A digest cannot tell a mended error message from another formula. Measuring every seed again settles it at full price;
+one seed of every arm and protocol settles nearly as much for a fraction. The run keeps its numbers and its own digest,
+and its record says which later code was held against it, on which seeds, and how many numbers were equal.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from etude.errors import StudyError, UsageError
+from etude.lab.digest import code_digest
+from etude.lab.environment import cores, environment
+from etude.lab.jobs import Done, Ticket, execute, tickets
+from etude.lab.ledger import Ledger, now
+from etude.lab.pools import make_pool
+from etude.lab.registry import study
+from etude.lab.runner import Event
+from etude.lab.study import Measurement
+
+Key = tuple[str, str, int, str, float | None]  # protocol, arm, seed, metric, step
+
+
+@dataclass
+class Confirmation:
+    """What measuring a part of a run again has shown."""
+
+    slug: str
+    tier: str
+    run_id: str
+    code: str
+    """The digest of the present code."""
+    seeds: tuple[int, ...]
+    jobs: int = 0
+    equal: int = 0
+    """Numbers that came out the same, to the last bit."""
+    differ: list[str] = field(default_factory=list)
+    """What did not: a line each."""
+
+    @property
+    def holds(self) -> bool:
+        return self.equal > 0 and not self.differ
+
+    def sentence(self) -> str:
+        """For the terminal."""
+        name = f"{self.slug}, {self.tier}"
+        if self.holds:
+            return f"{name}: {self.equal} numbers of {self.jobs} jobs measured again, all equal: confirmed"
+        if not self.differ:
+            return f"{name}: nothing was measured again"
+        return (
+            f"{name}: {len(self.differ)} of {self.equal + len(self.differ)} numbers differ ({self.differ[0]}): "
+            f"measure again with etude run {self.slug} --tier {self.tier}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The JSON form."""
+        return asdict(self) | {"holds": self.holds}
+
+
+def confirm(
+    slug: str,
+    tier: str = "laptop",
+    *,
+    ledger: Ledger,
+    seeds: int = 1,
+    jobs: int | None = None,
+    on_event: Event | None = None,
+) -> Confirmation:
+    """Measure the first `seeds` seeds of every arm and protocol of the newest run again and compare each number.
+
+    Arms that train many seeds in one call take all of theirs, as the run did. If every number is equal, the run's
+    record gets the confirmation; otherwise the run stays as it is.
+
+    Raises
+    ------
+    UsageError
+        If there is no finished run of the tier, or its configuration no longer fits the study.
+    StudyError
+        If a job breaks.
+    """
+    the_study = study(slug)
+    runs = [r for r in ledger.latest(slug) if r["tier"] == tier and not r["record"].get("user_data")]
+    if not runs:
+        raise UsageError(f"the ledger has no finished {tier} run of {slug}: etude run {slug} --tier {tier}")
+    run, record = runs[0], runs[0]["record"]
+    if seeds < 1:
+        raise UsageError(f"--seeds {seeds}: need at least 1")
+    try:
+        config = type(the_study.configs[tier]).model_validate(record["config"])
+    except ValueError as error:
+        again = f"etude run {slug} --tier {tier} --fresh"
+        raise UsageError(f"{slug} has other settings than the run of {run['started']}: {again}") from error
+    few = config.seeds[:seeds]
+    device = record["environment"].get("device", "cpu")
+    shared = record["environment"].get("workers") or 1
+    todo = [
+        t for t in tickets(the_study, config, tier, device=device, workers=shared)
+        if len(t.seeds) > 1 or t.seeds[0] in few
+    ]  # fmt: skip
+    found = Confirmation(slug, tier, run["id"], code_digest(slug, tier), tuple(few), len(todo))
+    before = {_key(r): r["value"] for r in ledger.measurements(run["id"])}
+    _measure(todo, found, before, jobs or cores(), device, on_event or (lambda *_: None))
+    if found.holds:
+        entry = {
+            "code_digest": found.code, "date": now(), "seeds": list(found.seeds), "jobs": found.jobs,
+            "numbers": found.equal, "environment": environment(device, jobs or cores()),
+        }  # fmt: skip
+        kept = [c for c in record.get("confirmed") or () if c["code_digest"] != found.code]
+        ledger.update(run["id"], confirmed=[*kept, entry])
+    return found
+
+
+def _measure(
+    todo: list[Ticket], found: Confirmation, before: dict[Key, float], workers: int, device: str, tell: Event
+) -> None:
+    pool = make_pool(workers, "local", device)
+    done, total = 0, len(todo)
+    tell("start", found.slug, 0, total)
+    try:
+        for ticket in todo:
+            pool.submit(execute, ticket, key=ticket)
+        for outcome in pool.as_completed():
+            if outcome.error is not None or not isinstance(outcome.value, Done):
+                arm = f"{outcome.key.protocol}/{outcome.key.arm}"
+                raise StudyError(f"{found.slug}: {arm} broke while it was measured again: {outcome.error}")
+            _compare(outcome.key, outcome.value, before, found)
+            done += 1
+            tell("seed", found.slug, done, total)
+    finally:
+        pool.close()
+    tell("end", found.slug, total, total)
+
+
+def _compare(ticket: Ticket, value: Done, before: Mapping[Key, float], found: Confirmation) -> None:
+    after: dict[Key, float] = {}
+    for item in value.items:
+        if isinstance(item, Measurement):
+            after[ticket.protocol, item.arm, item.seed, item.metric, item.step] = float(item.value)
+    expected = {k for k in before if k[:2] == (ticket.protocol, ticket.arm) and k[2] in ticket.seeds}
+    for key in sorted(after.keys() | expected, key=str):
+        old, new = before.get(key), after.get(key)
+        if old is not None and new is not None and (old == new or (math.isnan(old) and math.isnan(new))):
+            found.equal += 1
+        else:
+            protocol, arm, seed, metric, step = key
+            where = f"{protocol}/{arm}, seed {seed}, {metric}" + ("" if step is None else f" at {step:g}")
+            found.differ.append(f"{where}: {old} in the run, {new} now")
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return row["protocol"], row["arm"], row["seed"], row["metric"], row["step"]
+
+
+__all__ = ["Confirmation", "confirm"]

@@ -1,0 +1,95 @@
+"""A run whose code has moved is confirmed by measuring a part of it again, or is not."""
+
+import pytest
+
+from etude.errors import StudyError, UsageError
+from etude.lab import digest
+from etude.lab.confirm import confirm
+from etude.lab.export import export, import_results
+from etude.lab.ledger import Ledger
+from etude.lab.runner import run_study
+from etude.lab.verdicts import run_verdicts
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+@pytest.fixture
+def moved(toy, ledger, monkeypatch):
+    """A finished run, and code that has moved since."""
+    run = run_study(toy, ledger=ledger, jobs=1)
+    real = digest.code_digest
+    for module in ("verdicts", "confirm"):
+        monkeypatch.setattr(f"etude.lab.{module}.code_digest", lambda slug, tier=None: real(slug, tier)[::-1])
+    assert all(v.stale for v in run_verdicts(ledger, ledger.run(run.run_id)))
+    return run.run_id
+
+
+def test_equal_numbers_confirm_the_run(toy, moved, ledger, tmp_path):
+    found = confirm(toy, "quick", ledger=ledger, jobs=1)
+    assert found.holds
+    assert (found.jobs, found.equal, found.seeds) == (3, 3, (1000,))
+    run = ledger.run(moved)
+    assert not any(v.stale for v in run_verdicts(ledger, run))
+    (entry,) = run["record"]["confirmed"]
+    assert entry["code_digest"] == found.code != run["record"]["code_digest"]
+    assert entry["environment"]["packages"]["torch"]
+    confirm(toy, "quick", ledger=ledger, jobs=1, seeds=4)
+    (entry,) = ledger.run(moved)["record"]["confirmed"]
+    assert entry["jobs"] == 12
+    export(ledger, tmp_path / "results")
+    other = Ledger(tmp_path / "other.sqlite")
+    assert import_results(other, tmp_path / "results") == (1, 0)
+    assert not any(v.stale for v in run_verdicts(other, other.run(moved)))
+
+
+def test_a_known_run_learns_of_its_confirmation(toy, moved, ledger, tmp_path):
+    export(ledger, tmp_path / "before")
+    other = Ledger(tmp_path / "other.sqlite")
+    import_results(other, tmp_path / "before")
+    confirm(toy, "quick", ledger=ledger, jobs=1)
+    export(ledger, tmp_path / "after")
+    assert import_results(other, tmp_path / "after") == (0, 1)
+    assert not any(v.stale for v in run_verdicts(other, other.run(moved)))
+
+
+def test_one_other_number_and_the_run_stays_stale(toy, moved, ledger):
+    with ledger._transaction() as c:
+        c.exec_driver_sql("UPDATE measurement SET value = value + 1e-12 WHERE arm = 'plain' AND seed = 1000")
+    found = confirm(toy, "quick", ledger=ledger, jobs=1)
+    assert not found.holds
+    assert (found.equal, len(found.differ)) == (2, 1)
+    assert found.differ[0].startswith("default/plain, seed 1000, score: ")
+    assert "1 of 3 numbers differ" in found.sentence()
+    assert "confirmed" not in ledger.run(moved)["record"]
+    assert all(v.stale for v in run_verdicts(ledger, ledger.run(moved)))
+
+
+def test_a_number_that_went_missing_differs(toy, moved, ledger):
+    with ledger._transaction() as c:
+        c.exec_driver_sql("UPDATE measurement SET metric = 'other' WHERE arm = 'ours' AND seed = 1000")
+    found = confirm(toy, "quick", ledger=ledger, jobs=1)
+    assert len(found.differ) == 2
+    assert "None now" in found.differ[0] + found.differ[1]
+
+
+def test_wrong_use(toy, ledger):
+    with pytest.raises(UsageError, match="no finished laptop run of toy-study"):
+        confirm(toy, ledger=ledger)
+    run = run_study(toy, ledger=ledger, jobs=1)
+    with pytest.raises(UsageError, match="at least 1"):
+        confirm(toy, "quick", ledger=ledger, seeds=0)
+    ledger.update(run.run_id, config={"gone": 3})
+    with pytest.raises(UsageError, match="other settings than the run"):
+        confirm(toy, "quick", ledger=ledger)
+
+
+def test_a_job_that_breaks_says_so(toy, ledger):
+    run = run_study(toy, ledger=ledger, jobs=1)
+    config = ledger.run(run.run_id)["record"]["config"]
+    ledger.update(run.run_id, config=config | {"crash": "plain"})
+    with pytest.raises(StudyError, match="default/plain broke while it was measured again: boom"):
+        confirm(toy, "quick", ledger=ledger, jobs=1)
+    assert "confirmed" not in ledger.run(run.run_id)["record"]
