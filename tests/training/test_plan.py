@@ -17,6 +17,7 @@ from etude.data.batching import sampled
 from etude.layers import mlp
 from etude.training import SeedsFailed, TrainConfig, Trained, accuracy, train
 from etude.training import plan as plan_module
+from etude.training.tally import counted_plans
 from etude.training.workers import cores
 
 SEEDS = (0, 3, 7)
@@ -276,9 +277,9 @@ def test_workers_start_beside_a_run_that_would_have_gained(clock: dict[str, Any]
 
 def test_the_plans_taken_are_counted() -> None:
     config = TrainConfig(steps=2)
-    with plan_module.counted_plans() as outer:
+    with counted_plans() as outer:
         train(small, TRAIN, loss=cross_entropy, config=config, seeds=(0, 1), plan="stacked")
-        with plan_module.counted_plans() as inner:
+        with counted_plans() as inner:
             train(small, TRAIN, loss=cross_entropy, config=config)
     train(small, TRAIN, loss=cross_entropy, config=config)
     assert outer == {"stacked": 2}

@@ -102,7 +102,7 @@ def _check(items: Sequence[Measurement | Artifact], the_study: Study, ticket: Ti
 
 def execute(ticket: Ticket) -> Done:
     """Run one job. Called in a worker; everything it needs is in the ticket."""
-    from etude.training.plan import counted_plans  # torch only where something trains
+    from etude.training.tally import counted_plans  # torch only where something trains
 
     the_study = study(ticket.slug)
     config = type(the_study.configs[ticket.tier]).model_validate(ticket.config)

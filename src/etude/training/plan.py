@@ -3,10 +3,8 @@
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ from etude.errors import StudyError
 from etude.training.batched import Batched, train_batched
 from etude.training.callbacks import Progress
 from etude.training.run import Problem, Trained, train_one
+from etude.training.tally import tally
 from etude.training.workers import Outcome, WorkerDied, cores, in_worker, shared_pool
 
 PLANS = ("auto", "sequential", "processes", "stacked", "vmap", "processes+stacked", "processes+vmap")
@@ -26,20 +25,6 @@ TRIAL_SECONDS = 0.15  # a timing that took so long stops early
 SHORT_SECONDS = 0.5  # shorter runs are not worth a timing
 START_SECONDS = 3.0  # a worker process, until it takes its first call
 CLEARLY = 0.9  # another plan than the reference has to take less than this share of its time
-
-
-_tally: ContextVar[Counter[str] | None] = ContextVar("plans", default=None)
-
-
-@contextmanager
-def counted_plans() -> Iterator[Counter[str]]:
-    """How many seeds were trained under each plan while the block ran, by what calls of `train` decided."""
-    tally: Counter[str] = Counter()
-    token = _tally.set(tally)
-    try:
-        yield tally
-    finally:
-        _tally.reset(token)
 
 
 class SeedsFailed(StudyError):
@@ -56,9 +41,7 @@ def run_plan(problem: Problem, seeds: tuple[int, ...], plan: str) -> list[Traine
     last_threads = 1
     if plan == "auto":
         plan, last_threads = choose(problem, seeds)
-    tally = _tally.get()
-    if tally is not None:
-        tally[plan] += len(seeds)
+    tally(plan, len(seeds))
     outer, _, inner = plan.partition("+")
     if outer == "processes":
         return _in_processes(problem, seeds, inner, last_threads)
