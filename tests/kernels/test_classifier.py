@@ -260,3 +260,47 @@ def test_a_kernel_that_underflows_says_so():
     X, y, Z, _ = _data(20, 5)
     with pytest.warns(UserWarning, match="underflows"):
         DeepKernelClassifier("optimal", dim=8, depth=400, kind="nngp").fit(X, y).predict(Z)
+
+
+@pytest.mark.parametrize(
+    ("activation", "dim"), [("erf", "auto"), ("sine", 4), ("tanh", "auto"), ("optimal", 1), ("optimal", "auto")]
+)
+def test_an_opposite_point_ends_and_votes_against(activation, dim):
+    x = np.array([[1.0, 0, 0], [0, 1, 0], [-1, 0, 0], [0, 0, 1]])
+    with pytest.warns(UserWarning, match="negative"):
+        said = DeepKernelClassifier(activation, dim=dim).fit(x, [0, 1, 1, 0]).predict(x)
+    assert said.tolist() == [0, 1, 1, 0]
+    if activation == "erf":
+        one = np.array([[1.0, 0, 0], [0, 1, 0]])
+        with pytest.warns(UserWarning, match="negative"):
+            odd = DeepKernelClassifier("erf").fit(one, [0, 1]).decision_function([[-1, 0, 0]])
+        assert odd[0] > 0, "an odd kernel votes against the class of the opposite point"
+
+
+def test_wide_rows_take_a_dim_that_float64_holds():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 1500)), rng.integers(0, 2, 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert DeepKernelClassifier().fit(x, y).dim_ <= 512
+        with pytest.raises(ValueError, match="too flat for float64: give a smaller dim"):
+            DeepKernelClassifier(dim="ambient").fit(x, y)
+
+
+def test_a_point_orthogonal_to_all_gets_the_shares():
+    x, y = np.eye(5)[[0, 0, 1, 1, 2, 2]], [0, 0, 1, 1, 0, 0]
+    model = DeepKernelClassifier().fit(x, y)
+    np.testing.assert_allclose(model.decision_function(np.eye(5)[3:]), (2 - 4) / 6)
+
+
+def test_tensors_and_arrays_of_coefficients_are_taken():
+    x, y = np.abs(np.random.default_rng(0).normal(size=(20, 4))), np.arange(20) % 2
+    plain = DeepKernelClassifier([0.0, 0.5**0.5, 0.5**0.5]).fit(x, y).predict(x)
+    other = DeepKernelClassifier(np.array([0.0, 0.5**0.5, 0.5**0.5])).fit(torch.tensor(x), torch.tensor(y))
+    np.testing.assert_array_equal(other.predict(torch.tensor(x)), plain)
+
+
+@pytest.mark.parametrize(("option", "words"), [({"kind": "foo"}, "'foo'"), ({"depth": 2.5}, "whole number")])
+def test_options_that_mean_nothing(option, words):
+    with pytest.raises(ValueError, match=words):
+        DeepKernelClassifier(**option).fit(np.eye(3), [0, 1, 0])

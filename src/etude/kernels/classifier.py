@@ -19,12 +19,17 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from etude.kernels.deep import Kind, LimitKernel, deep_kernel, solve_kernel
+from etude.kernels.deep import FLATTEST, Kind, LimitKernel, deep_kernel, solve_kernel
 from etude.kernels.dual import DualActivation, PowerDual, dual_activation
 from etude.kernels.votes import CHUNK_PAIRS, nearest_weights
 from etude.layers.distances import squared_distances
 
+ORTHOGONAL = 1e-15  # inner products so small are rounding: such a point is far from every training point
 _TUNING_ROWS = 1000  # rows that `dim="auto"` looks at
+
+
+def _array(X: Any) -> Any:
+    return X.detach().cpu().numpy() if isinstance(X, Tensor) else X
 
 
 def _is_integer(X: Any) -> bool:
@@ -41,8 +46,8 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         the same order; otherwise what `etude.kernels.dual_activation` takes.
     dim : "auto", "ambient" or number, default="auto"
         Dimension of the sphere that the data fill. "ambient": columns less one (after `lift`). "auto": of the powers of
-        two up to that, the one with the best leave-one-out accuracy on at most 1000 training rows (at finite depth:
-        "ambient").
+        two up to that that float64 can hold, the one with the best leave-one-out accuracy on at most 1000 training rows
+        (at finite depth: "ambient").
     depth : int or None, default=None
         Hidden layers. None: infinitely many.
     kind : {"ntk", "nngp"}, default="ntk"
@@ -100,11 +105,17 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            For NaN, rows of length 0 or (with ``normalize=False``) not 1, `dim` below 1, a negative ridge.
+            For NaN, rows of length 0 or (with ``normalize=False``) not 1, `dim` below 1 or beyond float64 (the optimal
+            activation's from about 960 on), a negative ridge, an unknown kind, a depth that is no whole number.
         """
+        X, y = _array(X), _array(y)
         counts = _is_integer(X)
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
+        if self.kind not in ("ntk", "nngp"):
+            raise ValueError(f'kind must be "ntk" or "nngp", got {self.kind!r}')
+        if self.depth is not None and self.depth != int(self.depth):
+            raise ValueError(f"depth must be a whole number or None for infinite, got {self.depth}")
         if self.ridge < 0:
             raise ValueError(f"ridge must be at least 0, got {self.ridge}")
         if self.depth is not None and self.depth < 0:
@@ -237,13 +248,14 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
 
     def _scores(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
+        X = _array(X)
         counts = _is_integer(X)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         parts = [self._vote(self._complement(rows)) for rows in self._chunks(self.on_sphere(X, counts))]
         return torch.cat(parts).cpu().numpy()
 
     def _vote(self, u: Tensor) -> Tensor:
-        """Scores (rows, classes) from 1 - z (rows, training points)."""
+        """Scores (rows, classes) from 1 - z (rows, training points); rows orthogonal to all get the classes' shares."""
         if self.weights_ is not None:
             assert self.depth is not None
             kernel = deep_kernel(u, self.dual_, self.depth, self.kind)
@@ -253,17 +265,22 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         if self.limit_ == "majority":
             return self.Y_.mean(0).expand(len(u), -1)
         weights = nearest_weights(u) if self.kernel_ is None else self.kernel_.weights(u)
-        return (weights @ self.Y_) / weights.abs().sum(1, keepdim=True)
+        scores = (weights @ self.Y_) / weights.abs().sum(1, keepdim=True)
+        if self.kernel_ is not None and bool((lost := (1 - u).abs().amax(1) < ORTHOGONAL).any()):
+            scores[lost] = self.Y_.mean(0)
+        return scores
 
     def _find_dim(self) -> float:
         ambient = float(max(1, self.X_.shape[1] - 1))
         if not isinstance(self.dim, str):
             return float(self.dim)
-        if self.dim == "ambient" or self.depth is not None or self.activation not in ("optimal", "sine"):
+        named = isinstance(self.activation, str) and self.activation in ("optimal", "sine")
+        if self.dim == "ambient" or self.depth is not None or not named:
             return ambient
         candidates = [2.0**k for k in range(12) if 2.0**k < ambient] + [ambient]
         if self.activation == "sine":
-            candidates = [c for c in candidates if c > 1] or [2.0]
+            candidates = [c for c in candidates if 1 < c < 1000] or [2.0]
+        candidates = [c for c in candidates if self._dual(c).slope_at_zero >= FLATTEST]
         stride = -(-len(self.X_) // _TUNING_ROWS)
         rows, labels = self.X_[::stride], self.Y_[::stride]
         u = squared_distances(rows, rows, exact=True).div_(2)

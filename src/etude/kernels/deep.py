@@ -16,6 +16,8 @@ from etude.kernels.dual import DualActivation
 
 COINCIDENT = 1e-28  # u of two unit vectors that differ by rounding alone
 _LOWEST = math.log(COINCIDENT) - 5
+OPPOSITE = 1e-8  # 1 + z below which an odd dual would never leave -1
+FLATTEST = 1e-146  # a smaller phi^'(0) leaves float64's range before phi^ is linear
 Kind = Literal["nngp", "ntk"]
 
 
@@ -71,16 +73,29 @@ def log_limit_ratio(u: Tensor, dual: DualActivation) -> tuple[Tensor, Tensor]:
     Raises
     ------
     ValueError
-        If the dual is not of the singular class.
+        If the dual is not of the singular class, or is too flat at 0 for float64.
     """
     _check_singular(dual)
-    u = u.double().clamp(min=math.exp(_LOWEST))
+    u = u.double()
+    opposite = (2 - u) < OPPOSITE
+    if bool(opposite.any()) and _is_odd(dual):  # K(-z) / (-z) = K(z) / z
+        u = torch.where(opposite, 2 - u, u)
+    u = u.clamp(min=math.exp(_LOWEST))
     return _iterate(1 - u, u, dual)
+
+
+def _is_odd(dual: DualActivation) -> bool:
+    return abs(float(dual.value(torch.tensor(-1.0, dtype=torch.float64))) + 1) < OPPOSITE
 
 
 def _check_singular(dual: DualActivation) -> None:
     if dual.limit != "singular":
         raise ValueError(f"only the singular class has a limit kernel; this activation's class is {dual.limit!r}")
+    if dual.slope_at_zero < FLATTEST:
+        raise ValueError(
+            f"the activation's dual has the slope {dual.slope_at_zero:.3g} at 0, too flat for float64: give a smaller "
+            "dim (of the optimal activation up to about 960)"
+        )
 
 
 def _log_ratio_of_odds(log_odds: Tensor, dual: DualActivation) -> Tensor:
