@@ -356,3 +356,54 @@ def test_scorer_of_causal_language_models():
     Tokenizer.bos_token_id = Tokenizer.eos_token_id = None
     with pytest.raises(ValueError, match="start nor an end token"):
         hl.hf_scorer(model, Tokenizer())
+
+
+def test_a_truth_function_gets_facts_as_they_were_written():
+    facts = ["Ann was born in Oslo", "Bob was born in Rome", "Cy was born in Bern", "Di was born in Lima"]
+    true = set(facts[:3])
+    scores = lambda items: [math.log(0.25)] * len(items)
+    audit = [hl.audit_model(scores, facts, facts[:2], facts[:3], t) for t in (true, lambda f: f in true)]
+    assert [a.hallucination_rate for a in audit] == pytest.approx([0.25, 0.25])
+    assert hl.sampled_rate(facts, lambda f: f in true)[0] == hl.sampled_rate(facts, true)[0] == 0.25
+
+
+def test_a_candidate_named_twice_counts_once():
+    g = {"a": math.log(0.3), "b": math.log(0.2)}
+    score = lambda items: [g[i] for i in items]
+    rate = hl.audit_model(score, ["a", "b", "a"], ["a", "b"], ["b"], {"b"}).hallucination_rate
+    assert rate == pytest.approx(0.6)
+
+
+def test_very_improbable_candidates_keep_their_odds():
+    score = lambda items: [-800.0, -801.0]
+    report = hl.audit_model(score, ["a", "b"], ["a", "b"], ["b"], {"b"})
+    assert report.hallucination_rate == pytest.approx(1 / (1 + math.exp(-1)))
+    assert report.candidate_mass == 0.0
+
+
+def test_rows_of_arrays_and_tensors_are_facts():
+    assert hl.corpus_audit(torch.tensor([1, 1, 2, 3])).distinct == 3
+    rows = np.array([[1, 2, 3], [1, 2, 3], [4, 5, 6]])
+    assert (hl.corpus_audit(rows).n, hl.corpus_audit(rows).distinct) == (3, 2)
+    assert hl.corpus_audit(torch.tensor(rows)).distinct == 2
+    assert hl.corpus_audit(np.array([["a", "b"], ["A", "b"]])).distinct == 1
+
+
+def test_a_scorer_looks_in_eval_mode_and_puts_modes_back():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=32)).train()
+    model.transformer.drop.eval()
+
+    class Tokenizer:
+        bos_token_id = eos_token_id = 0
+
+        def __call__(self, text, add_special_tokens=True):
+            return {"input_ids": [ord(c) % 31 + 1 for c in text]}
+
+    state = torch.get_rng_state()
+    score = hl.hf_scorer(model, Tokenizer())
+    assert (score(["ab", "c"]) == score(["ab", "c"])).all()
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training
+    assert not model.transformer.drop.training

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etude.continual.heads import check_labels
-from etude.continual.importance import evaluating
 from etude.data.tasks import Split, split
 from etude.layers.autoencoders import Autoencoder, autoencoder
+from etude.layers.modes import evaluating
 from etude.training.config import TrainConfig
 from etude.training.distillation import distillation_kl
 from etude.training.engine import train

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from etude.continual.buffers import warn_if_few
 from etude.continual.heads import check_labels
-from etude.continual.importance import evaluating
 from etude.data.randomness import stream
 from etude.layers.distances import cosine_similarities
+from etude.layers.modes import evaluating
 from etude.training.gradients import per_sample_gradients
 
 FIRST_SCORE = 0.1

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from etude.continual.gss import GSSBuffer, LossFn
-from etude.continual.importance import Forward, evaluating
+from etude.continual.importance import Forward
 from etude.layers.clustering import kmeans_plus_plus
 from etude.layers.distances import cosine_similarities, squared_distances
+from etude.layers.modes import evaluating
 
 Selection = Literal["iqp", "gradient_clusters", "feature_clusters"]
 SELECTIONS: tuple[Selection, ...] = ("iqp", "gradient_clusters", "feature_clusters")

@@ -10,13 +10,13 @@ within a batch; that is `per_sample=False`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from etude.layers.modes import evaluating
 from etude.layers.parameters import layout_of, unflatten
 from etude.training.gradients import per_sample_gradients
 
@@ -188,15 +188,3 @@ def _given(y: Any) -> Tensor:
     if y is None:
         raise ValueError('"empirical_fisher" needs the labels: give (x, y) batches')
     return y  # type: ignore[no-any-return]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; every module's own mode is put back."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from etude.continual.buffers import ReservoirBuffer, warn_if_few
 from etude.continual.gss import GSSBuffer
 from etude.continual.heads import check_labels
-from etude.continual.importance import evaluating
+from etude.layers.modes import evaluating
 
 Losses = Callable[[Tensor, Tensor], Tensor]
 

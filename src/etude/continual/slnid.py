@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etude.continual.importance import Forward, batches_of, evaluating
+from etude.continual.importance import Forward, batches_of
+from etude.layers.modes import evaluating
 from etude.layers.surgery import Record, Targets, match
 
 

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from etude.continual.consolidation import MAS
 from etude.continual.heads import check_labels
-from etude.continual.importance import Forward, evaluating
+from etude.continual.importance import Forward
+from etude.layers.modes import evaluating
 
 
 class PlateauDetector:

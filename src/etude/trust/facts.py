@@ -116,7 +116,7 @@ def corpus_audit(facts: Iterable[Any], *, normalize: bool = True, delta: float =
     ----------
     facts
         One hashable a document (a string, a tuple such as (person, place, dish), a number); None where a document
-        has no fact. An integer numpy array is counted as it is.
+        has no fact. Arrays and tensors: one a row.
     normalize
         Count strings that differ in case, spaces or Unicode form as one. Near-duplicates still inflate MF: see
         `etude.data.duplicate_groups`.
@@ -148,7 +148,7 @@ def corpus_audit(facts: Iterable[Any], *, normalize: bool = True, delta: float =
 
 def count_facts(facts: Iterable[Any], *, normalize: bool = True) -> NDArray[np.int64]:
     """How often each distinct fact occurs, in no particular order."""
-    if isinstance(facts, np.ndarray) and facts.dtype.kind in "iu":
+    if isinstance(facts, np.ndarray) and facts.dtype.kind in "iu" and facts.ndim == 1:
         return np.unique(facts, return_counts=True)[1].astype(np.int64)
     table = fact_counts(facts, normalize=normalize)
     return np.fromiter(table.values(), dtype=np.int64, count=len(table))
@@ -158,7 +158,9 @@ def fact_counts(facts: Iterable[Any], *, normalize: bool = True) -> dict[Any, in
     """Fact -> count, without None. Distinct facts are normalised once each, after counting."""
     if isinstance(facts, (str, bytes)):
         raise TypeError(f"facts must be an iterable with one fact a document, got a single {type(facts).__name__}")
-    items = facts.tolist() if isinstance(facts, np.ndarray) else facts
+    items = facts.tolist() if hasattr(facts, "tolist") else facts  # of arrays and tensors
+    if getattr(facts, "ndim", 1) > 1:
+        items = [_row(row) for row in items]
     items = items if isinstance(items, (list, tuple)) else list(items)
     try:
         raw: dict[Any, int] = Counter(items)
@@ -183,6 +185,10 @@ def fact_counts(facts: Iterable[Any], *, normalize: bool = True) -> dict[Any, in
             key = normalize_fact(fact)
         merged[key] = get(key, 0) + count
     return merged
+
+
+def _row(value: Any) -> Any:
+    return tuple(_row(v) for v in value) if isinstance(value, list) else value
 
 
 def check_delta(delta: float) -> None:

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from etude.data.randomness import numpy_stream
 from etude.layers.lm_scoring import token_logprobs
+from etude.layers.modes import evaluating
 from etude.trust.facts import CorpusAudit, check_delta, corpus_audit, normalize_fact
 from etude.trust.good_turing import GoodTuringGenerator
 from etude.trust.miscalibration import Bins, heldout_miscalibration, miscalibration
 
 Truth = Container[Any] | Callable[[Any], bool]
+UNDERFLOW = -600.0  # log-probabilities all below it are taken relative to the largest
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,8 @@ def audit_model(
     train_facts, heldout_facts
         One a document; the held-out ones stand for the true distribution p.
     truth
-        A container of true facts, or a function fact -> bool.
+        A container of true facts, or a function fact -> bool, which gets facts as the candidates have them (of forms
+        that count as one, the first).
     bins
         As in `miscalibration`; few, as p is estimated.
     generator
@@ -195,7 +198,7 @@ def audit_model(
     ValueError
         For scores of the wrong number, NaN, or probabilities that sum to more than 1.
     """
-    items = list(candidates)
+    items = list(dict.fromkeys(candidates))
     if not items:
         raise ValueError("no candidates")
     scores = score_fn(items)
@@ -205,16 +208,23 @@ def audit_model(
     if np.isnan(scores).any():
         raise ValueError(f"score_fn returned NaN for candidate {items[int(np.flatnonzero(np.isnan(scores))[0])]!r}")
     form = normalize_fact if normalize else (lambda fact: fact)
+    top = float(scores.max())
+    shift = top if -math.inf < top < UNDERFLOW else 0.0
     g: dict[Any, float] = {}
-    for fact, value in zip(items, np.exp(scores).tolist(), strict=True):
+    original: dict[Any, Any] = {}
+    for fact, value in zip(items, np.exp(scores - shift).tolist(), strict=True):
+        original.setdefault(form(fact), fact)
         g[form(fact)] = g.get(form(fact), 0.0) + value
-    mass = sum(g.values())
-    if not 0 < mass <= 1 + 1e-6:
+    total = sum(g.values())
+    mass = total * math.exp(shift)
+    if not 0 < total <= 1 + 1e-6 and shift == 0:
         raise ValueError(f"the candidates' probabilities must sum to a number in (0, 1], their sum is {mass:.8g}")
-    g = {fact: value / mass for fact, value in g.items()}
+    g = {fact: value / total for fact, value in g.items()}
     audit = corpus_audit(train := list(train_facts), normalize=normalize, delta=delta)
-    is_true = truth if callable(truth) else _contains(truth, form)
-    true = {fact: bool(is_true(fact)) for fact in g}
+    if callable(truth):
+        true = {fact: bool(truth(original[fact])) for fact in g}
+    else:
+        true = dict(zip(g, map(_contains(truth, form), g), strict=True))
     false_count = sum(not t for t in true.values())
     rate = sum(value for fact, value in g.items() if not true[fact])
     seen = {form(fact) for fact in train if fact is not None}
@@ -235,7 +245,7 @@ def sampled_rate(samples: Iterable[Any], truth: Truth, *, delta: float = 0.05) -
     from scipy.stats import beta
 
     check_delta(delta)
-    facts = [normalize_fact(fact) for fact in samples if fact is not None]
+    facts = [fact for fact in samples if fact is not None]
     if not facts:
         raise ValueError("no facts among the samples")
     is_true = truth if callable(truth) else _contains(truth, normalize_fact)
@@ -277,12 +287,20 @@ def hf_scorer(
     template
         Sentence of a fact, such as "{} ate {} in {}." for tuples or "{}" for strings. The log-probability of all
         its tokens counts, its own words included; they cancel where probabilities are taken given a candidate.
+
+    Notes
+    -----
+    The model scores in eval mode; afterwards its modes are what they were.
     """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise ValueError("the tokenizer has neither a start nor an end token to begin sentences with")
 
     def score(facts: list[Any]) -> NDArray[np.float64]:
+        with evaluating(model):
+            return scores(facts)
+
+    def scores(facts: list[Any]) -> NDArray[np.float64]:
         texts = [template.format(*(fact if isinstance(fact, tuple) else (fact,))) for fact in facts]
         out = np.empty(len(texts))
         rows = [[start, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
@@ -301,8 +319,9 @@ def hf_scorer(
 
 
 def _contains(truth: Container[Any], form: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    """Whether a fact is true; `form` is applied to facts on both sides."""
     known = {form(fact) for fact in truth} if isinstance(truth, Iterable) else truth
-    return lambda fact: fact in known
+    return lambda fact: form(fact) in known
 
 
 __all__ = [
