@@ -268,3 +268,14 @@ def test_learning_one_class_leaves_the_others_alone() -> None:
         kv.learn(second, torch.ones(50, dtype=torch.long), lr=1.0)
     assert torch.equal(kv.vote(first), before)
     assert (kv.vote(first).argmax(1) == 0).all() and (kv.vote(second).argmax(1) == 1).all()
+
+
+def test_double_precision_learns_as_single_does():
+    e, y = torch.randn(32, 10, generator=stream(0, "x")), torch.arange(32) % 3
+    tables = []
+    for dtype in (torch.float32, torch.float64):
+        kv = KeyValueBottleneck(10, 4, 8, 5, 3, generator=stream(0, "init")).to(dtype)
+        kv.initialize_keys(e.to(dtype), generator=stream(0, "keys"))
+        kv.learn(e.to(dtype), y)
+        tables.append(kv.values.detach().float())
+    torch.testing.assert_close(*tables, rtol=1e-4, atol=1e-5)

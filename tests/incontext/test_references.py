@@ -125,3 +125,17 @@ def test_a_string_is_not_a_list_of_names():
     with pytest.raises(ValueError, match="list of names"):
         references("ols")
     assert list(references(["ols", "ridge:0"])) == ["ols", "ridge:0"]
+
+
+def test_single_precision_is_enough_for_ridge_and_neighbours():
+    generator = stream(3, "single")
+    x, y = torch.randn(16, 40, 20, generator=generator), torch.randn(16, 40, generator=generator)
+    for name in ("ridge:0.25", "ridge:1e-3", "ridge:1e-6"):
+        (single,), (double,) = ([references([name])[name].weights(a, b)] for a, b in ((x, y), (x.double(), y.double())))
+        torch.testing.assert_close(single, double.float(), rtol=1e-5, atol=1e-6)
+        assert references([name])[name].prefixes(x, y).isfinite().all()
+    ols = references(["ols"])["ols"].weights(x.double(), y.double())
+    torch.testing.assert_close(references(["ridge:1e-20"])["ridge:1e-20"].weights(x.double(), y.double()), ols)
+    assert references(["ridge:1e-20"])["ridge:1e-20"].prefixes(x.double(), y.double()).isfinite().all()
+    for name in ("knn:3", "knn:3:distance"):
+        assert (references([name])[name].prefixes(x, y)[:, 0] == 0).all()

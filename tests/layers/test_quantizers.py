@@ -318,3 +318,11 @@ def test_nearest_codes_equals_the_peer() -> None:
         ours, _ = nearest_codes(F.linear(x, vq.project_in.weight, vq.project_in.bias).view(50, 4, 2)
                                 if hasattr(vq.project_in, "weight") else x.view(50, 4, 2), vq.codebook)  # fmt: skip
     assert torch.equal(ours[..., 0], theirs)
+
+
+def test_moving_averages_in_double_precision():
+    x = torch.randn(64, 2, 3, dtype=torch.float64)
+    quantizer = VectorQuantizer(4, 3, groups=2).double()
+    quantizer(x)
+    quantizer.initialize([x])
+    assert quantizer.codes.dtype == torch.float64

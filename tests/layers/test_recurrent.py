@@ -265,3 +265,28 @@ class TestRefusals:
     def test_input_width(self):
         with pytest.raises(ValueError, match="4"):
             rnn("jordan")(torch.randn(3, 7, 5))
+
+
+@pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])
+@pytest.mark.parametrize("rows", [3, 6])
+def test_a_state_of_another_batch_is_refused_with_lengths_too(cell, rows):
+    rnn = make_rnn(cell, 3, 5)
+    state = torch.zeros(1, rows, 5)
+    with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size"):
+        rnn(torch.zeros(4, 4, 3), (state, state) if cell == "lstm" else state, [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [("elman", {"activation": "linear"}), ("jordan", {}), ("lstm97", {}), ("lstm", {"peephole": True}),
+     ("outer_product", {}), ("lstm", {"peephole": True, "bidirectional": True, "num_layers": 2})],
+)  # fmt: skip
+def test_nan_in_the_padding_reaches_nothing(cell, options):
+    rnn = make_rnn(cell, 3, 4, generator=stream(0, "init"), **options)
+    x = torch.randn(2, 5, 3, generator=stream(0, "x"))
+    spoiled = x.clone()
+    spoiled[0, 2:] = torch.nan
+    y, _ = rnn(spoiled, None, [2, 5])
+    assert torch.equal(y, rnn(x, None, [2, 5])[0])
+    y.sum().backward()
+    assert all(p.grad.isfinite().all() for p in rnn.parameters())

@@ -306,3 +306,14 @@ class TestNormPreservingPenalty:
             norm_preserving_penalty(make_rnn("lstm", 4, 6), x(), lambda y: y.sum())
         with pytest.raises(ValueError, match="two steps"):
             norm_preserving_penalty(make_rnn("elman", 4, 6), x(time=1), lambda y: y.sum())
+
+
+def test_profiles_far_beyond_the_range_of_floats():
+    x = torch.randn(1, 200, 2, generator=stream(0, "x"))
+    grows = gradient_profile(make_rnn("elman", 2, 3, init=3.0, activation="linear", generator=stream(0, "i")), x)
+    assert grows.slope == pytest.approx(math.log(3), rel=1e-3)
+    assert grows.verdict.startswith("exploding")
+    x = torch.zeros(1, 400, 2)
+    shrinks = gradient_profile(make_rnn("elman", 2, 3, init=0.5, activation="linear", generator=stream(0, "i")), x)
+    assert shrinks.slope == pytest.approx(math.log(0.5), rel=1e-3)
+    assert shrinks.verdict.startswith("vanishing: the gradient shrinks by a factor 0.500")

@@ -326,7 +326,7 @@ class KeyValueBottleneck(nn.Module):
         gradient = (logits.softmax(-1) - wanted) / flat.numel()
         rows, place = flat.flatten().unique(return_inverse=True)
         spread = gradient.repeat_interleave(flat.shape[1], 0)
-        total = torch.zeros(len(rows), self.value_dim, device=rows.device).index_add_(0, place, spread)
+        total = spread.new_zeros(len(rows), self.value_dim).index_add_(0, place, spread)
         if clip_norm is not None:
             total *= (clip_norm / (torch.linalg.vector_norm(total) + 1e-6)).clamp_max(1.0)
         self._table.index_add_(0, rows, total, alpha=-lr)

@@ -106,8 +106,11 @@ def ridge_weights(moment: Moments, penalty: float) -> Tensor:
     if penalty <= 0:
         raise ValueError(f"ridge needs a penalty above 0, got {penalty}; 'ols' is its limit")
     A = G.double() + penalty * torch.eye(G.shape[-1], dtype=torch.float64, device=G.device)
-    w = torch.cholesky_solve(b.double().unsqueeze(-1), torch.linalg.cholesky(A))
-    return w.squeeze(-1).to(b.dtype)
+    factor, failed = torch.linalg.cholesky_ex(A)
+    w = torch.cholesky_solve(b.double().unsqueeze(-1), factor).squeeze(-1)
+    if bool((bad := failed > 0).any()):  # a penalty below the rounding of X'X: its limit, least squares of minimum norm
+        w = torch.where(bad[..., None], (torch.linalg.pinv(A, hermitian=True) @ b.double().unsqueeze(-1))[..., 0], w)
+    return w.to(b.dtype)
 
 
 def online_ridge_weights(X: Tensor, y: Tensor, penalty: float) -> Tensor:
@@ -184,9 +187,11 @@ def neighbours(
     weight = real.to(y.dtype)
     if weighted:
         zero = (near == 0) & real
-        weight = torch.where(zero.any(-1, keepdim=True), zero.to(y.dtype), weight / near.clamp_min(1e-300))
+        inverse = weight / near.clamp_min(torch.finfo(near.dtype).tiny)
+        weight = torch.where(zero.any(-1, keepdim=True), zero.to(y.dtype), inverse)
         weight = torch.where(real, weight, 0.0)
-    return (weight * values).sum(-1) / weight.sum(-1).clamp_min(1e-300)
+    total = weight.sum(-1)
+    return torch.where(total > 0, (weight * values).sum(-1) / torch.where(total > 0, total, 1.0), 0.0)
 
 
 @dataclass(frozen=True)
@@ -211,6 +216,8 @@ class Reference:
             return ols_weights(X, y)
         if self.kind == "sgd":
             return sgd_prefix_weights(X, y, self._sgd_rate(X))[..., -1, :]
+        if self.kind == "ridge":  # small penalties need all digits of the moments
+            return self._from_moments(moments(X.double(), y.double())).to(X.dtype)
         return self._from_moments(moments(X, y))
 
     def prefix_weights(self, X: Tensor, y: Tensor) -> Tensor:
@@ -219,6 +226,8 @@ class Reference:
             return ols_prefix_weights(X, y)
         if self.kind == "sgd":
             return sgd_prefix_weights(X, y, self._sgd_rate(X))
+        if self.kind == "ridge":
+            return self._from_moments(prefix_moments(X.double(), y.double())).to(X.dtype)
         return self._from_moments(prefix_moments(X, y))
 
     def __call__(self, X: Tensor, y: Tensor, Xq: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ class VectorQuantizer(nn.Module):
         A code that was never chosen stays.
         """
         g = self.decay
-        rows = x.detach().reshape(-1, self.groups, self.dim).float()
+        rows = x.detach().reshape(-1, self.groups, self.dim).to(self.ema_sum.dtype)
         offsets = torch.arange(self.groups, device=x.device) * self.num_codes
         flat = (nearest.reshape(-1, self.groups) + offsets).flatten()
         sums = torch.zeros_like(self.ema_sum).view(-1, self.dim).index_add_(0, flat, rows.reshape(-1, self.dim))

@@ -38,9 +38,21 @@ class _WithLengths:
         size = check_lengths(lengths, x)
         if bool((size == x.shape[1]).all()):
             return super().forward(x, state)  # type: ignore[misc]
+        if state is not None:  # packing would take some of the rows of a larger state
+            check_state(self, state, x)
         packed = pack_padded_sequence(x, size.cpu(), batch_first=True, enforce_sorted=False)
         y, state = super().forward(packed, state)  # type: ignore[misc]
         return pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0], state
+
+
+def check_state(rnn: Any, state: Any, x: Tensor) -> None:
+    """RuntimeError, worded as torch's, unless every part of the state is (layers * directions, batch, width)."""
+    parts = state if isinstance(state, tuple) else (state,)
+    layers = rnn.num_layers * (2 if rnn.bidirectional else 1)
+    for i, part in enumerate(parts):
+        width = rnn.proj_size or rnn.hidden_size if i == 0 else rnn.hidden_size
+        if tuple(part.shape) != (layers, x.shape[0], width):
+            raise RuntimeError(f"Expected hidden[{i}] size {(layers, x.shape[0], width)}, got {list(part.shape)}")
 
 
 class ElmanRNN(_WithLengths, nn.RNN):

@@ -92,6 +92,8 @@ class ScannedRNN(nn.Module, ABC):
         size = None if lengths is None else check_lengths(lengths, x).to(x.device)
         if size is not None and bool((size == x.shape[1]).all()):
             size = None
+        if size is not None:  # what stands in the padding must reach no product, not even NaN
+            x = x.masked_fill((torch.arange(x.shape[1], device=x.device) >= size[:, None])[..., None], 0.0)
         directions = 2 if self.bidirectional else 1
         start = self._start(state, x, self.num_layers * directions)
         final: list[Parts] = []

@@ -19,6 +19,7 @@ from etude.layers.recurrent import make_rnn, spectral_radius
 from etude.layers.recurrent_cells import LinearRNN
 
 RADIUS_ROWS = 4
+FAR = 40  # gradients outside of 2^-40 .. 2^40 are rescaled
 """Rows whose state Jacobian is decomposed for a spectral radius."""
 State = tuple[Tensor, ...]
 WindowLoss = Callable[[Tensor, slice], Tensor]
@@ -179,11 +180,11 @@ def gradient_profile(rnn: nn.Module, x: Tensor, *, lags: Tensor | None = None) -
             for t in range(x.shape[1]):
                 _, state = rnn(x[:, t : t + 1], state)
                 states.append(state if isinstance(state, tuple) else (state,))
-        norms = _norms(rnn, x, states)
+        norms, exponents = _norms(rnn, x, states)
         radius = _radius(rnn, x[:RADIUS_ROWS], [tuple(p[:, :RADIUS_ROWS] for p in s) for s in states[-2:]])
-    lag = torch.arange(x.shape[1] - 1, -1, -1)
-    slope = _slope(norms, lag if lags is None else lags)
-    return Profile(norms, lag, slope, radius, _verdict(slope))
+    lag = torch.arange(x.shape[1] - 1, -1, -1, device=x.device)
+    slope = _slope(norms, exponents, lag if lags is None else lags.to(x.device))
+    return Profile(torch.ldexp(norms, exponents), lag, slope, radius, _verdict(slope))
 
 
 @contextmanager
@@ -214,25 +215,31 @@ def _rows(grads: State, batch: int) -> Tensor:
     return torch.cat([g.transpose(0, 1).flatten(1).view(batch, g.shape[1] // batch, -1) for g in grads], dim=-1)
 
 
-def _norms(rnn: nn.Module, x: Tensor, states: list[State]) -> Tensor:
-    """Spectral norms of dh_T / ds_t, t = 1..T: all rows of the Jacobian go back through a step together."""
+def _norms(rnn: nn.Module, x: Tensor, states: list[State]) -> tuple[Tensor, Tensor]:
+    """Spectral norms of dh_T / ds_t, t = 1..T, as numbers and powers of two: all rows of the Jacobian go back through a
+    step together, and are rescaled by a power of two (which rounds nothing) before they leave the range of floats."""
     batch, last = x.shape[0], states[-1]
     o = last[0].shape[-1]
     grads = tuple(torch.zeros_like(p).repeat_interleave(o, dim=1) for p in last)
     grads[0][-1] = torch.eye(o, dtype=x.dtype, device=x.device).repeat(batch, 1)
-    norms = []
+    norms, exponents, exponent = [], [], 0
     for t in range(x.shape[1] - 1, -1, -1):
+        exponents.append(exponent)
         norms.append(torch.linalg.matrix_norm(_rows(grads, batch), ord=2).mean())
         if t:
             grads = _pull_back(rnn, x[:, t : t + 1], states[t - 1], grads)
-    return torch.stack(norms[::-1])
+            size = max(float(g.abs().max()) for g in grads)
+            if 0 < size < math.inf and not 2.0**-FAR < size < 2.0**FAR:
+                power = math.frexp(size)[1]
+                grads, exponent = tuple(torch.ldexp(g, torch.tensor(-power)) for g in grads), exponent + power
+    return torch.stack(norms[::-1]), torch.tensor(exponents[::-1], device=x.device)
 
 
-def _slope(norm: Tensor, lag: Tensor) -> float:
+def _slope(norm: Tensor, exponent: Tensor, lag: Tensor) -> float:
     far = lag >= lag.max() / 2
     if not bool((norm[far] > 0).all()):
         return -math.inf
-    a, b = lag[far].double(), norm[far].double().log()
+    a, b = lag[far].double(), norm[far].double().log() + exponent[far] * math.log(2)
     a = a - a.mean()
     return float((a * b).sum() / (a * a).sum())
 
@@ -324,7 +331,9 @@ def norm_preserving_penalty(rnn: nn.RNN, x: Tensor, loss: Callable[[Tensor], Ten
     return torch.stack(terms).mean()
 
 
-def rtrl(cell: nn.Module, x: Tensor, loss: Callable[..., Tensor], *, state: Tensor | None = None) -> dict[str, Tensor]:
+def rtrl(
+    cell: nn.Module, x: Tensor, loss_fn: Callable[..., Tensor], *, state: Tensor | None = None
+) -> dict[str, Tensor]:
     """Exact gradient of a sum of losses, carried forward in time: no step is kept, nothing is run backwards.
 
     The sensitivities P_t = dh_t / d(W, U, b) follow P_t = D_t (U P_{t-1} + dz_t), with D_t the diagonal of act' and
@@ -336,8 +345,8 @@ def rtrl(cell: nn.Module, x: Tensor, loss: Callable[..., Tensor], *, state: Tens
         Elman: one-layer, one-directional `make_rnn("elman", ...)`, `torch.nn.RNN` or `torch.nn.RNNCell`.
     x
         Shape (batch, time, input).
-    loss
-        ``loss(h_t)`` or ``loss(h_t, t)`` -> scalar of the hidden state (batch, h) at step t; summed over t.
+    loss_fn
+        ``loss_fn(h_t)`` or ``loss_fn(h_t, t)`` -> scalar of the hidden state (batch, h) at step t; summed over t.
     state
         First hidden state, (batch, h) or (1, batch, h); None: zeros.
 
@@ -379,7 +388,7 @@ def rtrl(cell: nn.Module, x: Tensor, loss: Callable[..., Tensor], *, state: Tens
         sensitivity = slope[:, :, None, None] * sensitivity
         leaf = h.clone().requires_grad_(True)
         with torch.enable_grad():
-            value = loss(leaf, t) if _takes_step(loss) else loss(leaf)
+            value = loss_fn(leaf, t) if _takes_step(loss_fn) else loss_fn(leaf)
         if value.requires_grad:
             (error,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
             total += torch.einsum("bi,bikj->kj", error, sensitivity)
@@ -387,6 +396,6 @@ def rtrl(cell: nn.Module, x: Tensor, loss: Callable[..., Tensor], *, state: Tens
     return {name: pieces[name.removesuffix("_l0")].clone() for name, _ in cell.named_parameters()}
 
 
-def _takes_step(loss: Callable[..., Tensor]) -> bool:
+def _takes_step(loss_fn: Callable[..., Tensor]) -> bool:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in kinds and p.default is p.empty for p in inspect.signature(loss).parameters.values()) >= 2
+    return sum(p.kind in kinds and p.default is p.empty for p in inspect.signature(loss_fn).parameters.values()) >= 2
