@@ -32,7 +32,7 @@ def test_large_scores_saturate_and_stay_finite():
     query, keys, v = torch.full((1, 1, 1), 500.0), torch.tensor([[[0.0], [-500.0], [300.0], [-2000.0]]]), torch.ones(1)
     query.requires_grad_(True)
     logits = additive_logits(query, keys, v)
-    assert logits[0, 0].tolist() == pytest.approx([1.0, 0.0, 1.0, 0.0])
+    assert logits[0, 0].tolist() == pytest.approx([1.0, 0.0, 1.0, -1.0])
     (grad,) = torch.autograd.grad(logits.sum(), query)
     assert bool(torch.isfinite(grad).all())
 
@@ -91,3 +91,26 @@ def test_bad_shapes():
         PointerAttention(4, 4, 0)
     with pytest.raises(ValueError, match="batch size"):
         PointerAttention(4, 4)(draw(2, 3, 4), draw(3, 5, 4))
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1000.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_projections_of_any_size(scale, dtype):
+    g = torch.Generator().manual_seed(0)
+    q, k = (scale * torch.randn(2, n, 6, generator=g, dtype=dtype) for n in (3, 5))
+    v = torch.randn(6, generator=g, dtype=dtype)
+    truth = torch.tanh(q[:, :, None] + k[:, None]) @ v
+    torch.testing.assert_close(additive_logits(q, k, v), truth, rtol=1e-5, atol=1e-5)
+    far = additive_logits(torch.full((1, 1, 2), 60.0), torch.full((1, 1, 2), -50.0), torch.ones(2))
+    assert float(far) == pytest.approx(2.0)
+
+
+def test_second_derivatives():
+    g = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(*s, generator=g, dtype=torch.float64).requires_grad_() for s in ((1, 2, 3), (1, 2, 3), (3,))]
+    assert torch.autograd.gradgradcheck(additive_logits, inputs)
+    hessian = torch.autograd.functional.hessian(lambda q: additive_logits(q, inputs[1], inputs[2]).sum(), inputs[0])
+    plain = torch.autograd.functional.hessian(
+        lambda q: (torch.tanh(q[:, :, None] + inputs[1][:, None]) @ inputs[2]).sum(), inputs[0]
+    )
+    torch.testing.assert_close(hessian, plain)

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 CHUNK = 2**28
 """Most elements of the (batch, queries, items, hidden) tanh that are held at once."""
 
 
 LIMIT = 40.0
-"""Projections are cut at this size: exp stays finite in float32, and tanh is flat long before."""
+"""With a projection beyond this size exp would leave float32, and tanh is taken of every pair instead."""
 
 
 class _AdditiveScores(torch.autograd.Function):
@@ -26,16 +25,29 @@ class _AdditiveScores(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, keys: Tensor, v: Tensor) -> Tensor:
         a, b = ((2 * p.clamp(-LIMIT, LIMIT)).exp() for p in (query, keys))
         s = (a.unsqueeze(2) * b.unsqueeze(1)).add_(1).reciprocal_()
-        ctx.save_for_backward(s, v)
+        ctx.save_for_backward(query, keys, v)
+        ctx.s = s  # of the pass itself, never handed out
         return v.sum() - 2 * (s @ v)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        s, v = ctx.saved_tensors
+        query, keys, v = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative was asked for
+            t = torch.tanh(query.unsqueeze(2) + keys.unsqueeze(1))
+            inner = grad.unsqueeze(-1) * (1 - t * t) * v
+            return inner.sum(2), inner.sum(1), (grad.unsqueeze(-1) * t).sum((0, 1, 2))
+        s = ctx.s
         dv = grad.sum() - 2 * (grad.reshape(-1) @ s.reshape(-1, s.shape[-1]))
         inner = torch.addcmul(s, s, s, value=-1).mul_(grad.unsqueeze(-1))
         return inner.sum(2) * (4 * v), inner.sum(1) * (4 * v), dv
+
+
+def _beyond(projection: Tensor) -> bool:
+    return projection.numel() > 0 and bool(projection.detach().abs().max() > LIMIT)
+
+
+def _scores_of_pairs(query: Tensor, keys: Tensor, v: Tensor) -> Tensor:
+    return torch.tanh(query.unsqueeze(2) + keys.unsqueeze(1)) @ v
 
 
 def additive_logits(query: Tensor, keys: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -67,7 +79,8 @@ def additive_logits(query: Tensor, keys: Tensor, v: Tensor, mask: Tensor | None 
     if query.dtype in (torch.bfloat16, torch.float16):  # under autocast the exponentials stay exact
         query, keys, v = query.float(), keys.float(), v.float()
     with torch.autocast(query.device.type, enabled=False):
-        logits = [_AdditiveScores.apply(part, keys, v) for part in query.split(step, dim=1)]
+        scores = _scores_of_pairs if _beyond(query) or _beyond(keys) else _AdditiveScores.apply
+        logits = [scores(part, keys, v) for part in query.split(step, dim=1)]
     out = logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
     if mask is None:
         return out
