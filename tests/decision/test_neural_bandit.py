@@ -1,5 +1,7 @@
 """The user's bandit: shapes, learning, delayed feedback, state, off-policy values, bad input."""
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -8,6 +10,7 @@ from torch import nn
 
 from etude.data import stream
 from etude.decision import LoggedDecisions, NeuralBandit
+from etude.decision import neural_bandit as module
 
 K, D = 4, 5
 POLICIES = ["squarecb", "fastcb", "epsilon", "ucb", "ts", "greedy"]
@@ -271,3 +274,73 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, str(tmp_path / "x"))
     with pytest.raises(ValueError, match="does not hold a NeuralBandit"):
         NeuralBandit.load(tmp_path / "x")
+
+
+@pytest.mark.parametrize("policy", ["fastcb", "squarecb", "ucb"])
+@pytest.mark.parametrize("perturb", ["expected", "sampled"])
+def test_a_module_in_double_precision_learns(policy, perturb):
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)).double()
+    bandit = NeuralBandit(3, policy=policy, perturb=perturb, module=net, gamma=100.0, random_state=0)
+    x = torch.randn(3, 4, generator=stream(0, "x"), dtype=torch.float64)
+    before = net[0].weight.detach().clone()
+    bandit.partial_fit(x, 1, loss=0.5)
+    assert not torch.equal(before, net[0].weight)
+
+
+def test_a_refused_loss_leaves_the_decision_waiting():
+    bandit = NeuralBandit(2, 3, policy="squarecb", gamma=50.0, random_state=0)
+    decision = bandit.choose(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        bandit.partial_fit(decision=decision, loss=2.0)
+    bandit.partial_fit(decision=decision, loss=0.2)
+    with pytest.raises(ValueError, match="not waiting"):
+        bandit.partial_fit(decision=decision, loss=0.2)
+
+
+def test_decisions_are_copied_and_pickled():
+    decision = NeuralBandit(2, 3, policy="squarecb", gamma=50.0, random_state=0).choose(torch.zeros(2, 3))
+    for other in (copy.deepcopy(decision), copy.copy(decision), pickle.loads(pickle.dumps(decision))):
+        assert (*other, other.id) == (*decision, decision.id)
+
+
+def test_waiting_contexts_are_bounded_by_their_number(monkeypatch):
+    monkeypatch.setattr(module, "_WAITING", 20)
+    bandit = NeuralBandit(2, 3, policy="squarecb", gamma=50.0, random_state=0)
+    made = [bandit.choose(torch.zeros(8, 2, 3)) for _ in range(5)]
+    assert len(bandit._waiting) == 2
+    bandit.partial_fit(decision=made[-1], loss=torch.full((8,), 0.5))
+
+
+@pytest.mark.parametrize("policy", ["fastcb", "ts"])
+def test_looking_changes_no_later_choice(policy):
+    def run(look):
+        bandit = NeuralBandit(3, 4, policy=policy, perturb="sampled", gamma=100.0, random_state=0)
+        chosen, g = [], stream(0, "x")
+        for _ in range(10):
+            x = torch.randn(3, 4, generator=g)
+            if look:
+                torch.testing.assert_close(bandit.predict_loss(x), bandit.predict_loss(x))
+                bandit.probabilities(x)
+            chosen.append(tuple(bandit.choose(x)))
+            bandit.partial_fit(x, chosen[-1][0], loss=0.3)
+        return chosen
+
+    assert run(True) == run(False)
+
+
+def test_no_propensity_is_nan():
+    with pytest.raises(ValueError, match="positive and finite"):
+        NeuralBandit(5, 3, policy="squarecb", gamma=float("inf")).choose(torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="finite"):
+        NeuralBandit(5, 3, policy="ts", random_state=0).choose(torch.full((5, 3), 1e20))
+
+
+def test_logged_decisions_that_cannot_be_read():
+    bandit = NeuralBandit(2, 3, policy="squarecb", gamma=50.0, random_state=0)
+    logged = {"contexts": torch.zeros(4, 2, 3), "loss": torch.zeros(4), "prob": torch.full((4,), 0.5)}
+    with pytest.raises(ValueError, match="lack action"):
+        bandit.evaluate(logged)
+    with pytest.raises(ValueError, match="integers"):
+        bandit.evaluate(logged | {"action": torch.full((4,), 0.5)})
+    with pytest.raises(ValueError, match="confidence"):
+        bandit.evaluate(logged | {"action": torch.zeros(4).long()}, confidence=1.5)

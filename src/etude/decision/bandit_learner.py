@@ -201,6 +201,7 @@ class BanditLearner:
     def _loss(self, network: nn.Module, batch: Split) -> Tensor:
         """Sum over seeds of the mean loss over the rows and over the perturbation."""
         raw, y = self.network.chosen(batch.x, batch.groups), batch.y  # (S, B)
+        y = y.to(raw.dtype)
         ridge = self.strength and self.settings.perturb == "expected" and not self.logistic
         weights = None
         if self.strength and not ridge:

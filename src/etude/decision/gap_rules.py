@@ -21,8 +21,8 @@ def _checked(losses: Tensor) -> Tensor:
 
 
 def _check_gamma(gamma: Gamma) -> None:
-    if not (bool((gamma > 0).all()) if isinstance(gamma, Tensor) else gamma > 0):
-        raise ValueError(f"gamma must be positive, got {gamma}")
+    if not bool(((value := torch.as_tensor(gamma)) > 0).all() & torch.isfinite(value).all()):
+        raise ValueError(f"gamma must be positive and finite, got {gamma}")
 
 
 def _rest_to_best(p: Tensor, best: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def thompson_probabilities(mean: Tensor, std: Tensor, *, nodes: int = 33) -> Ten
     Tensor
         (..., K), sums to 1.
     """
-    mean, std = _checked(mean), std.clamp_min(1e-9)
+    mean, std = _checked(mean), _checked(std).clamp_min(1e-9)
     q = torch.linspace(-4.5, 4.5, nodes, dtype=mean.dtype, device=mean.device)
     grid = (mean[..., None] + std[..., None] * q).flatten(-2).sort(-1).values  # (..., K * nodes)
     middle = (grid[..., 1:] + grid[..., :-1]) / 2

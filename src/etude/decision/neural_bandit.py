@@ -4,7 +4,8 @@ import json
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +23,7 @@ from etude.decision.off_policy import Estimator, PolicyValue, policy_value
 from etude.training.replay import ReplayBuffer
 
 _LARGE = 5_000_000
-_WAITING = 10_000  # decisions whose loss may still come
+_WAITING = 10_000  # contexts of decisions whose loss may still come
 
 
 class Decision(tuple[Any, Any]):
@@ -37,6 +38,10 @@ class Decision(tuple[Any, Any]):
         made = super().__new__(cls, (action, prob))
         made.id = number
         return made
+
+    def __getnewargs__(self) -> tuple[Any, Any, int]:
+        """What copies and pickles are made from."""
+        return self[0], self[1], self.id
 
     @property
     def action(self) -> Any:
@@ -196,8 +201,9 @@ class NeuralBandit:
         number = self._decisions
         self._decisions += 1
         self._waiting[number] = (x, arms)
-        while len(self._waiting) > _WAITING:
-            self._waiting.popitem(last=False)
+        rows = sum(len(kept) for kept, _ in self._waiting.values()) if len(p) > 1 else len(self._waiting)
+        while rows > _WAITING and len(self._waiting) > 1:
+            rows -= len(self._waiting.popitem(last=False)[1][0])
         if single:
             return Decision(int(arms[0]), float(prob[0]), number)
         return Decision(arms.cpu(), prob.cpu(), number)
@@ -205,14 +211,25 @@ class NeuralBandit:
     def probabilities(self, contexts: Any) -> Tensor:
         """(B, K) probability of every arm, (K,) for one context, if it came now."""
         x, single = self._contexts(contexts)
-        p = self._learner.probabilities(x[None])[0].cpu()
+        with self._looking():
+            p = self._learner.probabilities(x[None])[0].cpu()
         return p[0] if single else p
 
     def predict_loss(self, contexts: Any) -> Tensor:
         """(B, K) predicted losses, cut to [0, 1]; (K,) for one context."""
         x, single = self._contexts(contexts)
-        losses = self._learner.predict(x[None])[0].clamp(0, 1).cpu()
+        with self._looking():
+            losses = self._learner.predict(x[None])[0].clamp(0, 1).cpu()
         return losses[0] if single else losses
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """What is only asked moves no random state, so that it changes no later choice."""
+        state = self._generator.get_state()
+        try:
+            yield
+        finally:
+            self._generator.set_state(state)
 
     # --- learning --------------------------------------------------------------------------------------------
 
@@ -250,6 +267,8 @@ class NeuralBandit:
             given = torch.as_tensor(prob, dtype=torch.float64).reshape(-1)
             if not bool(((given > 0) & (given <= 1)).all()):
                 raise ValueError(f"prob must lie in (0, 1], got {given.tolist()[:5]}")
+        if decision is not None:
+            del self._waiting[_number(decision)]
         self._learner.observe(x[None], arms[None])
         if not self.disjoint:
             x, arms = x[torch.arange(len(x)), arms][:, None], torch.zeros_like(arms)
@@ -267,13 +286,13 @@ class NeuralBandit:
         if decision is not None:
             if contexts is not None or action is not None:
                 raise ValueError("give contexts and action, or the decision that they belong to, not both")
-            number = decision.id if isinstance(decision, Decision) else int(decision)
+            number = _number(decision)
             if number not in self._waiting:
                 raise ValueError(
                     f"decision {number} is not waiting for a loss: it was answered already, never made, or older than "
-                    f"the last {_WAITING}; give contexts and action instead"
+                    f"the last {_WAITING} contexts; give contexts and action instead"
                 )
-            return self._waiting.pop(number)
+            return self._waiting[number]
         if contexts is None or action is None:
             raise ValueError("partial_fit needs contexts and action, or decision=")
         x, _ = self._contexts(contexts)
@@ -309,10 +328,15 @@ class NeuralBandit:
                 "the logged decisions lack prob, the probabilities with which the actions were chosen (propensities): "
                 "without them no off-policy estimate is possible; `choose` returns them"
             )
+        for name in ("contexts", "action"):
+            if rows.get(name) is None:
+                raise ValueError(f"the logged decisions lack {name}; they hold {', '.join(rows)}")
         x, _ = self._contexts(rows["contexts"])
         losses = _losses(rows.get("loss"), rows.get("reward"), len(x))
         actions, prob = (torch.as_tensor(rows[name]).reshape(-1).cpu() for name in ("action", "prob"))
-        with torch.no_grad():
+        if actions.is_floating_point():
+            raise ValueError(f"action must hold integers, got {actions.dtype}")
+        with torch.no_grad(), self._looking():
             p = self._learner.probabilities(x[None])[0].cpu()
             predicted = self._learner.predict(x[None])[0].clamp(0, 1).cpu()
         return policy_value(p, actions, losses, prob, estimator=estimator, predicted=predicted, confidence=confidence)
@@ -388,6 +412,10 @@ class NeuralBandit:
             raise ValueError("contexts must be finite: they hold NaN or infinity")
         single = x.ndim == len(wanted)
         return (x[None], True) if single else (x, False)
+
+
+def _number(decision: int | Decision) -> int:
+    return decision.id if isinstance(decision, Decision) else int(decision)
 
 
 def _width_of(module: nn.Module | None) -> int:

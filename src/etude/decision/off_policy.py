@@ -55,6 +55,8 @@ def policy_value(
     ValueError
         If shapes differ, a logged probability is not in (0, 1], an action is none of the K, or `predicted` is missing.
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     n, k = probabilities.shape
     actions = actions.long()
     losses, logged = losses.double(), logged.double()
