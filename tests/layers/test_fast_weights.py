@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from etude.layers import FastLinear
-from etude.layers.fast_weights import compact
+from etude.layers.fast_weights import Fast, compact
 
 B, IN, OUT = 3, 5, 4
 
@@ -111,3 +111,10 @@ def test_bad_input():
     fast = net.update(None, draw(B, OUT), draw(B, IN), 1.0)
     with pytest.raises(ValueError, match="rows"):
         net(draw(B + 1, IN), fast)
+
+
+def test_no_fast_step_has_norm_zero_and_small_norms_are_true():
+    zeros = Fast(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5), torch.zeros(2))
+    assert zeros.norm().tolist() == [0.0, 0.0]
+    small = Fast(torch.full((1, 1, 1), 2e-8).double(), torch.ones(1, 1, 1).double(), torch.ones(1))
+    assert float(small.norm()) == pytest.approx(2e-8)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from etude.data.randomness import stream
@@ -195,3 +196,34 @@ def test_more_bad_input():
     bad = BlackBox(lambda h: h * np.inf, name="cavity")
     with pytest.raises(ValueError, match="cavity"):
         PhyLL([bad], [4]).fit(x, y, epochs=1)
+
+
+def test_a_class_that_fit_never_saw_is_never_predicted():
+    x, y = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32), np.arange(30) % 3
+    for seed in range(3):
+        net = PhyLL([None], [20], n_classes=7, random_state=seed).fit(x, y, epochs=1, inner_steps=1)
+        assert set(net.predict(x).tolist()) <= {0, 1, 2}
+
+
+def test_names_that_mean_nothing_targets_that_are_no_classes_and_unfitted_nets(tmp_path):
+    x, y = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32), np.arange(30) % 3
+    for option in ({"label_mode": "foo"}, {"scale": "foo"}):
+        with pytest.raises(ValueError, match="must be one of .*'foo'"):
+            PhyLL([None], [20], **option).fit(x, y, epochs=1)
+    with pytest.raises(ValueError, match="continuous"):
+        PhyLL([None], [20]).fit(x, x[:, 0], epochs=1)
+    with pytest.raises(NotFittedError):
+        PhyLL([None], [20]).predict(x)
+    PhyLL([None, None], [20, 20]).fit(x, y, epochs=1).save(tmp_path / "net")
+    with pytest.raises(ValueError, match=r"layers of \[20, 20\] units, this net has hidden=\[20, 7\]"):
+        PhyLL([None, None], [20, 7]).load(tmp_path / "net")
+
+
+def test_a_module_as_a_box_runs_in_eval_mode():
+    box = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5)).train()
+    x = torch.randn(8, 4, generator=stream(0, "x"))
+    black = BlackBox(box)
+    assert torch.equal(black(x), black(x))
+    torch.testing.assert_close(black(x)[:3], black(x[:3]))
+    assert box.training
+    assert int(box[1].num_batches_tracked) == 0

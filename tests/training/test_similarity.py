@@ -10,7 +10,7 @@ from torch import nn
 from etude.data.randomness import seeded_build, stream
 from etude.layers import TargetError, mlp
 from etude.training import cka, cka_matrix, effective_rank, rsa
-from etude.training.similarity import centred_gram, hsic, layer_features
+from etude.training.similarity import centred_gram, hsic, layer_features, unit_grams
 
 
 def normal(*shape, seed=0):
@@ -192,3 +192,15 @@ def test_rsa_is_the_correlation_of_cosine_similarities():
 
     assert float(rsa(X, Y)) == pytest.approx(np.corrcoef(similarities(X), similarities(Y))[0, 1])
     assert float(rsa(X, X * 3)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e10, 1e30])
+@pytest.mark.parametrize("width", [6, 60])
+@pytest.mark.parametrize("debiased", [False, True])
+def test_cka_is_blind_to_size_in_single_precision(scale, width, debiased):
+    g = torch.Generator().manual_seed(0)
+    X, Y = torch.randn(30, 6, generator=g), torch.randn(30, width, generator=g)
+    want = cka(X.double(), Y.double(), debiased=debiased).float()
+    torch.testing.assert_close(cka(scale * X, Y, debiased=debiased), want, rtol=1e-4, atol=1e-5)
+    grams = unit_grams([scale * X], debiased=debiased)[0] * unit_grams([Y], debiased=debiased)[0]
+    torch.testing.assert_close(grams.sum(), want, rtol=1e-4, atol=1e-5)

@@ -13,8 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-TINY = 1e-12
-
 
 class Fast(NamedTuple):
     """Fast weights of B rows: theta_f = sum_s deltas_s inputs_s^T."""
@@ -33,7 +31,9 @@ class Fast(NamedTuple):
     def norm(self) -> Tensor:
         """(B,) Frobenius norms, from s x s products."""
         gram = (self.inputs @ self.inputs.transpose(1, 2)) * (self.deltas @ self.deltas.transpose(1, 2))
-        return gram.sum((1, 2)).clamp_min(TINY).sqrt()
+        squared = gram.sum((1, 2))
+        some = squared > 0
+        return torch.where(some, torch.where(some, squared, 1.0).sqrt(), 0.0)
 
     def detach(self) -> "Fast":
         """Cut from its history."""

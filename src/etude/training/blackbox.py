@@ -5,11 +5,14 @@ Source: Momeni et al. 2023, arXiv 2304.11042 ("model-free" layers).
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from etude.layers.modes import evaluating
 
 
 def amplitude(h: Tensor) -> Tensor:
@@ -66,7 +69,8 @@ class BlackBox(nn.Module):
         return torch.stack([self._run(x) for _ in range(self.repeats)]).mean(0)
 
     def _run(self, x: Tensor) -> Tensor:
-        y = self.fn(x) if self.torch_input else self.fn(x.cpu().numpy())
+        with evaluating(self.fn) if isinstance(self.fn, nn.Module) else nullcontext():  # hardware does not train
+            y = self.fn(x) if self.torch_input else self.fn(x.cpu().numpy())
         y = torch.as_tensor(np.asarray(y) if not isinstance(y, Tensor) else y)
         if y.is_complex():
             raise ValueError(f"{self.name} returned complex numbers: take abs (amplitude) or real in the box")

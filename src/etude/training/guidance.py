@@ -6,6 +6,7 @@ Differs from the official code: the target's activations are those of the pass t
 twice), and a guide layer that is not called is an error if it was asked for.
 """
 
+import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,7 @@ class Guidance:
         self._grams: dict[Hashable, dict[str, Tensor]] = {}
         self._input: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._buffers_checked = False
+        self._warned_flat = False
         self._record.__enter__()
         self._handle = target.register_forward_pre_hook(_note_input(weakref.ref(self)), with_kwargs=True)
         self._attached = True
@@ -265,7 +267,11 @@ class Guidance:
 
     def _flat(self, layers: Sequence[Tensor]) -> Sequence[Tensor]:
         if self.index == "cka":
-            return unit_grams(layers, debiased=self.debiased).unbind(0)
+            grams = unit_grams(layers, debiased=self.debiased)
+            if not self._warned_flat and not bool(grams.detach().flatten(1).any(1).all()):
+                self._warned_flat = True
+                warnings.warn("constant activations in a guided layer: their similarity is taken as 0", stacklevel=4)
+            return grams.unbind(0)
         return [as_rows(X) for X in layers]
 
     def _rows(self, X: Tensor, mask: Tensor | None) -> Tensor:

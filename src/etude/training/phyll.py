@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from etude.training.local_goodness import Goodness, cosine_goodness, detected, l
 from etude.training.physical_costs import Costs
 
 LabelMode = Literal["prepend", "overwrite"]
+LABEL_MODES, SCALES = ("prepend", "overwrite"), ("zscore", None)
 
 
 def embed_label(x: Tensor, label: Tensor, num_classes: int, mode: LabelMode = "prepend") -> Tensor:
@@ -167,9 +169,10 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             For one class only, NaN, fewer boxes than layers, or label columns that would swallow all features.
         """
         rows, y = validate_data(self, X, y, dtype=np.float32)
+        check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"need at least 2 classes, got only {self.classes_.tolist()}")
+            raise ValueError(f"need at least 2 classes, got 1 class: {self.classes_.tolist()}")
         self._start(rows)
         return self._train(rows, codes, epochs, inner_steps, lr, batch_size, callback)
 
@@ -208,8 +211,9 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         return torch.stack(found, -1).view(n, c, -1).cpu().numpy()
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """The label whose summed goodness is largest."""
-        return self.classes_[self.goodness(X).sum(2).argmax(1)]
+        """The label of those that `fit` saw whose summed goodness is largest."""
+        found = self.goodness(X).sum(2)
+        return self.classes_[found[:, : len(self.classes_)].argmax(1)]
 
     def representations(self, X: ArrayLike) -> NDArray[np.float32]:
         """``[|h_1| ... |h_L|]`` with no label set, for a cheap linear read-out: (n, sum of hidden)."""
@@ -255,9 +259,12 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         count = sum(k.startswith("weights.") for k in state)
         if count != len(self.hidden):
             raise ValueError(f"{path} holds {count} layers, this net has {len(self.hidden)}")
+        widths = [len(state[f"weights.{i}"]) for i in range(count)]
+        if widths != list(self.hidden):
+            raise ValueError(f"{path} holds layers of {widths} units, this net has hidden={list(self.hidden)}")
         for kind in ("weights", "biases", "directions"):
-            setattr(self, kind + "_", [state[f"{kind}.{i}"] for i in range(count)])
-        self.shift_, self.span_ = state["shift"], state["span"]
+            setattr(self, kind + "_", [state[f"{kind}.{i}"].to(self.device) for i in range(count)])
+        self.shift_, self.span_ = state["shift"].to(self.device), state["span"].to(self.device)
         self._generator = torch.Generator()
         self._generator.set_state(state["rng"])
         self.n_features_in_ = len(self.shift_)
@@ -283,6 +290,9 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             raise ValueError(f"need one box a layer, got {len(self.boxes)} boxes and {len(self.hidden)} hidden layers")
         if self.theta <= 0 or any(k < 1 for k in self.hidden):
             raise ValueError(f"theta and hidden must be positive, got {self.theta} and {list(self.hidden)}")
+        for name, value, known in (("label_mode", self.label_mode, LABEL_MODES), ("scale", self.scale, SCALES)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
         c, d = self._num_classes, X.shape[1]
         if c < len(self.classes_):
             raise ValueError(f"n_classes={c}, but y has {len(self.classes_)} classes")

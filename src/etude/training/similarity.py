@@ -19,6 +19,7 @@ from etude.layers.surgery import Record, TargetError, Targets
 MIN_ROWS = 4
 GRAM_ROWS = 2048  # above this many rows Gram matrices of all layers are not held at once
 FLAT = 1e-12  # share of the squared size below which what centring leaves is rounding
+MODERATE = 2.0**20  # sizes beyond it, or below its inverse, are brought to about 1
 REPRESENTATIONS: tuple[type, ...] = (
     nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.LayerNorm, nn.MultiheadAttention,
     nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
@@ -57,9 +58,18 @@ def centred_gram(X: Tensor, *, debiased: bool = False) -> Tensor:
     `debiased`: centred without the diagonal (U-centring), which makes the product an unbiased HSIC. Constant
     activations give zeros (their CKA is 0/0, taken as 0).
     """
-    X = as_rows(X)
+    X = _moderate(as_rows(X))
     K = torch.where(_flat(X), 0.0, _gram(X, debiased))
     return K / K.norm().clamp_min(torch.finfo(K.dtype).tiny)
+
+
+def _moderate(X: Tensor) -> Tensor:
+    """X (..., n, p), times a power of two where its products would leave the range of floats: CKA is blind to that."""
+    size = X.detach().abs().amax((-2, -1), keepdim=True)
+    far = ((size > MODERATE) | (size < 1 / MODERATE)) & (size > 0) & torch.isfinite(size)
+    if not bool(far.any()):
+        return X
+    return X * torch.exp2(-torch.where(far, size, 1.0).log2().floor().clamp(-120, 120))
 
 
 def _gram(X: Tensor, debiased: bool) -> Tensor:
@@ -103,7 +113,7 @@ def unit_grams(features: Sequence[Tensor], *, debiased: bool = False) -> Tensor:
     made: list[Tensor] = [rows[0]] * len(rows)
     for width in dict.fromkeys(X.shape[1] for X in rows):
         where = [i for i, X in enumerate(rows) if X.shape[1] == width]
-        X = torch.stack([rows[i].to(kind) for i in where])
+        X = _moderate(torch.stack([rows[i].to(kind) for i in where]))
         mean = X.mean(1, keepdim=True)
         K = _OwnGram.apply(X - mean)
         spread = K.detach().diagonal(dim1=1, dim2=2).sum(1)
@@ -181,7 +191,7 @@ def cka(X: Tensor, Y: Tensor, *, debiased: bool = False) -> Tensor:
     >>> round(float(cka(X, -3 * X.flip(1))), 6)
     1.0
     """
-    X, Y = _pair(X, Y)
+    X, Y = map(_moderate, _pair(X, Y))
     _warn_flat(X, Y)
     if max(X.shape[1], Y.shape[1]) * 2 > len(X):
         return (centred_gram(X, debiased=debiased) * centred_gram(Y, debiased=debiased)).sum()
