@@ -126,3 +126,12 @@ def test_partial_correlation():
         np.corrcoef(x - np.polyval(np.polyfit(z, x, 1), z), y - np.polyval(np.polyfit(z, y, 1), z))[0, 1]
     )
     assert correlation([1, 1, 1], [1, 2, 3]) == 0
+
+
+def test_the_generator_is_all_that_is_drawn_from_and_tanh_is_elman():
+    state = torch.get_rng_state()
+    graph = [(0, 1), (0, 2), (1, 2)]
+    nets = [GraphRNN(graph, cell, 4, generator=torch.Generator().manual_seed(0)) for cell in ("tanh", "elman")]
+    assert torch.equal(state, torch.get_rng_state())
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(nets[0](x), nets[1](x))

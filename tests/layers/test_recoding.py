@@ -468,3 +468,10 @@ def test_signals_of_a_wrong_kind_say_what_is_expected(signal):
     lm = net()
     with pytest.raises(ValueError, match=r"\(B,\)"):
         Recoder(lm.rnn, lm.decoder, signal)(x)
+
+
+def test_an_anchored_ensemble_is_its_generators():
+    state = torch.get_rng_state()
+    one, two = (AnchoredEnsemble(4, 5, 3, generator=torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))

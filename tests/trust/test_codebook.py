@@ -397,3 +397,31 @@ def test_a_collapse_is_a_warning():
 def test_half_precision_in_and_out():
     layer = CodebookLayer(8, 5, generator=stream(0, "c"))
     assert layer(torch.randn(3, 8, generator=stream(0, "x")).bfloat16()).dtype == torch.bfloat16
+
+
+def test_wrapping_moves_no_global_generator_and_copies_need_no_graph():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    state = torch.get_rng_state()
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    cb = codebook.wrap(net, "0", 10, 2, example=x, gradient="base", generator=torch.Generator().manual_seed(1))
+    assert torch.equal(state, torch.get_rng_state())
+    want = cb.train()(x)
+    assert torch.equal(copy.deepcopy(cb)(x), want)
+
+
+def test_names_of_options_must_match_and_double_models_get_double_codes():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(TargetError, match="groups: '9' matches none of the places 0"):
+        codebook.wrap(net, "0", 10, groups={"9": 2})
+    cb = codebook.wrap(net.double(), "2:in", 10, groups={"2": 3})
+    assert (cb.codebooks[0].groups, cb.codebooks[0].quantizer.codes.dtype) == (3, torch.float64)
+    assert cb(torch.zeros(3, 4).double()).dtype == torch.float64
+
+
+def test_a_collapse_is_seen_within_a_short_training():
+    layer = CodebookLayer(4, 1000, generator=torch.Generator().manual_seed(0)).train()
+    row = torch.ones(1, 4)
+    for _ in range(99):
+        layer(row)
+    with pytest.warns(UserWarning, match="0.10% of the codes were chosen in the last 100 passes"):
+        layer(row)

@@ -5,16 +5,18 @@ Differs from the official code in how it computes, not in what: all cells that l
 layer and those of skipping edges) run as one wide `torch.nn` kernel, whose recurrent weights are block diagonal.
 """
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from etude.compression.graphs import Graph, node_layers, oriented
+from etude.data.randomness import fork_global
 from etude.layers.masks import apply_masks
 from etude.layers.recurrent import GRU, LSTM, ElmanRNN
 
-Cell = Literal["elman", "relu", "gru", "lstm"]
+Cell = Literal["elman", "tanh", "relu", "gru", "lstm"]
 
 
 class GraphRNN(nn.Module):
@@ -29,7 +31,7 @@ class GraphRNN(nn.Module):
     graph
         A networkx graph or an edge list; directions are ignored.
     cell
-        "elman" (tanh), "relu", "gru" or "lstm".
+        "elman" or "tanh" (two names of one), "relu", "gru" or "lstm".
     generator
         Source of the initial weights, U(-1/sqrt(n), 1/sqrt(n)) for a cell of n units; None: torch's global one.
 
@@ -50,8 +52,9 @@ class GraphRNN(nn.Module):
         self, graph: Graph, cell: Cell = "gru", input_size: int = 50, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
+        cell = "elman" if cell == "tanh" else cell
         if cell not in ("elman", "relu", "gru", "lstm"):
-            raise ValueError(f'cell must be "elman", "relu", "gru" or "lstm", got {cell!r}')
+            raise ValueError(f'cell must be "elman" (or "tanh"), "relu", "gru" or "lstm", got {cell!r}')
         if input_size < 1:
             raise ValueError(f"input_size must be at least 1, got {input_size}")
         layer = node_layers(graph)
@@ -61,8 +64,7 @@ class GraphRNN(nn.Module):
         self.sizes: tuple[int, ...] = tuple(len(row) for row in members)
         self.input_size, self.hidden_size, self.cell = input_size, self.sizes[-1], cell
         self.sources: list[tuple[int, ...]] = [()]
-        self.layers = nn.ModuleList([_rnn(cell, input_size, self.sizes[0])])
-        _start(self.layers[0], self.sizes[0], generator)
+        self.layers = nn.ModuleList([_rnn(cell, input_size, self.sizes[0], self.sizes[0], generator)])
         for depth in range(1, len(members)):
             into = [(a, b) for a, b in edges if layer[b] == depth]
             sources = tuple(sorted({layer[a] for a, _ in into}))
@@ -71,8 +73,7 @@ class GraphRNN(nn.Module):
             inputs = torch.zeros(len(sources), n, width, dtype=torch.bool)
             for a, b in into:
                 inputs[sources.index(layer[a]), place[b], offset[layer[a]] + place[a]] = True
-            rnn = _rnn(cell, width, len(sources) * n)
-            _start(rnn, n, generator)
+            rnn = _rnn(cell, width, n, len(sources) * n, generator)
             gates = {"gru": 3, "lstm": 4}.get(cell, 1)
             blocks = torch.block_diag(*[torch.ones(n, n)] * len(sources)).bool()
             masks = {"weight_ih_l0": inputs.flatten(0, 1).repeat(gates, 1), "weight_hh_l0": blocks.repeat(gates, 1)}
@@ -91,12 +92,17 @@ class GraphRNN(nn.Module):
         return out[-1]
 
 
-def _rnn(cell: Cell, input_size: int, hidden_size: int) -> nn.RNNBase:
+def _rnn(cell: Cell, input_size: int, units: int, width: int, generator: torch.Generator | None) -> nn.RNNBase:
+    """`width` units in cells of `units`, weights U(-1/sqrt(units), 1/sqrt(units))."""
+    # with a generator given, what torch's constructors draw must not move the global one
+    with nullcontext() if generator is None else fork_global(torch.Generator()):
+        rnn = _made(cell, input_size, width)
+    for p in rnn.parameters():
+        nn.init.uniform_(p, -(units**-0.5), units**-0.5, generator=generator)
+    return rnn
+
+
+def _made(cell: Cell, input_size: int, hidden_size: int) -> nn.RNNBase:
     if cell in ("gru", "lstm"):
         return (GRU if cell == "gru" else LSTM)(input_size, hidden_size, batch_first=True)
     return ElmanRNN(input_size, hidden_size, nonlinearity="tanh" if cell == "elman" else "relu", batch_first=True)
-
-
-def _start(rnn: nn.Module, units: int, generator: torch.Generator | None) -> None:
-    for p in rnn.parameters():
-        nn.init.uniform_(p, -(units**-0.5), units**-0.5, generator=generator)

@@ -7,6 +7,7 @@ never once a time step).
 """
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -114,8 +115,8 @@ def mask_by_score(scores: Mapping[str, Tensor], amount: float, scope: Scope = "g
 
 def check_amount(amount: float) -> None:
     """Raise unless `amount` is a share in [0, 1]."""
-    if not (isinstance(amount, (int, float)) and math.isfinite(amount) and 0 <= amount <= 1):
-        hint = f": for {amount:g} % write {amount / 100:g}" if isinstance(amount, (int, float)) and amount > 1 else ""
+    if not (isinstance(amount, numbers.Real) and math.isfinite(amount) and 0 <= amount <= 1):
+        hint = f": for {amount:g} % write {amount / 100:g}" if isinstance(amount, numbers.Real) and amount > 1 else ""
         raise ValueError(f"amount is the share removed and lies in [0, 1], got {amount!r}{hint}")
 
 

@@ -11,11 +11,13 @@ surprise ``-log p`` is monotone. Gradients at the logits o, y the target's one-h
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from etude.data.randomness import fork_global
 from etude.layers.uncertainty import entropy
 
 Score = Literal["nll", "official"]
@@ -242,7 +244,9 @@ class AnchoredEnsemble(MeanDecoder):
     ) -> None:  # fmt: skip
         if members < 2 or data_noise <= 0 or prior_scale <= 0:
             raise ValueError(f"need 2 members and positive scales, got {members}, {data_noise} and {prior_scale}")
-        super().__init__([nn.Linear(hidden_size, vocab_size) for _ in range(members)])
+        with nullcontext() if generator is None else fork_global(generator):
+            decoders = [nn.Linear(hidden_size, vocab_size) for _ in range(members)]
+        super().__init__(decoders)
         self.strength = data_noise / prior_scale
         for k, decoder in enumerate(self.decoders):
             for name, p in decoder.named_parameters():

@@ -70,14 +70,17 @@ def wrap(
     if taken := [name for name, (m, _) in places.items() if _carries(m)]:
         raise ValueError(f"{taken[0]!r} carries a codebook already: unwrap the model first")
     widths = _widths(model, places, dim, example)
+    for option, given in (("groups", groups), ("dim", dim)):
+        _all_match(option, given, places)
     like = next(iter(model.parameters()), torch.empty(0))
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32  # half is too coarse for distances
     layers = []
     for name, (module, _) in places.items():
         layer = CodebookLayer(
             widths[name], num_codes, k, groups=_by_name(groups, name, 1), gradient=gradient, similarity=similarity,
             dead_after=dead_after, name=name, generator=generator,
         )  # fmt: skip
-        layers.append(layer.to(like.device).train(module.training))
+        layers.append(layer.to(like.device).to(dtype).train(module.training))
     return CodebookModel(model, places, layers)
 
 
@@ -338,8 +341,19 @@ def _carries(module: nn.Module) -> bool:
 
 def _by_name(value: int | Mapping[str, int] | None, name: str, default: int) -> int:
     if isinstance(value, Mapping):
-        return next((v for p, v in value.items() if p == name or fnmatchcase(name, p)), default)
+        return next((v for p, v in value.items() if _matches(p, name)), default)
     return default if value is None else value
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether the pattern names the place, with or without its ":in"."""
+    return any(pattern == n or fnmatchcase(n, pattern) for n in {name, name.removesuffix(":in")})
+
+
+def _all_match(option: str, value: int | Mapping[str, int] | None, places: Iterable[str]) -> None:
+    for pattern in value if isinstance(value, Mapping) else ():
+        if not any(_matches(pattern, name) for name in places):
+            raise TargetError(f"{option}: {pattern!r} matches none of the places {', '.join(places)}")
 
 
 def _run(model: nn.Module, batch: Any) -> Any:
@@ -371,7 +385,8 @@ def _measured(model: nn.Module, places: Mapping[str, tuple[nn.Module, bool]], ex
             seen[self.name] = a.shape[-1]
             return a
 
-    probes = [Probe(1, 1, name=name) for name in places]
+    unused = torch.Generator()  # else the global one would be drawn from
+    probes = [Probe(1, 1, name=name, generator=unused) for name in places]
     wrapped = CodebookModel(model, places, probes)
     try:
         with torch.no_grad(), wrapped._evaluating():

@@ -4,6 +4,7 @@ Source: Tamkin, Taufeeque & Goodman 2023, arXiv 2310.17230, and the tutorial of 
 there if it fires on one state only over all inputs; on sampled inputs a share of the firings is asked for.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ def best_unit(values: Tensor, labels: Tensor, *, min_precision: float = 0.9) -> 
 
 def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
     """(...,) nats between distributions given as log-probabilities (..., V)."""
-    middle = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
+    middle = torch.logaddexp(log_p, log_q) - math.log(2)
     p, q = log_p.exp(), log_q.exp()
     return 0.5 * (_kl(p, log_p, middle) + _kl(q, log_q, middle))
 

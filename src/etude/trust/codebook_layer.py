@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from etude.layers.quantizers import VectorQuantizer
 
 CALLS = 64  # passes through one layer that are kept: a tied layer runs several times in a pass of the model
-CHECKED = 1000  # training passes between two looks for a collapse
+FIRST, CHECKED = 100, 1000  # training passes before the first look for a collapse, and between two later ones
 COLLAPSED = 0.01
 
 
@@ -85,6 +85,10 @@ class CodebookLayer(nn.Module):
         self.calls: deque[Call] = deque(maxlen=CALLS)
         self.passes = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: what passes have left behind stays here, as it hangs on their graphs."""
+        return {**self.__dict__, "calls": deque(maxlen=CALLS)}
+
     def normalize(self, a: Tensor) -> Tensor:
         """(..., dim) -> (..., G, d): each slice with mean 0 and variance 1, then scaled and shifted."""
         if a.shape[-1] != self.dim:
@@ -142,10 +146,11 @@ class CodebookLayer(nn.Module):
 
     def _look_for_collapse(self) -> None:
         self.passes += 1
-        if self.passes % CHECKED == 0 and (live := self.live_fraction()) < COLLAPSED:
+        look = self.passes % CHECKED == 0 or self.passes == FIRST
+        if look and (live := self.live_fraction()) < COLLAPSED:
             warnings.warn(
-                f"{self.name}: {live:.2%} of the codes were chosen in the last {CHECKED} passes; place them on data "
-                "with initialize() and set dead_after=",
+                f"{self.name}: {live:.2%} of the codes were chosen in the last {min(self.passes, CHECKED)} passes; "
+                "place them on data with initialize() and set dead_after=",
                 stacklevel=2,
             )
 
