@@ -245,3 +245,23 @@ class TestTours:
             G.tour_length(x, torch.tensor([[0, 1, 2], [0, -1, 1]]))
         with pytest.raises(ValueError, match="shape"):
             G.tsp_targets(torch.rand(2, 5, 3))
+
+
+def test_of_points_at_one_place_labels_name_the_lowest_index():
+    for seed in range(50):
+        points = torch.rand(6, 2, generator=stream(seed, "points"))
+        doubled = torch.cat([points, points[:2]])
+        assert int(G.delaunay_targets(doubled).max()) < 6
+        assert G.delaunay_targets(doubled).tolist() == G.delaunay_targets(points).tolist()
+    moved = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 0]])
+    same, other = torch.tensor([[0, 1, 2]]), torch.tensor([[0, 2, 3]])
+    assert float(G.triangle_coverage(other, same)) == 0.0
+    assert float(G.triangle_coverage(other, same, points=moved[None])) == 1.0
+
+
+def test_a_tour_visits_the_lower_index_of_one_place_first():
+    cities = torch.tensor([[0.0, 1], [1, 0], [1, 0], [1, 1], [0, 0]])
+    assert G.tsp_targets(cities).tolist() == [0, 4, 1, 2, 3]
+    around = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 0]])
+    assert G.tsp_targets(around).tolist() == [0, 3, 1, 2]
+    assert G.tsp_targets(torch.zeros(4, 2)).tolist() == [0, 1, 2, 3]

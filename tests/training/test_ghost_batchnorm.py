@@ -217,9 +217,6 @@ def test_the_swapped_net_equals_chunked_training_of_the_plain_one():
 def test_what_cannot_be_swapped_is_named():
     with pytest.raises(TargetError, match="has no batch norm to swap"):
         to_ghost_batchnorm(nn.Linear(2, 2))
-    once = to_ghost_batchnorm(nn.Sequential(nn.BatchNorm1d(2)))
-    with pytest.raises(TargetError, match="has no batch norm to swap"):
-        to_ghost_batchnorm(once)
     with pytest.raises(ValueError, match="0 is a SyncBatchNorm"):
         to_ghost_batchnorm(nn.Sequential(nn.SyncBatchNorm(2), nn.BatchNorm1d(2)))
     with pytest.raises(TargetError, match="'0' does not know its width yet"):
@@ -244,3 +241,17 @@ def test_many_seeds_at_once_give_what_each_gives_alone():
     for alone, together in zip(*runs):
         for key, value in alone.module.state_dict().items():
             assert torch.allclose(together.module.state_dict()[key], value, atol=1e-5), key
+
+
+def test_hooks_stay_and_a_second_call_changes_the_size():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    seen = []
+    handle = model[1].register_forward_hook(lambda *_: seen.append(1))
+    to_ghost_batchnorm(model, 8)
+    model(torch.randn(16, 3))
+    assert seen == [1]
+    handle.remove()
+    to_ghost_batchnorm(model, 2)
+    assert model[1].ghost_size == 2
+    model(torch.randn(16, 3))
+    assert seen == [1]

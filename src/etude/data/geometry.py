@@ -69,7 +69,8 @@ def delaunay_targets(points: Tensor, *, lengths: Tensor | None = None) -> Tensor
     """Delaunay triangles of every row as one flat index sequence, three pointers a triangle.
 
     Each triangle is an ascending index triple; triangles are sorted by incentre, first by x, then by y.
-    Where four points lie on a circle the triangulation is not unique: Qhull's choice stands.
+    Where four points lie on a circle the triangulation is not unique: Qhull's choice stands. Of points at one place the
+    lowest index is named.
 
     Returns
     -------
@@ -89,7 +90,8 @@ def delaunay_targets(points: Tensor, *, lengths: Tensor | None = None) -> Tensor
     rows = []
     for row, k in zip(p, size, strict=True):
         try:
-            triangles = np.sort(Delaunay(row[:k]).simplices.astype(np.int64), axis=1) if k >= 3 else _NONE
+            corners = Delaunay(row[:k]).simplices.astype(np.int64) if k >= 3 else _NONE
+            triangles = np.sort(_first_equal(row[None])[0][corners], axis=1)
         except QhullError:
             triangles = _NONE
         rows.append(triangles[_by_incentre(row, triangles)].reshape(-1))
@@ -100,13 +102,17 @@ def delaunay_targets(points: Tensor, *, lengths: Tensor | None = None) -> Tensor
     return out[0] if single else out
 
 
-def triangle_coverage(sequences: Tensor, targets: Tensor) -> Tensor:
+def triangle_coverage(sequences: Tensor, targets: Tensor, *, points: Tensor | None = None) -> Tensor:
     """Share of the true triangles that the output names, in any order of triangles or corners.
 
-    Both of shape (batch, m), three pointers a triangle, padded with -1; an unfinished triple counts for nothing.
-    Returns shape (batch,) in [0, 1]; 1 where the target is empty.
+    Both of shape (batch, m), three pointers a triangle, padded with -1; an unfinished triple counts for nothing. With
+    `points` (batch, n, 2), points that coincide count as one. Returns shape (batch,) in [0, 1]; 1 where the target is
+    empty.
     """
     out = []
+    if points is not None:
+        alias = torch.from_numpy(_first_equal(as_batch(points)[0])).to(sequences.device)
+        sequences, targets = (torch.where(s >= 0, alias.gather(1, s.clamp_min(0)), s) for s in (sequences, targets))
     for ours, true in zip(sequences.tolist(), targets.tolist(), strict=True):
         want = _triples(true)
         out.append(len(want & _triples(ours)) / len(want) if want else 1.0)

@@ -157,7 +157,24 @@ def _counter_clockwise(p: Floats, tours: Ints) -> Ints:
     backwards = np.concatenate([tours[:, :1], tours[:, :0:-1]], axis=1)
     second = tours[:, 1] > tours[:, -1] if n > 2 else np.zeros(len(tours), bool)
     flip = (area < 0) | ((area == 0) & second)
-    return np.where(flip[:, None], backwards, tours)
+    return _lowest_first(p, np.where(flip[:, None], backwards, tours))
+
+
+def _lowest_first(p: Floats, tours: Ints) -> Ints:
+    """Of cities at one place that a tour visits one after another, the lower index first."""
+    at = np.take_along_axis(p, tours[..., None], 1)
+    same = (at == np.roll(at, -1, axis=1)).all(-1)  # as the next city's place
+    for row in np.flatnonzero(same.any(1)):
+        tour, joined = tours[row], same[row]
+        if joined.all():  # all cities at one place
+            tours[row] = np.sort(tour)
+            continue
+        first = int(np.flatnonzero(~joined)[0]) + 1  # a run begins here
+        order = np.roll(tour, -first)
+        run = np.concatenate([[0], np.cumsum(~np.roll(joined, -first))[:-1]])
+        order = order[np.lexsort((order, run))]
+        tours[row] = np.roll(order, -int((order == 0).argmax()))
+    return tours
 
 
 @lru_cache(maxsize=8)

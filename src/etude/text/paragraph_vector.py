@@ -136,6 +136,7 @@ class BinaryParagraphVector(ParagraphEstimator):
         share = np.unpackbits(self.codes_, axis=1)[:, : self.n_bits].mean(axis=0, dtype=np.float64)
         parts = [np.where(p > 0, p * np.log2(np.where(p > 0, p, 1)), 0) for p in (share, 1 - share)]
         self.bit_entropy_ = -(parts[0] + parts[1])
+        self.__dict__.pop("real_vectors_", None)  # of a former fit with another architecture
         if self.architecture == "real-binary":
             self.real_vectors_ = documents.cpu().numpy()
 

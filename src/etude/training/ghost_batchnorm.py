@@ -189,6 +189,8 @@ class GhostBatchNorm3d(_GhostBatchNorm, nn.BatchNorm3d):
     """`nn.BatchNorm3d` in ghosts; see `GhostBatchNorm1d`."""
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
+         "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")  # fmt: skip
 _GHOSTS: dict[type, type[_GhostBatchNorm]] = {
     nn.BatchNorm1d: GhostBatchNorm1d,
     nn.BatchNorm2d: GhostBatchNorm2d,
@@ -215,7 +217,7 @@ def to_ghost_batchnorm(
     Raises
     ------
     TargetError
-        If there is no batch norm to swap (those in ghosts already do not count), or one of them is a
+        If there is no batch norm at all (those in ghosts already get the new size), or one of them is a
         `SyncBatchNorm`, which joins batches where ghosts divide them.
     """
     if type(model) in _GHOSTS:
@@ -229,6 +231,11 @@ def to_ghost_batchnorm(
         if isinstance(m, nn.modules.lazy.LazyModuleMixin) and isinstance(m, nn.modules.batchnorm._BatchNorm):
             raise TargetError(f"{name!r} does not know its width yet: run a batch through the model first")
     known = {n: m for n, m in model.named_modules() if type(m) in _GHOSTS}
+    ghosts = [m for m in model.modules() if isinstance(m, _GhostBatchNorm)] if targets is None else []
+    for ghost in ghosts:  # swapped before: only the size of the ghosts changes
+        ghost.ghost_size, ghost.contiguous_groups = int(ghost_size), contiguous_groups
+    if not known and ghosts:
+        return model
     if not known:
         raise TargetError(f"{type(model).__name__} has no batch norm to swap")
     chosen = list(known.values()) if targets is None else list(match(model, targets, tuple(_GHOSTS)).values())
@@ -246,4 +253,6 @@ def _ghost_of(old: nn.Module, ghost_size: int, contiguous_groups: bool) -> nn.Mo
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         setattr(made, name, getattr(old, name))
     made.training = old.training
+    for name in HOOKS:
+        setattr(made, name, getattr(old, name))
     return made
