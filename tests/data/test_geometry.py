@@ -12,6 +12,7 @@ from scipy.spatial import ConvexHull, Delaunay
 
 from etude.data import geometry as G
 from etude.data.randomness import stream
+from etude.data.tours import _counter_clockwise
 
 seeds = st.integers(0, 2**31 - 1)
 SQUARE = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -265,3 +266,10 @@ def test_a_tour_visits_the_lower_index_of_one_place_first():
     around = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 0]])
     assert G.tsp_targets(around).tolist() == [0, 3, 1, 2]
     assert G.tsp_targets(torch.zeros(4, 2)).tolist() == [0, 1, 2, 3]
+
+
+def test_the_label_does_not_depend_on_which_of_the_twins_the_solver_took_first():
+    line = np.array([[[0.0, 0], [0, 0], [1, 0], [2, 0]]])
+    for tour in ([0, 1, 2, 3], [0, 3, 2, 1], [0, 2, 3, 1], [0, 1, 3, 2]):
+        ours = _counter_clockwise(line, np.array([tour]))[0].tolist()
+        assert ours == [0, 1, 2, 3]

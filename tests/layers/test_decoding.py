@@ -1,7 +1,7 @@
 """Decoding against brute force, its constraints, its end."""
 
 import math
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -71,6 +71,21 @@ def test_greedy_is_beam_of_one_and_follows_the_argmax():
             word.append(last)
         got = greedy.sequences[row, 0]
         assert got[got >= 0].tolist() == word
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_scores_are_as_exact_as_the_logits(beam_size):
+    logp, step, start = chain(3)
+    logp = logp.double() / 3
+    out = decode(
+        lambda last, rows: (logp[rows[:, 0], last.clamp_min(0)], rows), start, max_steps=5, beam_size=beam_size
+    )
+    exact = logp.log_softmax(-1)
+    for row in range(3):
+        word = [1, *out.sequences[row, 0].tolist()]
+        want = sum(float(exact[row, a, b]) for a, b in pairwise(word))
+        assert float(out.scores[row, 0]) == pytest.approx(want, rel=1e-13)
+    assert decode(step, start, max_steps=5).scores.dtype == torch.float32
 
 
 def test_wider_beam_is_never_worse():

@@ -226,9 +226,18 @@ class TestLearning:
 
     def test_paper_initialisation(self):
         model = PointerNetwork(2, 8, init="uniform")
-        for name, p in model.named_parameters():
-            rest = torch.cat([p[:8], p[16:]]) if "bias" in name else p  # the forget bias sums to 1
-            assert rest.abs().max().item() <= 0.08, name
+        for name, p in model.named_parameters():  # the forget biases too
+            assert 0 < p.abs().max().item() <= 0.08, name
+
+    @pytest.mark.parametrize("beam_size", [1, 3])
+    def test_scores_in_the_precision_of_the_net(self, beam_size):
+        model = net().double()
+        out = model.generate(x(1).double(), beam_size=beam_size, max_steps=20)
+        assert not bool(out.finished)  # so the end is not in the score
+        logp = model(x(1).double(), out.sequences).logits[:, :20].log_softmax(-1)
+        want = logp.gather(2, out.sequences[..., None] + 1).sum().item()
+        assert out.scores.dtype == torch.float64
+        assert out.scores.item() == pytest.approx(want, rel=1e-12)
 
 
 class TestSymbols:

@@ -255,3 +255,18 @@ def test_hooks_stay_and_a_second_call_changes_the_size():
     assert model[1].ghost_size == 2
     model(torch.randn(16, 3))
     assert seen == [1]
+
+
+def test_a_second_call_reaches_chosen_ghosts_and_new_batch_norms():
+    model = to_ghost_batchnorm(nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4)), 8)
+    before = list(model)
+    to_ghost_batchnorm(model, 4, targets="1", contiguous_groups=True)
+    assert [m.ghost_size for m in model] == [8, 4]
+    assert list(model) == before
+    model.append(nn.BatchNorm1d(4))
+    to_ghost_batchnorm(model, 2)
+    assert [m.ghost_size for m in model] == [2, 2, 2]
+    assert to_ghost_batchnorm(model[0], 16) is model[0]
+    with pytest.raises(ValueError, match="ghost_size must be a whole number"):
+        to_ghost_batchnorm(model, 0)
+    assert [m.ghost_size for m in model] == [16, 2, 2]

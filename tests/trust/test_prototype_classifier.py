@@ -145,6 +145,44 @@ def test_inputs_outside_the_unit_interval(digits):
     assert (scaled.min().item(), scaled.max().item()) == pytest.approx((0, 1), abs=1e-6)
 
 
+class Squashed(nn.Module):
+    """Ends in a sigmoid that is no module, and draws from the global stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 64)
+
+    def forward(self, z):
+        torch.rand(1)
+        return torch.sigmoid(self.linear(z))
+
+
+class Gated(nn.Module):
+    """Its last module is a sigmoid, its output is unbounded."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.gate = nn.Linear(5, 64), nn.Sigmoid()
+
+    def forward(self, z):
+        return self.linear(z) * self.gate(z.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize(("decoder", "bounded"), [(Squashed, True), (Gated, False)])
+def test_a_decoders_bounds_are_those_of_its_outputs(digits, decoder, bounded):
+    far = torch.from_numpy(digits[0] * 300 - 7)
+    clf = PrototypeClassifier(encoder=nn.Linear(64, 5), decoder=decoder(), scale=None)
+    state = torch.get_rng_state()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        clf._learn_scale(far)
+    assert bool(caught) == bounded
+    assert torch.equal(torch.get_rng_state(), state)
+    assert clf.decoder.training
+    clf.set_params(scale="auto")._learn_scale(far)
+    assert (float(clf.low_.min()) < 0) == bounded
+
+
 def test_a_small_last_batch_is_left_out(digits):
     X, y = digits
     clf = PrototypeClassifier(max_epochs=2, batch_size=250, device="cpu").fit(X[:503], y[:503])
@@ -157,6 +195,8 @@ def test_a_small_last_batch_is_left_out(digits):
     ("options", "message"),
     [
         ({"n_prototypes": 0}, "n_prototypes must be at least 1, got 0"),
+        ({"n_prototypes": 2.5}, "n_prototypes must be a whole number, got 2.5"),
+        (dict.fromkeys(("lambda_class", "lambda_ae", "lambda_r1", "lambda_r2"), 0), "all four lambdas are 0"),
         ({"encoder": nn.Linear(64, 2)}, "both encoder and decoder"),
         (
             {"encoder": nn.Linear(64, 2), "decoder": nn.Linear(2, 60)},

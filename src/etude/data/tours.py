@@ -42,7 +42,8 @@ def tsp_targets(
     -------
     Tensor
         Shape (batch, n) int64: starts at city 0 and runs counter-clockwise (signed area >= 0; when it is
-        exactly 0, the direction whose second city has the smaller index).
+        exactly 0, the direction whose second city has the smaller index). Of cities at one place, the lower index
+        comes first.
 
     Raises
     ------
@@ -146,7 +147,7 @@ def _numpy_generator(generator: torch.Generator | None) -> np.random.Generator:
 
 
 def _counter_clockwise(p: Floats, tours: Ints) -> Ints:
-    """Start at city 0, signed area >= 0; a tour of area 0 takes the smaller second index."""
+    """Start at city 0, signed area >= 0; of a tour of area 0 the direction that comes first in lexicographic order."""
     start = (tours == 0).argmax(1)
     n = tours.shape[1]
     tours = np.take_along_axis(tours, (start[:, None] + np.arange(n)) % n, 1)
@@ -154,10 +155,11 @@ def _counter_clockwise(p: Floats, tours: Ints) -> Ints:
     c = c - c[:, :1]
     then = np.roll(c, -1, axis=1)
     area = (c[..., 0] * then[..., 1] - c[..., 1] * then[..., 0]).sum(1)
-    backwards = np.concatenate([tours[:, :1], tours[:, :0:-1]], axis=1)
-    second = tours[:, 1] > tours[:, -1] if n > 2 else np.zeros(len(tours), bool)
-    flip = (area < 0) | ((area == 0) & second)
-    return _lowest_first(p, np.where(flip[:, None], backwards, tours))
+    backwards = _lowest_first(p, np.concatenate([tours[:, :1], tours[:, :0:-1]], axis=1))
+    tours = _lowest_first(p, tours)
+    rows, differ = np.arange(len(tours)), (tours != backwards).argmax(1)
+    flip = (area < 0) | ((area == 0) & (tours[rows, differ] > backwards[rows, differ]))
+    return np.where(flip[:, None], backwards, tours)
 
 
 def _lowest_first(p: Floats, tours: Ints) -> Ints:

@@ -21,7 +21,8 @@ class Decoded(NamedTuple):
     sequences: Tensor
     """(batch, n, m) int64, without the end symbol, padded with -1."""
     scores: Tensor
-    """(batch, n): summed log-probability, the end symbol's included; -inf for a beam that does not exist."""
+    """(batch, n): summed log-probability, the end symbol's included; -inf for a beam that does not exist. float64 where
+    the logits are, else float32."""
     finished: Tensor
     """(batch, n) bool: the end symbol was reached; without `end_id`, all `max_steps` symbols were written."""
 
@@ -159,7 +160,7 @@ def _reorder(state: Any, index: Tensor) -> Any:
 
 
 def _log_probabilities(logits: Tensor, prefix: Tensor, allowed: Allowed | None, open_: Tensor) -> Tensor:
-    """Normalised over what is allowed; a row that may not go on is -inf throughout."""
+    """Normalised over what is allowed, in single precision or double; a row that may not go on is -inf throughout."""
     if bool((torch.isnan(logits).any(-1) & open_).any()):
         row = int((torch.isnan(logits).any(-1) & open_).nonzero()[0])
         raise ValueError(f"row {row}: the step returned NaN logits after {prefix.shape[1]} symbols")
@@ -170,7 +171,8 @@ def _log_probabilities(logits: Tensor, prefix: Tensor, allowed: Allowed | None, 
                 f"allowed must return bool {tuple(logits.shape)}, got {mask.dtype} {tuple(mask.shape)}"
             )  # fmt: skip
         logits = logits.masked_fill(~mask, -math.inf)
-    return torch.nan_to_num(logits.float().log_softmax(-1), nan=-math.inf, neginf=-math.inf)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.nan_to_num(logits.log_softmax(-1), nan=-math.inf, neginf=-math.inf)
 
 
 def _branch(logp: Tensor, scores: Tensor, open_: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -77,6 +77,9 @@ class EncoderDecoder(nn.Module, ABC):
         self.encoder = make_rnn("lstm", input_size, hidden_size, num_layers=num_layers, init=recurrent)
         self.decoder = make_rnn("lstm", input_size, hidden_size, num_layers=num_layers, init=recurrent)
         self.start = nn.Parameter(torch.empty(input_size).uniform_(-0.1, 0.1))
+        if init == "uniform":  # of the paper's nets the forget biases too, which make_rnn sets apart
+            for p in (*self.encoder.parameters(), *self.decoder.parameters()):
+                nn.init.uniform_(p, -0.08, 0.08)
         if init == "scaled":
             bound = 2 * input_size**-0.5  # torch's bound shrinks with hidden_size, whatever the input's width
             for rnn in (self.encoder, self.decoder):

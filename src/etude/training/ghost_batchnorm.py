@@ -139,6 +139,10 @@ class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         dtype: Any = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        self.set_ghosts(ghost_size, contiguous_groups)
+
+    def set_ghosts(self, ghost_size: int, contiguous_groups: bool = False) -> None:
+        """Divide batches otherwise from now on; ValueError unless the size is a whole number of at least 1."""
         if int(ghost_size) != ghost_size or ghost_size < 1:
             raise ValueError(f"ghost_size must be a whole number of at least 1, got {ghost_size}")
         self.ghost_size, self.contiguous_groups = int(ghost_size), contiguous_groups
@@ -203,7 +207,8 @@ def to_ghost_batchnorm(
 ) -> nn.Module:
     """Swap the batch norms of `model` for ghost batch norms, in place; returns the model.
 
-    Parameters and running statistics are the same tensors as before, so an optimiser that holds them goes on.
+    Parameters and running statistics are the same tensors as before, so an optimiser that holds them goes on; hooks
+    stay. Batch norms that are in ghosts already stay the modules they are and take the new size and grouping.
 
     Parameters
     ----------
@@ -217,8 +222,10 @@ def to_ghost_batchnorm(
     Raises
     ------
     TargetError
-        If there is no batch norm at all (those in ghosts already get the new size), or one of them is a
-        `SyncBatchNorm`, which joins batches where ghosts divide them.
+        If there is no batch norm at all, or one of them is a `SyncBatchNorm`, which joins batches where ghosts
+        divide them.
+    ValueError
+        If `ghost_size` is no whole number of at least 1.
     """
     if type(model) in _GHOSTS:
         return _ghost_of(model, ghost_size, contiguous_groups)
@@ -230,16 +237,16 @@ def to_ghost_batchnorm(
             )
         if isinstance(m, nn.modules.lazy.LazyModuleMixin) and isinstance(m, nn.modules.batchnorm._BatchNorm):
             raise TargetError(f"{name!r} does not know its width yet: run a batch through the model first")
-    known = {n: m for n, m in model.named_modules() if type(m) in _GHOSTS}
-    ghosts = [m for m in model.modules() if isinstance(m, _GhostBatchNorm)] if targets is None else []
-    for ghost in ghosts:  # swapped before: only the size of the ghosts changes
-        ghost.ghost_size, ghost.contiguous_groups = int(ghost_size), contiguous_groups
-    if not known and ghosts:
-        return model
+    known = [m for m in model.modules() if type(m) in _GHOSTS or isinstance(m, _GhostBatchNorm)]
     if not known:
         raise TargetError(f"{type(model).__name__} has no batch norm to swap")
-    chosen = list(known.values()) if targets is None else list(match(model, targets, tuple(_GHOSTS)).values())
-    replace(model, chosen, lambda m: _ghost_of(m, ghost_size, contiguous_groups), tuple(_GHOSTS))
+    chosen = known if targets is None else list(match(model, targets, tuple(_GHOSTS)).values())
+    plain = [m for m in chosen if not isinstance(m, _GhostBatchNorm)]
+    if plain:
+        replace(model, plain, lambda m: _ghost_of(m, ghost_size, contiguous_groups), tuple(_GHOSTS))
+    for m in chosen:
+        if isinstance(m, _GhostBatchNorm):
+            m.set_ghosts(ghost_size, contiguous_groups)
     return model
 
 

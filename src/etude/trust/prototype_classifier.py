@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from etude.data.tasks import Split
+from etude.layers.autoencoders import dry_run
 from etude.layers.distances import squared_distances
 from etude.training.config import TrainConfig
 from etude.training.estimators import TorchClassifier
@@ -26,6 +28,7 @@ from etude.trust.prototypes import (
 )
 
 SCALES = ("auto", "minmax")
+PROBES = 32  # codes far out that tell whether a decoder is bounded
 DEFORM_FROM = 16  # pixels of the shorter side from which "auto" deforms
 
 
@@ -48,8 +51,8 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
         ``"kaiming"`` or ``"paper"``, for the built-in autoencoder.
     scale
         ``"auto"``: bring inputs that leave [0, 1] there (minimum and maximum of the training rows: of each
-        feature of vectors, one for all of images) if the decoder ends in a sigmoid; ``"minmax"``: always; None: never,
-        with a warning if a sigmoid cannot reach the inputs.
+        feature of vectors, one for all of images) if the decoder's outputs are bound to [0, 1], as a sigmoid's are;
+        ``"minmax"``: always; None: never, with a warning if such a decoder cannot reach the inputs.
     deform
         Elastic deformation of every training batch; ``"auto"``: for images of at least 16 pixels a side.
 
@@ -137,6 +140,8 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
         return rows, target
 
     def _check_parameters(self) -> None:
+        if not isinstance(self.n_prototypes, Integral):
+            raise ValueError(f"n_prototypes must be a whole number, got {self.n_prototypes!r}")
         if self.n_prototypes < 1:
             raise ValueError(f"n_prototypes must be at least 1, got {self.n_prototypes}")
         if (self.encoder is None) != (self.decoder is None):
@@ -150,13 +155,14 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
         for name in ("lambda_class", "lambda_ae", "lambda_r1", "lambda_r2"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.lambda_class == self.lambda_ae == self.lambda_r1 == self.lambda_r2 == 0:
+            raise ValueError("all four lambdas are 0, so there is nothing to learn: set one of them above 0")
 
     def _learn_scale(self, rows: Tensor) -> None:
         """Minimum and range of the training rows, or 0 and 1 where nothing is scaled."""
         outside = bool((rows < 0).any() or (rows > 1).any())
-        modules = [] if self.decoder is None else list(self.decoder.modules())
-        bounded = self.decoder is None or (bool(modules) and isinstance(modules[-1], nn.Sigmoid))
-        if self.scale is None and outside and bounded:
+        bounded = outside and self.scale != "minmax" and self._bounded(tuple(rows.shape[1:]))
+        if self.scale is None and bounded:
             warnings.warn(
                 f"inputs lie in [{float(rows.min()):.3g}, {float(rows.max()):.3g}], which a sigmoid decoder cannot "
                 "reach: use scale='minmax'",
@@ -164,10 +170,21 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
                 stacklevel=4,
             )
         self.low_, self.span_ = np.zeros((), np.float32), np.ones((), np.float32)
-        if self.scale == "minmax" or (self.scale == "auto" and outside and bounded):
+        if self.scale == "minmax" or (self.scale == "auto" and bounded):
             low, high = (rows.amin(0), rows.amax(0)) if rows.ndim == 2 else (rows.min(), rows.max())
             self.low_ = np.asarray(low.numpy())
             self.span_ = np.asarray(torch.where(high > low, high - low, 1.0).numpy())
+
+    def _bounded(self, shape: tuple[int, ...]) -> bool:
+        """Whether the decoder's outputs stay within [0, 1] even for codes that lie far out."""
+        if self.encoder is None or self.decoder is None:
+            return True
+        encoder, decoder = copy.deepcopy(self.encoder), copy.deepcopy(self.decoder).eval()
+        where = next(decoder.parameters(), torch.zeros(()))
+        with torch.random.fork_rng(devices=[]), torch.no_grad():  # own modules may draw: the global stream stays
+            codes = torch.randn(PROBES, dry_run(encoder, decoder, shape), generator=torch.Generator().manual_seed(0))
+            drawn = decoder((1e4 * codes).to(where))
+        return bool(((drawn >= 0) & (drawn <= 1)).all())
 
     def _config(self, n: int) -> TrainConfig:
         return TrainConfig(
