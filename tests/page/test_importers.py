@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.errors import DataError
-from etude.page.importers import read
+from etude.page.importers import read, saved_page
 from etude.page.importers.latex import decode_accents
 from etude.page.importers.saved_page import classify, complete_date
 
@@ -257,3 +257,9 @@ def test_any_order_of_blocks_loses_nothing(parts):
         return
     kinds = [classify(p.strip()) for p in parts if p.strip()]
     assert 2 * len(got.records) + len(got.unreadable) >= kinds.count("title") + kinds.count("abstract")
+
+
+@pytest.mark.parametrize(("text", "count"), [("37", 37), ("1,204", 1204), ("1.2k", 1200), ("3k", 3000), ("1.2.3k", 0)])
+def test_counts_as_pages_write_them(text, count):
+    assert saved_page._number(text) == count
+    assert saved_page.classify(text) == "count"

@@ -157,3 +157,19 @@ def test_the_sender_is_the_settings_address():
     made = transport(Settings(smtp_url="smtp://user:p%40ss@mail.example.org:587", mail_from="E <e@example.org>"))
     assert isinstance(made, Smtp)
     assert made._sender == "e@example.org"
+
+
+def test_a_server_that_refuses_us_says_nothing_of_the_readers(db, box):
+    async def refuse(server, session, envelope, address, options):
+        return "550 sender unknown"
+
+    who = subscriber(db, "ann@example.org")
+    queue(db, "ann@example.org", "a", who)
+    queue(db, "ann@example.org", "b", who)
+    box.handle_MAIL = refuse
+    assert send(db, box) == {"sent": 0, "later": 1, "bounced": 0}
+    assert {r["status"] for r in db.rows(sa.select(t.outbox))} == {"queued"}
+    row = state(db, t.subscriber)
+    assert (row["status"], row["soft_failures"]) == ("active", 0)
+    del box.handle_MAIL
+    assert send(db, box, NOW + 3600)["sent"] == 2

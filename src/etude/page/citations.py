@@ -4,30 +4,49 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+from etude.page.records import EARLIEST, LATEST
+
 _SPECIAL = str.maketrans({
     "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
 })  # fmt: skip
+_BRACES = str.maketrans({"{": "%7B", "}": "%7D", "\\": "%5C"})  # in addresses, which are not escaped as words are
 
 
-def _year(row: dict[str, Any]) -> int | None:
-    if row["published_at"]:
-        return datetime.fromtimestamp(row["published_at"], UTC).year
-    return (row["extra"] or {}).get("year")
+def year_of(row: dict[str, Any]) -> int | None:
+    """The year a paper came out: as a card states it, else of its date."""
+    stated = (row["extra"] or {}).get("year")
+    if stated or not row["published_at"]:
+        return int(stated) if isinstance(stated, int) else None
+    if not EARLIEST <= row["published_at"] <= LATEST:
+        return None
+    return datetime.fromtimestamp(row["published_at"], UTC).year
 
 
-def _names(row: dict[str, Any]) -> list[str]:
-    return [a["name"] for a in row["authors"]]
+def _names(row: dict[str, Any]) -> tuple[list[str], bool]:
+    """Authors, and whether there are others ("et al.")."""
+    names = [a["name"] for a in row["authors"]]
+    kept = [re.sub(r",?\s*\bet al\.?$", "", n).strip() for n in names]
+    return [n for n in kept if n], kept != names
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Given and family name; no given name where there is one word."""
+    given, _, family = name.rpartition(" ")
+    return given, family
 
 
 def bibtex(row: dict[str, Any]) -> str:
     """One BibTeX entry; every field is escaped."""
-    kind = "article" if row["arxiv_id"] or row["doi"] else "misc"
-    names = " and ".join(f"{{{n}}}" if re.search(r"\band\b", n) else n for n in _names(row))
+    kind = "article" if row["venue"] else "misc"
+    people, others = _names(row)
+    escaped = [n.translate(_SPECIAL) for n in people]
+    names = " and ".join([*(f"{{{n}}}" if re.search(r"\band\b", n) else n for n in escaped), *["others"] * others])
     fields = {
-        "title": row["title"].translate(_SPECIAL), "author": names.replace("&", r"\&"),
-        "year": _year(row), "journal": (row["venue"] or "").translate(_SPECIAL), "doi": row["doi"],
-        "eprint": row["arxiv_id"], "archivePrefix": "arXiv" if row["arxiv_id"] else None, "url": row["url"],
+        "title": row["title"].translate(_SPECIAL), "author": names,
+        "year": year_of(row), "journal": (row["venue"] or "").translate(_SPECIAL),
+        "doi": (row["doi"] or "").translate(_BRACES), "eprint": row["arxiv_id"],
+        "archivePrefix": "arXiv" if row["arxiv_id"] else None, "url": (row["url"] or "").translate(_BRACES),
     }  # fmt: skip
     lines = [f"  {k} = {{{v}}}" for k, v in fields.items() if v]
     return f"@{kind}{{{row['slug']},\n" + ",\n".join(lines) + "\n}\n"
@@ -36,8 +55,14 @@ def bibtex(row: dict[str, Any]) -> str:
 def ris(row: dict[str, Any]) -> str:
     """One RIS record (CRLF line ends, as the format asks)."""
     pairs = [("TY", "JOUR" if row["venue"] else "GEN"), ("TI", row["title"])]
-    pairs += [("AU", n) for n in _names(row)]
-    pairs += [("PY", _year(row)), ("JO", row["venue"]), ("DO", row["doi"]), ("UR", row["url"]), ("AB", row["abstract"])]
+    pairs += [("AU", ", ".join(part for part in reversed(_split(n)) if part)) for n in _names(row)[0]]
+    pairs += [
+        ("PY", year_of(row)),
+        ("JO", row["venue"]),
+        ("DO", row["doi"]),
+        ("UR", row["url"]),
+        ("AB", row["abstract"]),
+    ]
     text = "".join(f"{k}  - {' '.join(str(v).split())}\r\n" for k, v in pairs if v)
     return text + "ER  - \r\n"
 
@@ -45,10 +70,10 @@ def ris(row: dict[str, Any]) -> str:
 def csl(row: dict[str, Any]) -> dict[str, Any]:
     """One CSL-JSON item."""
     people = []
-    for name in _names(row):
-        given, _, family = name.rpartition(" ")
+    for name in _names(row)[0]:
+        given, family = _split(name)
         people.append({"family": family, "given": given} if given else {"literal": name})
-    year = _year(row)
+    year = year_of(row)
     item = {
         "id": row["slug"], "type": "article-journal" if row["venue"] else "article", "title": row["title"],
         "author": people, "container-title": row["venue"], "DOI": row["doi"], "URL": row["url"],

@@ -1,6 +1,7 @@
 """The page's part of the command line: serve, worker, import, snapshot, db."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,13 +57,19 @@ def serve(
 
     from etude.page.retention import purge
     from etude.page.search.semantic import model_name
-    from etude.page.settings import Settings, from_environment, load_secret
+    from etude.page.settings import Settings, from_environment, load_secret, secret_folder
     from etude.page.web.app import create_app
 
     model_name()  # refuses what it does not know
     more: dict[str, Any] = from_environment() | ({"admin": admin} if admin else {})
     settings = Settings(
-        database=ledger, host=host, port=port, mode=mode, base_url=base_url, secret=load_secret(Path.cwd()), **more
+        database=ledger,
+        host=host,
+        port=port,
+        mode=mode,
+        base_url=base_url,
+        secret=load_secret(secret_folder(ledger)),
+        **more,
     )
     app = create_app(settings)
     purge(app.state.site.db, app.state.site.now)
@@ -116,13 +123,43 @@ def worker(*, ledger: LedgerOption = None, jobs: int | None = None, once: Annota
     if once:
         name = worker_name()
         while work_one(queue, name, jobs=jobs):
-            pass
+            _log_verdicts(ledger)
         return
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=_embed, args=(ledger, stop), daemon=True).start()
+    threading.Thread(target=_follow_ledger, args=(ledger, stop), daemon=True).start()
     threading.Thread(target=_leave_with_parent, args=(stop,), daemon=True).start()
     work(queue, jobs=jobs, stop=stop)
+
+
+def _log_verdicts(ledger: str | None) -> None:
+    """Put what the ledger says into the page's history of verdicts."""
+    from etude.lab.ledger import Ledger
+    from etude.lab.queue import Queue
+    from etude.page.database import Database
+    from etude.page.sync import sync_studies, sync_verdicts
+
+    store, db, now = Ledger(ledger), Database(ledger), int(time.time())
+    sync_studies(db, Queue(store), now)
+    sync_verdicts(db, store, now)
+
+
+def _follow_ledger(ledger: str | None, stop: threading.Event) -> None:
+    """Log verdicts when a run has ended, here or by `etude run` beside the page: views themselves write nothing."""
+    from etude.errors import EtudeError
+    from etude.lab.ledger import Ledger
+    from etude.page.sync import stamp
+
+    store, seen = Ledger(ledger), None
+    while not stop.wait(2.0):
+        try:
+            now = stamp(store)
+            if now != seen:
+                _log_verdicts(ledger)
+            seen = now
+        except EtudeError:  # the ledger is busy or away: the next look will tell
+            continue
 
 
 def _leave_with_parent(stop: threading.Event) -> None:
@@ -262,13 +299,14 @@ def digest(
     from etude.page.digest.compose import preview
     from etude.page.digest.send import send_due, transport
     from etude.page.retention import purge
-    from etude.page.settings import Settings, from_environment, load_secret
+    from etude.page.settings import Settings, from_environment, load_secret, secret_folder
 
     if due == dry_run:
         raise UsageError("give --due to send what is due, or --dry-run --for ADDRESS to look at one mail")
     db = Database(ledger)
     settings = Settings(
-        database=ledger, base_url=base_url or os.environ.get("ETUDE_BASE_URL", ""), secret=load_secret(Path.cwd()),
+        database=ledger, base_url=base_url or os.environ.get("ETUDE_BASE_URL", ""), 
+        secret=load_secret(secret_folder(ledger)),
         **from_environment(),  # type: ignore[arg-type]
     )  # fmt: skip
     try:
@@ -281,6 +319,7 @@ def digest(
         else int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     )
     if due:
+        _log_verdicts(ledger)
         queued = compose_due(db, settings, now)
         counts = send_due(db, transport(settings))
         purge(db, now)

@@ -61,10 +61,12 @@ def condition(f: Filters) -> sa.ColumnElement[bool]:
         parts.append(sa.cast(p.authors, sa.Text).ilike(_like(json.dumps(f.author)[1:-1]), escape="\\"))
     if f.venue:
         parts.append(p.venue.ilike(_like(f.venue), escape="\\"))
+    stated = p.extra["year"].as_integer()  # of a card, which knows no day
     for year, after in ((f.year[0], True), (f.year[1], False)):
         if year is not None:
             at = _year_start(year if after else year + 1)
-            parts.append(p.published_at >= at if after else p.published_at < at)
+            dated = p.published_at >= at if after else p.published_at < at
+            parts.append(sa.case((stated.is_not(None), stated >= year if after else stated <= year), else_=dated))
     if f.slugs is not None:
         parts.append(p.slug.in_(sorted(f.slugs)))
     if f.followed is not None:
@@ -100,6 +102,10 @@ def encode_cursor(values: Sequence[Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(list(values)).encode()).decode().rstrip("=")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 2**63
+
+
 def decode_cursor(text: str) -> list[Any]:
     """The values of a cursor.
 
@@ -110,9 +116,9 @@ def decode_cursor(text: str) -> list[Any]:
     """
     try:
         value = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value):
+        if isinstance(value, list) and len(value) == 2 and all(_is_number(v) for v in value):
             return value
-    except (ValueError, UnicodeDecodeError):
+    except ValueError:
         pass
     raise UsageError("the cursor is not valid: start again from the first page")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from etude.page.identity import arxiv_id, clean, doi, norm_hash
 
+EARLIEST, LATEST = -30_610_224_000, 253_370_764_799  # 1 January 1000 to 31 December 9998
 MAX_TITLE, MAX_ABSTRACT, MAX_AUTHORS, MAX_NAME = 1000, 20_000, 5000, 200
 
 
@@ -69,8 +70,10 @@ def make_record(**values: Any) -> PaperRecord:
     texts: dict[str, Any] = {
         k: clean(str(values.pop(k)))[:500] or None for k in ("venue", "license", "lang", "room") if values.get(k)
     }
+    at = values.pop("published_at", None)
     return PaperRecord(
         title=title, abstract=abstract, authors=tuple(n for n in names if n)[:MAX_AUTHORS],
+        published_at=at if at is not None and EARLIEST <= at <= LATEST else None,
         arxiv_id=arxiv.id if arxiv else None, arxiv_version=(arxiv.version if arxiv else None) or version,
         doi=doi(str(values.pop("doi", "") or "")), url=web_address(values.pop("url", None)),
         code_url=web_address(values.pop("code_url", None)), tags=tuple(dict.fromkeys(t for t in tags if t)),

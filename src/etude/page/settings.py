@@ -85,6 +85,14 @@ def from_environment() -> dict[str, Any]:
     return found
 
 
+def secret_folder(database: str | None) -> Path:
+    """Where the secret lies: beside an SQLite database, so that a command from elsewhere signs with the same one."""
+    given = database or os.environ.get("ETUDE_LEDGER") or "etude.sqlite"
+    if "://" in given and not given.startswith("sqlite:///"):
+        return Path.cwd()
+    return Path(given.removeprefix("sqlite:///")).resolve().parent
+
+
 def load_secret(folder: str | Path) -> str:
     """`ETUDE_SECRET`, else the file `etude.secret` in a folder, made on first use and readable by its owner only.
 

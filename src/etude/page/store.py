@@ -17,6 +17,7 @@ from etude.page.identity import same_abstract, slugify
 from etude.page.records import PaperRecord
 
 Status = Literal["new", "duplicate", "changed"]
+MayChange = Callable[[dict[str, Any]], bool]  # whether whoever adds may change this paper that is here already
 TOGETHER = 1000  # records looked up at once
 
 
@@ -66,41 +67,50 @@ def changed_fields(row: dict[str, Any], record: PaperRecord) -> dict[str, Any]:
     new = record.columns()
     if (record.arxiv_version or 0) < (row["arxiv_version"] or 0):
         return {k: new[k] for k in _MERGED if new[k] and not row[k]}
-    if row["source"] == "catalogue":  # our own cards know better; only gaps are filled
-        return {k: new[k] for k in _MERGED if new[k] and not row[k]}
+    if row["source"] == "catalogue":  # our own cards know better; only gaps are filled, and not by a day inferred
+        inferred = ("published_at",) if record.published_inferred else ()
+        return {k: new[k] for k in _MERGED if new[k] and not row[k] and k not in inferred}
     return {k: new[k] for k in _MERGED if new[k] and new[k] != row[k]}
 
 
-def preview(db: Database, records: Iterable[PaperRecord]) -> list[Match]:
+def _changes(row: dict[str, Any], record: PaperRecord, may_change: MayChange | None) -> dict[str, Any]:
+    changes = changed_fields(row, record)
+    return changes if changes and (may_change is None or may_change(row)) else {}
+
+
+def preview(db: Database, records: Iterable[PaperRecord], may_change: MayChange | None = None) -> list[Match]:
     """What `add_all` would do; nothing is written. A record twice in the same import is a duplicate of itself."""
     out: list[Match] = []
-    fresh: list[PaperRecord] = []
+    fresh: dict[str, list[PaperRecord]] = {}
     keys: dict[tuple[str, str], None] = {}
     with db.engine.connect() as c:
         for record in records:
             row = find_existing(c, record)
             if row is not None:
-                changes = tuple(changed_fields(row, record))
+                changes = tuple(_changes(row, record, may_change))
                 out.append(Match(record, "changed" if changes else "duplicate", row["id"], changes))
             elif any(k in keys for k in _aliases(record)) or any(
-                f.norm_hash == record.norm_hash and same_abstract(f.abstract, record.abstract) for f in fresh
+                same_abstract(f.abstract, record.abstract) for f in fresh.get(record.norm_hash, ())
             ):
                 out.append(Match(record, "duplicate"))
             else:
                 keys |= dict.fromkeys(_aliases(record))
-                fresh.append(record)
+                fresh.setdefault(record.norm_hash, []).append(record)
                 out.append(Match(record, "new"))
     return out
 
 
 def add(
     c: sa.Connection, record: PaperRecord, *, source: str, now: int, by: str = "import", account: int | None = None,
-    weight: float = h.NEW, taken: set[str] | None = None,
+    weight: float = h.NEW, taken: set[str] | None = None, may_change: MayChange | None = None,
 ) -> Match:  # fmt: skip
-    """Store one record: new, merged into what we have (as a new version), or nothing to do."""
+    """Store one record: new, merged into what we have (as a new version), or nothing to do.
+
+    A paper that is here and that `may_change` says no to stays as it is (None: everyone may change every paper).
+    """
     row = find_existing(c, record)
     if row is not None:
-        changes = changed_fields(row, record)
+        changes = _changes(row, record, may_change)
         if changes:
             edit(c, row["id"], changes, expected=row["version"], by=by, now=now)
         return Match(record, "changed" if changes else "duplicate", row["id"], tuple(changes))
@@ -142,6 +152,7 @@ def add_all(
     by: str = "import",
     weight: float = h.NEW_BULK,
     after: Callable[[sa.Connection, list[Match]], None] | None = None,
+    may_change: MayChange | None = None,
 ) -> list[Match]:
     """Import many records in one transaction, with what `after` adds to it (the index of words): all or none.
 
@@ -159,7 +170,8 @@ def add_all(
                 if keys & seen:
                     matches += _add_new(c, fresh, source=source, now=now, by=by, weight=weight, taken=taken)
                     fresh = []
-                    matches.append(add(c, record, source=source, now=now, by=by, weight=weight, taken=taken))
+                    more: dict[str, Any] = {"weight": weight, "taken": taken, "may_change": may_change}
+                    matches.append(add(c, record, source=source, now=now, by=by, **more))
                 else:
                     fresh.append(record)
                 seen |= keys

@@ -53,6 +53,10 @@ class Folder:
         pass
 
 
+class Refused(smtplib.SMTPResponseException):
+    """The server does not take the mail for this recipient."""
+
+
 class Smtp:
     """One connection a batch; certificates are checked."""
 
@@ -82,8 +86,9 @@ class Smtp:
         try:
             self._server.send_message(message, self._sender, [recipient])
         except smtplib.SMTPRecipientsRefused as error:
-            code, text = next(iter(error.recipients.values()))
-            raise smtplib.SMTPResponseException(code, text) from error
+            raise Refused(*next(iter(error.recipients.values()))) from error
+        except smtplib.SMTPDataError as error:
+            raise Refused(error.smtp_code, error.smtp_error) from error
         except smtplib.SMTPServerDisconnected:
             self._server = None
             raise
@@ -128,10 +133,14 @@ def send_due(
             now = int(clock())
             try:
                 way.send(f"{row['created_at']}-{row['id']:08d}", row["recipient"], row["raw"])
-            except smtplib.SMTPResponseException as error:
+            except Refused as error:
                 hard = error.smtp_code >= 500
                 counts["bounced" if hard else "later"] += 1
                 _failed(db, row, f"{error.smtp_code} {error.smtp_error!r}"[:300], hard, now)
+            except smtplib.SMTPResponseException as error:  # it refuses us, not them: password, sender, greeting
+                counts["later"] += 1
+                _put_back(db, row, f"{error.smtp_code} {error.smtp_error!r}"[:300], now)
+                break
             except (OSError, smtplib.SMTPException) as error:
                 counts["later"] += 1
                 _failed(db, row, str(error)[:300], False, now)
@@ -143,6 +152,13 @@ def send_due(
     finally:
         way.close()
     return counts
+
+
+def _put_back(db: Database, row: dict, error: str, now: int) -> None:
+    """A mail that could not even be offered waits, and nothing is said of its reader."""
+    values = {"status": "queued", "error": error, "lease_until": None, "next_at": now + 60 * RETRY_MINUTES[0]}
+    with db.begin() as c:
+        c.execute(sa.update(t.outbox).where(t.outbox.c.id == row["id"]).values(**values))
 
 
 def _sent(db: Database, row: dict) -> None:

@@ -80,7 +80,11 @@ def subscribe(
             limit(c, "resend", keyed_hash(settings.secret, "resend", email), now)
         except TooMany:
             return  # silently: the answer is always the same
-        c.execute(sa.delete(t.subscriber).where(s.status == "pending", s.created_at < now - PURGE_SECONDS))
+        c.execute(
+            sa.delete(t.subscriber).where(
+                s.status == "pending", s.confirm_expires_at < now + CONFIRM_SECONDS - PURGE_SECONDS
+            )
+        )
         row = c.execute(sa.select(t.subscriber).where(s.email == email)).mappings().first()
         values = {
             "frequency": wish.frequency, "zone": wish.zone, "hour": wish.hour, "filters": wish.filters or {},
@@ -94,9 +98,7 @@ def subscribe(
             new = values | {"email": email, "status": "pending", "created_at": now, "soft_failures": 0}
             c.execute(sa.insert(t.subscriber).values(**new))
         else:
-            c.execute(
-                sa.update(t.subscriber).where(s.id == row["id"]).values(**values, status="pending", created_at=now)
-            )
+            c.execute(sa.update(t.subscriber).where(s.id == row["id"]).values(**values, status="pending"))
         mail.queue(c, mail.confirmation(settings, email, token, wish.language, now), now=now)
 
 
@@ -124,7 +126,7 @@ def confirm(db: Database, token: str, now: int) -> bool:
 def by_token(db: Database, settings: Settings, token: str) -> dict[str, Any] | None:
     """The subscriber of an unsubscribe token; None for a forged one."""
     number, _, _ = token.partition(".")
-    if not number.isdigit() or len(number) > 12:
+    if not (number.isascii() and number.isdigit()) or len(number) > 9:
         return None
     rows = db.rows(sa.select(t.subscriber).where(t.subscriber.c.id == int(number)))
     if not rows or not same(token, unsubscribe_token(settings, rows[0]["id"], rows[0]["created_at"])):

@@ -16,7 +16,7 @@ MAX_DEPTH = 64
 def _depth(text: str) -> int:
     """Deepest nesting of brackets outside strings (a guard before parsing)."""
     depth = deepest = 0
-    for piece in re.findall(r'"(?:[^"\\]|\\.)*"|[\[{}\]]', text, re.DOTALL):
+    for piece in re.findall(r'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[{}\]]', text, re.DOTALL):
         if piece in "[{":
             depth += 1
             deepest = max(deepest, depth)
@@ -66,7 +66,7 @@ def parse(text: str, now: int) -> Reading:
         raise DataError(f"the JSON is nested deeper than {MAX_DEPTH} levels, which is refused")
     try:
         raw = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the import is not JSON: {error}; save the answer again") from error
     if isinstance(raw, dict) and "error" in raw and "title" not in raw:
         raise DataError(f"the answer is an error: {str(raw['error'])[:200]}")

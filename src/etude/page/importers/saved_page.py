@@ -25,7 +25,7 @@ _HEADER = re.compile(
     re.IGNORECASE,
 )
 _PEOPLE = re.compile(r"(submitted by\b.*|\d[\d,]* authors?|· ?\d+.*|authors?:?)", re.IGNORECASE | re.DOTALL)
-_COUNT = re.compile(r"\d[\d,.]*k?", re.IGNORECASE)
+_COUNT = re.compile(r"\d[\d,.]{0,14}k?", re.IGNORECASE)
 
 
 class Block(NamedTuple):
@@ -65,6 +65,13 @@ def classify(text: str) -> Kind:
     if len(text) > 300 or len(words) > 40 or (len(text) > 200 and text.endswith(".")):
         return "abstract"
     return "title" if one_line and 1 <= len(words) <= 40 and not text.endswith(".") else "abstract"
+
+
+def _number(text: str) -> int:
+    """A count as a page writes it: "37", "1,204", "1.2k"."""
+    if text.lower().endswith("k"):
+        return round(1000 * float(text[:-1].replace(",", ".").rstrip(".") or 0)) if text.count(".") < 2 else 0
+    return int(re.sub(r"\D", "", text) or 0)
 
 
 def complete_date(text: str, now: int) -> tuple[int, bool]:
@@ -139,7 +146,7 @@ def parse(text: str, now: int) -> Reading:
             except ValueError as error:
                 bad.append(Unreadable(block.line, block.text, str(error)))
         elif current is not None and kind == "count":
-            current.extra.setdefault("hf_upvotes", int(re.sub(r"\D", "", block.text) or 0))
+            current.extra.setdefault("hf_upvotes", _number(block.text))
         elif current is not None and kind == "people":
             current.extra.setdefault("people", []).append(block.text[:200])
         elif current is not None and kind == "arxiv":

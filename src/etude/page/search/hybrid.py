@@ -61,6 +61,8 @@ def search(
     with db.engine.connect() as c:
         words = lexical.rank(c, query, depth=DEPTH)
     similar = meaning.rank(query.text, DEPTH) if meaning is not None and query.text else []
+    if query.phrases and similar:
+        similar = [i for i in similar if all(_holds_any(db, i, [phrase]) for phrase in query.phrases)]
     if query.excluded and similar:
         similar = [i for i in similar if not _holds_any(db, i, query.excluded)]
     ranked = fuse([words, similar])

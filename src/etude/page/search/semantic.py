@@ -27,6 +27,7 @@ READ = 8192  # vectors read at once
 AT_ONCE = 5000  # ids in one question; SQLite takes 32,766
 NEIGHBOURS_OF = 20  # papers whose neighbours are candidates, where not all papers can be
 WINDOW_WORDS = 170  # about 256 tokens, the model's limit
+LIKE = 0.2  # cosine below which a text is like a paper by chance: words that mean nothing reach .18
 Encode = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -258,20 +259,22 @@ class SemanticIndex:
         if not self.ready:
             return []
         assert self._encode is not None
-        return self.nearest(np.asarray(self._encode([text]), np.float32)[0], depth)
+        return self.nearest(np.asarray(self._encode([text]), np.float32)[0], depth, LIKE)
 
-    def nearest(self, query: np.ndarray, depth: int) -> list[int]:
-        """Ids of the papers nearest to a unit vector, shape (d,); equal ones by their id."""
+    def nearest(self, query: np.ndarray, depth: int, least: float = -1.0) -> list[int]:
+        """Ids of the papers nearest to a unit vector, shape (d,), of cosine `least` or more; equal ones by their id."""
         with self._lock:
             if self._scan is not None:
-                return self._scan.nearest(query, depth)[0].tolist()
+                found, cosines = self._scan.nearest(query, depth)
+                return found[cosines >= least].tolist()
             ids, vectors = self._held()
         cosine: np.ndarray = vectors @ query
         k = min(depth, len(ids))
         if k < len(ids):
             kept = np.flatnonzero(cosine >= np.partition(cosine, len(ids) - k)[len(ids) - k])
             ids, cosine = ids[kept], cosine[kept]
-        return ids[np.lexsort((ids, -cosine))][:k].tolist()
+        order = np.lexsort((ids, -cosine))[:k]
+        return ids[order][cosine[order] >= least].tolist()
 
     def related(self, paper_id: int, k: int = 8, *, diversity: float = 0.7) -> list[int]:
         """Papers like one paper, by maximal marginal relevance: near to it, not all alike."""

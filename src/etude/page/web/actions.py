@@ -16,7 +16,7 @@ from etude.page.importers.reading import decode, guess
 from etude.page.records import make_record
 from etude.page.search.lexical import index_matches, reindex
 from etude.page.security import limit, new_token, safe_next, token_hash
-from etude.page.web.context import check_form, count, reader, require_account, site
+from etude.page.web.context import check_form, count, may_change, reader, require_account, site
 from etude.page.web.pages import find_paper
 from etude.page.web.render import render
 
@@ -59,13 +59,13 @@ def run_here(request: Request, slug: str, csrf: Token, tier: Token = "quick") ->
 
 
 @router.post("/import")
-async def import_preview(request: Request, csrf: Token, text: Token = "", file: UploadFile | None = None) -> Response:
+def import_preview(request: Request, csrf: Token, text: Token = "", file: UploadFile | None = None) -> Response:
     """Read an import and show what it would do; nothing is stored but the text itself, for the confirmation."""
     check_form(request, csrf)
-    require_account(request)
+    account = require_account(request)
     s = site(request)
     count(request, "import")
-    raw: bytes | str = await file.read() if file is not None and file.filename else text
+    raw: bytes | str = file.file.read() if file is not None and file.filename else text
     try:
         plain = decode(raw)
         reading = read(plain, now=s.now)
@@ -79,7 +79,7 @@ async def import_preview(request: Request, csrf: Token, text: Token = "", file: 
         c.execute(
             sa.insert(t.pending_import).values(token_hash=token_hash(token), format=guess(plain), text=plain, at=s.now)
         )
-    matches = store.preview(s.db, reading.records)
+    matches = store.preview(s.db, reading.records, may_change(s, account))
     counts = {w: sum(m.status == w for m in matches) for w in ("new", "duplicate", "changed")}
     return render(request, "preview.html.j2", reading=reading, matches=matches, counts=counts, token=token)
 
@@ -98,7 +98,10 @@ def import_confirm(request: Request, csrf: Token, token: Token) -> Response:
         index_matches(c, matches)
         c.execute(sa.delete(t.pending_import).where(p.token_hash == token_hash(token)))
 
-    store.add_all(s.db, reading.records, source=reading.format, now=s.now, by=account["handle"], after=after)
+    store.add_all(
+        s.db, reading.records, source=reading.format, now=s.now, by=account["handle"], after=after,
+        may_change=may_change(s, account),
+    )  # fmt: skip
     return RedirectResponse("/?sort=new", status_code=303)
 
 
@@ -124,7 +127,10 @@ def submit(
         return page
     count(request, "submit")
     with s.db.begin() as c:
-        match = store.add(c, record, source="form", now=s.now, by=account["handle"], account=account["id"])
+        match = store.add(
+            c, record, source="form", now=s.now, by=account["handle"], account=account["id"],
+            may_change=may_change(s, account),
+        )  # fmt: skip
         assert match.paper_id is not None
         reindex(c, [match.paper_id])
         slug = c.execute(sa.select(t.paper.c.slug).where(t.paper.c.id == match.paper_id)).scalar_one()

@@ -1,5 +1,6 @@
 """The JSON API: papers, claims, related; and the daily papers in the shape that existing clients read."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -11,16 +12,17 @@ from starlette.exceptions import HTTPException
 
 from etude.lab.registry import runnable
 from etude.page import tables as t
-from etude.page.citations import bibtex
-from etude.page.listing import Filters, listing
-from etude.page.search.hybrid import search
+from etude.page.citations import bibtex, year_of
+from etude.page.listing import listing
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, site
+from etude.page.web.finding import find
 from etude.page.web.pages import filters_of, find_paper, related_of
 from etude.page.web.render import iso
 
 router = APIRouter(prefix="/api", tags=["papers"])
 Limit = Annotated[int, Query(ge=1, le=100)]
+Since = Annotated[int | None, Query(ge=0, lt=2**62)]
 
 
 class Problem(BaseModel):
@@ -40,7 +42,8 @@ def public(row: dict[str, Any]) -> dict[str, Any]:
             "votes", "source")  # fmt: skip
     return {k: row[k] for k in keys} | {
         "authors": [a["name"] for a in row["authors"]], "runs": row["slug"] in runnable(),
-        "published_at": iso(row["published_at"]) or None, "submitted_at": iso(row["submitted_at"]),
+        "published_at": iso(row["published_at"]) or None, "year": year_of(row),
+        "submitted_at": iso(row["submitted_at"]),
     }  # fmt: skip
 
 
@@ -48,17 +51,18 @@ def public(row: dict[str, Any]) -> dict[str, Any]:
 def papers(
     request: Request, sort: Literal["trending", "hot", "slow", "new", "top"] = "trending",
     window: Literal["day", "week", "month", "all"] = "all", q: Annotated[str, Query(max_length=500)] = "",
-    room: str | None = None, since: int | None = None, limit: Limit = 25, cursor: str | None = None,
+    room: str | None = None, since: Since = None, limit: Limit = 25, cursor: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """A page of papers; `next` is the cursor of the following one."""
+    """A page of papers; `next` is the cursor of the following one. With `q`: what a search finds, best first."""
     s = site(request)
     filters = filters_of(s, request)
     if q:
         count_search(request)
-        hits = search(s.db, parse(q), filters=filters, meaning=s.by_meaning(), limit=limit)
+        hits = find(s, parse(q), replace(filters, since=since), limit=limit)
         return {"papers": [public(h.row) | {"reason": h.reason} for h in hits], "next": None}
-    filters = Filters(filters.room, filters.tag, filters.year, slugs=filters.slugs, since=since)
-    page = listing(s.db, sort=sort, window=window, filters=filters, limit=limit, cursor=cursor, now=s.now)
+    page = listing(
+        s.db, sort=sort, window=window, filters=replace(filters, since=since), limit=limit, cursor=cursor, now=s.now
+    )
     return {"papers": [public(r) for r in page.rows], "next": page.cursor}
 
 
@@ -120,17 +124,23 @@ def _period(date: str | None, week: str | None, month: str | None, now: int) -> 
     return int(start.timestamp()), int(end.timestamp())
 
 
+def _published(row: dict[str, Any]) -> str:
+    """When it came out; 1 January where only the year is known, the day of the list where nothing is."""
+    year = None if row["published_at"] else year_of(row)
+    return f"{year:04d}-01-01T00:00:00Z" if year else iso(row["published_at"]) or iso(row["submitted_at"])
+
+
 def daily(s: Site, row: dict[str, Any]) -> dict[str, Any]:
     """A paper in the daily-papers shape; ids are arXiv's where there is one."""
     return {
         "paper": {
             "id": row["arxiv_id"] or row["slug"], "title": row["title"], "summary": row["abstract"],
             "authors": [{"name": a["name"], "hidden": False} for a in row["authors"]],
-            "publishedAt": iso(row["published_at"]) or iso(row["submitted_at"]),
+            "publishedAt": _published(row),
             "submittedOnDailyAt": iso(row["submitted_at"]), "upvotes": row["votes"], "githubRepo": row["code_url"],
             "projectPage": f"{s.settings.address}/paper/{row['slug']}",
         },
-        "title": row["title"], "publishedAt": iso(row["published_at"]) or iso(row["submitted_at"]), "numComments": 0,
+        "title": row["title"], "publishedAt": _published(row), "numComments": 0,
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from etude.page.records import make_record
 from etude.page.search.lexical import reindex
 from etude.page.security import limit
 from etude.page.web.api import problems, public
-from etude.page.web.context import reader, site
+from etude.page.web.context import may_change, reader, site
 from etude.page.web.pages import find_paper
 
 router = APIRouter(prefix="/api", tags=["writing"])
@@ -69,7 +69,7 @@ class Votes(BaseModel):
 
 @router.post("/papers", status_code=201, responses=problems(400, 401, 429))
 def add_paper(request: Request, new: NewPaper, account: Caller) -> dict[str, Any]:
-    """Add a paper; one that is here already is merged and returned."""
+    """Add a paper; one that is here already is returned, and changed only if the caller may edit it."""
     s = site(request)
     if new.room and new.room not in ROOMS:
         raise HTTPException(400, f"there is no room {new.room!r}")
@@ -79,7 +79,10 @@ def add_paper(request: Request, new: NewPaper, account: Caller) -> dict[str, Any
         raise HTTPException(400, str(error)) from error
     with s.db.begin() as c:
         limit(c, "submit", str(account["id"]), s.now)
-        match = store.add(c, record, source="form", now=s.now, by=account["handle"], account=account["id"])
+        match = store.add(
+            c, record, source="form", now=s.now, by=account["handle"], account=account["id"],
+            may_change=may_change(s, account),
+        )  # fmt: skip
         assert match.paper_id is not None
         reindex(c, [match.paper_id])
         row = c.execute(sa.select(t.paper).where(t.paper.c.id == match.paper_id)).mappings().one()

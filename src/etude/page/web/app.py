@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import sqlalchemy as sa
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -83,6 +84,9 @@ def create_app(settings: Settings, **site_options: Any) -> FastAPI:
     app.middleware("http")(_guard)
     app.add_exception_handler(EtudeError, _etude_error)
     app.add_exception_handler(HTTPException, _http_error)
+    for kind in (OverflowError, UnicodeError, sa.exc.DataError):  # numbers and characters that the database cannot hold
+        app.add_exception_handler(kind, _unheard_of)
+    app.add_exception_handler(Exception, _broken)
     return app
 
 
@@ -106,10 +110,15 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
     readable = request.url.path.startswith(OPEN)
     if readable and request.method == "OPTIONS" and "access-control-request-method" in request.headers:
         return Response(status_code=204, headers=CORS)
+    head = request.method == "HEAD"
+    if head:
+        request.scope["method"] = "GET"
     response = await call_next(request)
     if request.url.path.startswith("/api/") and request.method == "GET" and response.status_code == 200:
         response = await _tagged(request, response)
-    if readable and request.method in ("GET", "HEAD"):
+    if head:
+        response = await _without_body(response)
+    if readable and request.method == "GET":
         response.headers.update(CORS)
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
@@ -118,6 +127,14 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
         secure = s.settings.address.startswith("https")
         response.set_cookie(COOKIE, given or cookie, httponly=True, samesite="lax", secure=secure, max_age=365 * 86_400)
     return response
+
+
+async def _without_body(response: Any) -> Response:
+    """The head of an answer, with the length that its body would have."""
+    streamed = hasattr(response, "body_iterator")
+    length = sum([len(part) async for part in response.body_iterator]) if streamed else len(response.body)
+    kept = {k: v for k, v in response.headers.items() if k != "content-length"}
+    return Response(None, response.status_code, kept | {"content-length": str(length)})
 
 
 async def _tagged(request: Request, response: Any) -> Response:
@@ -144,6 +161,17 @@ async def _etude_error(request: Request, error: Exception) -> Response:
     elif isinstance(error, EditConflict):
         status = 409
     return _problem(request, status, str(error), headers)
+
+
+async def _unheard_of(request: Request, error: Exception) -> Response:
+    return _problem(request, 400, "the request holds a number or a character that cannot be", {})
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """Our own fault: the log has it, the reader gets a page with its headers (this one runs outside of `_guard`)."""
+    answer = _problem(request, 500, "something broke here, and the log of the server says what", {})
+    answer.headers.update(HEADERS)
+    return answer
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -16,8 +16,10 @@ from etude.lab.queue import Queue
 from etude.lab.registry import runnable
 from etude.page import tables as t
 from etude.page.accounts import rotate, session_of
+from etude.page.authorship import authors_of
 from etude.page.database import Database
 from etude.page.digest.send import Folder, send_due
+from etude.page.notes import may_edit
 from etude.page.search.semantic import SemanticIndex
 from etude.page.security import LIMITS, TooMany, client_address, keyed_hash, limit, network_prefix, same
 from etude.page.settings import Settings
@@ -121,6 +123,11 @@ class Site:
                 "counts": {w: words.count(w) for w in ("holds", "fails", "inconclusive") if w in words},
             }
         return out
+
+
+def may_change(s: Site, account: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    """Whether an account may change a paper that is here already, when it adds it again."""
+    return lambda row: may_edit(account, row, authors_of(s.db, row["id"]))
 
 
 def count_search(request: Request) -> None:

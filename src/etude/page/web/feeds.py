@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request, Response
 
 from etude.page import tables as t
 from etude.page.listing import listing
-from etude.page.search.hybrid import search
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, site
+from etude.page.web.finding import find
 from etude.page.web.pages import filters_of
 from etude.page.web.render import iso
 
@@ -57,7 +57,7 @@ def feed(request: Request, sort: str = "new", window: str = "all", q: str = "") 
     filters = filters_of(s, request)
     if q:
         count_search(request)
-        rows = [h.row for h in search(s.db, parse(q), filters=filters)]
+        rows = [h.row for h in find(s, parse(q), filters)]
         title = f"Etude: {q}"
     else:
         rows = listing(s.db, sort=sort, window=window, filters=filters, limit=50, now=s.now).rows  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """What readers see: lists, search, papers, runs, imports. No view changes anything."""
 
 import json
+import re
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,12 +22,13 @@ from etude.page.components import sharing
 from etude.page.enrich import known_elsewhere
 from etude.page.following import follows_of
 from etude.page.heat import FORMULA, HALF_LIVES, score
+from etude.page.identity import arxiv_id, doi
 from etude.page.library import saved_of
 from etude.page.listing import HALF_LIFE, Filters, by_ids, by_slugs, listing, spread, why
 from etude.page.notes import disputed, may_edit, notes_of
-from etude.page.search.hybrid import search
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, reader, site
+from etude.page.web.finding import find, with_verdict
 from etude.page.web.render import render, render_kept
 
 router = APIRouter(include_in_schema=False)
@@ -47,7 +49,7 @@ def filters_of(s: Site, request: Request) -> Filters:
     room, year, verdict = q.get("room") or None, q.get("year") or None, q.get("verdict") or None
     if room and room not in ROOMS:
         raise UsageError(f"there is no room {room!r}")
-    if year and not (year.isdigit() and len(year) == 4):
+    if year and not re.fullmatch("[0-9]{4}", year):
         raise UsageError(f"{year!r} is no year")
     if verdict and verdict not in VERDICTS:
         raise UsageError(f"{verdict!r} is no verdict: holds, fails or inconclusive")
@@ -55,8 +57,8 @@ def filters_of(s: Site, request: Request) -> Filters:
     if q.get("runs"):
         slugs = frozenset(runnable())
     if verdict:
-        having = {slug for slug, rows in s.verdicts().items() if any(r["verdict"] == verdict for r in rows)}
-        slugs = frozenset(having) if slugs is None else slugs & having
+        having = with_verdict(s, verdict)
+        slugs = having if slugs is None else slugs & having
     years = (int(year), int(year)) if year else (None, None)
     return Filters(room=room, tag=q.get("tag") or None, year=years, slugs=slugs)
 
@@ -109,43 +111,35 @@ def search_page(request: Request, q: str = "") -> Response:
     if q:
         count_search(request)
     query = parse(q)
-    filters = filters_of(s, request)
-    wanted = query.filters.get("verdict", ()) + tuple("study" for x in query.filters.get("has", ()) if x == "study")
-    slugs = filters.slugs
-    for word in wanted:
-        having = (
-            set(runnable()) if word == "study"
-            else {slug for slug, rows in s.verdicts().items() if any(r["verdict"] == word for r in rows)}
-        )  # fmt: skip
-        slugs = frozenset(having) if slugs is None else slugs & having
-    filters = Filters(filters.room, filters.tag, filters.year, slugs=slugs)
-    hits: list[dict[str, Any]] = []
-    meaning = s.by_meaning() if query.text and not query.jump else None
-    if query.empty:
-        pass
-    elif not (query.words or query.phrases or query.jump):  # filters alone: a list
-        rows = listing(s.db, filters=Filters.of(query, filters), limit=50, now=s.now).rows
-        hits = [{"row": r, "reason": ""} for r in rows]
-    else:
-        found = search(s.db, query, filters=filters, meaning=meaning)
-        hits = [{"row": h.row, "reason": h.reason} for h in found]
+    hits = find(s, query, filters_of(s, request))
     if query.jump and len(hits) == 1:
-        return RedirectResponse(f"/paper/{hits[0]['row']['slug']}", status_code=303)
-    rows = decorate(s, [h["row"] for h in hits], reader(request).id)
+        return RedirectResponse(f"/paper/{hits[0].row['slug']}", status_code=303)
+    rows = decorate(s, [h.row for h in hits], reader(request).id)
     for row, hit in zip(rows, hits, strict=True):
-        row["reason"] = hit["reason"]
-    words_only = bool(query.text) and meaning is None
+        row["reason"] = hit.reason
+    words_only = bool(query.words or query.phrases) and s.by_meaning() is None
     return render(
         request, "search.html.j2", q=q[:500], rows=rows, query=query, words_only=words_only, problem=s.meaning.problem
     )
 
 
+_KNOWN_AS = (
+    sa.select(t.paper)
+    .join(t.alias)
+    .where(
+        t.alias.c.kind == sa.bindparam("kind"), t.alias.c.value == sa.bindparam("value"), t.paper.c.hidden.is_(False)
+    )
+)
 _NAMED = sa.select(t.paper).where(t.paper.c.slug == sa.bindparam("slug"), t.paper.c.hidden.is_(False))
 
 
 def find_paper(s: Site, slug: str) -> dict[str, Any]:
-    """A paper by its name in addresses; 404 for others and for hidden ones."""
+    """A paper by its name in addresses, else by its arXiv id or DOI; 404 for others and for hidden ones."""
     rows = s.db.rows(_NAMED, {"slug": slug})
+    if not rows:
+        found = arxiv_id(slug)
+        alias = ("arxiv", found.id) if found else ("doi", doi(slug))
+        rows = s.db.rows(_KNOWN_AS, {"kind": alias[0], "value": alias[1]}) if alias[1] else []
     if not rows:
         raise HTTPException(404)
     return rows[0]

@@ -36,13 +36,13 @@ def export_zip(request: Request, csrf: Text) -> Response:
 
 
 @router.post("/account/import", response_class=HTMLResponse)
-async def import_zip(request: Request, csrf: Text, file: UploadFile) -> Response:
+def import_zip(request: Request, csrf: Text, file: UploadFile) -> Response:
     """Bring an export back; what is there already stays."""
     check_form(request, csrf)
     account = require_account(request)
     s = site(request)
     count(request, "import")
-    raw = await file.read()
+    raw = file.file.read()
     try:
         bundle = personal.read_bundle(raw)
         runs = {"runs": _runs(s, raw)} if s.settings.mode == "single" else {}

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from etude import __version__
 from etude.lab.console import number
+from etude.page.records import EARLIEST, LATEST
 from etude.page.web.context import Reader, reader, site
 from etude.page.web.markdown import markdown
 
@@ -39,11 +40,18 @@ def ago(at: int | float | None, now: int) -> str:
 
 def day(at: int | None) -> str:
     """A date, empty for none."""
-    return "" if at is None else datetime.fromtimestamp(at, UTC).strftime("%d %B %Y").lstrip("0")
+    moment = _moment(at)
+    return "" if moment is None else moment.strftime("%d %B %Y").lstrip("0")
 
 
 def iso(at: int | float | None) -> str:
-    return "" if at is None else datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    moment = _moment(at)
+    return "" if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _moment(at: int | float | None) -> datetime | None:
+    """A time that the calendar holds, else None: one bad row must not take a list down."""
+    return None if at is None or not EARLIEST <= at <= LATEST else datetime.fromtimestamp(int(at), UTC)
 
 
 def with_query(request: Request, **changes: Any) -> str:
