@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from etude import incontext
 from etude.layers import FastLinear
 from etude.layers.fast_weights import Fast, compact
 
@@ -118,3 +119,7 @@ def test_no_fast_step_has_norm_zero_and_small_norms_are_true():
     assert zeros.norm().tolist() == [0.0, 0.0]
     small = Fast(torch.full((1, 1, 1), 2e-8).double(), torch.ones(1, 1, 1).double(), torch.ones(1))
     assert float(small.norm()) == pytest.approx(2e-8)
+
+
+def test_the_room_of_the_fast_slow_memory_shows_it():
+    assert incontext.FastLinear is FastLinear

@@ -1,6 +1,7 @@
 """Guidance: the loss against its formula, the layer map, what is frozen, and every bad input of the card."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -293,7 +294,8 @@ def test_bad_batches(nets):
     nn.init.zeros_(constant.weight)
     g = Guidance(target, constant, map=[("0", "")])
     target(normal(8, 6))
-    value = g.loss(normal(8, 6))
+    with pytest.warns(UserWarning, match="constant activations"):
+        value = g.loss(normal(8, 6))
     assert float(value) == 1
     value.backward()
     assert target[0].weight.grad.isfinite().all()
@@ -393,3 +395,16 @@ def test_layers_without_rows_are_left_out_where_none_was_named():
     assert "embed" in names
     assert not any("positions" in n for n in names)
     assert not any("positions" in n for n in cka_matrix(target, guide, [ids]).rows)
+
+
+def test_constant_activations_are_warned_of_once(nets):
+    target, guide = nets
+    nn.init.zeros_(guide[2].weight)
+    g, x = Guidance(target, guide), normal(40, 6)
+    target(x)
+    with pytest.warns(UserWarning, match="constant activations"):
+        assert torch.isfinite(g.loss(x))
+    target(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        g.loss(x)

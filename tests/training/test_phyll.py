@@ -1,16 +1,19 @@
 """Physical local learning: labels in the input, no gradient through boxes, drift, cost, state, bad input."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.utils.estimator_checks import check_estimator
 from torch import nn
 
 from etude.data.randomness import stream
 from etude.data.vowels import vowels
 from etude.training import BlackBox, PhyLL
-from etude.training.phyll import embed_label, wrong_labels
+from etude.training.label_embedding import embed_label, wrong_labels
 from etude.training.physical_boxes import PhysicalBox
 from etude.training.physical_costs import Costs, backprop_macs
 
@@ -227,3 +230,64 @@ def test_a_module_as_a_box_runs_in_eval_mode():
     torch.testing.assert_close(black(x)[:3], black(x[:3]))
     assert box.training
     assert int(box[1].num_batches_tracked) == 0
+
+
+class Short(PhyLL):
+    """A `PhyLL` whose default training takes milliseconds."""
+
+    def fit(self, X, y):
+        return super().fit(X, y, epochs=4, lr=0.05)
+
+    def partial_fit(self, X, y, classes=None):
+        return super().partial_fit(X, y, classes, inner_steps=1)
+
+
+def test_it_is_a_scikit_learn_estimator():
+    check_estimator(Short(), on_skip=None)
+
+
+def test_goodness_is_a_parameter_and_a_method():
+    x, y = blobs()
+    net = PhyLL(goodness="cosine-gelu", random_state=0)
+    assert clone(net).get_params()["goodness"] == "cosine-gelu"
+    assert net.set_params(goodness="cosine-abs").get_params()["goodness"] == "cosine-abs"
+    assert net.fit(x, y, epochs=1).goodness(x).shape == (90, 3, 1)
+
+
+def test_partial_fit_can_begin_with_the_classes_that_will_come():
+    x, y = blobs()
+    seen = y < 2
+    net = PhyLL(hidden=[8], random_state=0).partial_fit(x[seen], y[seen], classes=[2, 0, 1])
+    assert net.classes_.tolist() == [0, 1, 2]
+    net.partial_fit(x, y, epochs=20)
+    assert net.score(x, y) > 0.8
+    with pytest.raises(ValueError, match="not those of before"):
+        net.partial_fit(x, y, classes=[0, 1])
+    with pytest.raises(NotFittedError):
+        PhyLL().partial_fit(x, y)
+
+
+def test_equal_first_rows_do_not_make_a_box_look_dead():
+    x, y = blobs()
+    x[1] = x[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PhyLL([optics(11, 6)], [4], random_state=0).fit(x, y, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("bypass", False), ("goodness", "cosine-gelu"), ("label_mode", "overwrite"), ("n_classes", 4)]
+)
+def test_a_file_of_other_settings_is_refused(tmp_path, option, value):
+    x, y = blobs()
+    PhyLL([optics(11, 6)], [4], random_state=0).fit(x, y, epochs=1).save(tmp_path / "net")
+    with pytest.raises(ValueError, match=f"was saved with {option}=.*, this net has {option}={value!r}"):
+        PhyLL([optics(11, 6)], [4], **{option: value}).load(tmp_path / "net")
+
+
+def test_a_linear_layer_without_bias_stays_without():
+    x, y = blobs()
+    module = nn.Sequential(nn.Linear(11, 6, bias=False))
+    net = PhyLL.from_module(module, blackbox=[], random_state=0).fit(x, y, epochs=3)
+    assert not net.biases_[0].any()
+    assert torch.equal(net.weights_[0], module[0].weight)

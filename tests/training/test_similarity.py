@@ -204,3 +204,22 @@ def test_cka_is_blind_to_size_in_single_precision(scale, width, debiased):
     torch.testing.assert_close(cka(scale * X, Y, debiased=debiased), want, rtol=1e-4, atol=1e-5)
     grams = unit_grams([scale * X], debiased=debiased)[0] * unit_grams([Y], debiased=debiased)[0]
     torch.testing.assert_close(grams.sum(), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e15])
+def test_a_matrix_of_cka_is_blind_to_size(scale, recwarn):
+    x = normal(40, 5).float()
+    want = cka_matrix({"a": x}, {"b": x[:, :2]}).values
+    torch.testing.assert_close(cka_matrix({"a": scale * x}, {"b": x[:, :2]}).values, want, rtol=1e-4, atol=1e-5)
+    model, batches = made_linear(1.0), x.split(20)
+    plain = cka_matrix(model, made_linear(1.0, 1), batches).values
+    scaled = cka_matrix(made_linear(scale), made_linear(1.0, 1), batches).values
+    torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=1e-5)
+    assert not recwarn
+
+
+def made_linear(scale, seed=0):
+    model = seeded_build(lambda: nn.Linear(5, 4, bias=False), stream(seed, "init"))
+    with torch.no_grad():
+        model.weight.mul_(scale)
+    return nn.Sequential(model)

@@ -10,3 +10,4 @@ from etude.incontext.memory_network import FastSlowMemory as FastSlowMemory
 from etude.incontext.memory_session import MemorySession as MemorySession
 from etude.incontext.sequence_model import SequenceModel as SequenceModel
 from etude.incontext.synthetic_gradients import Feedback as Feedback
+from etude.layers import FastLinear as FastLinear

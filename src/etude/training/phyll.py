@@ -25,27 +25,11 @@ from torch import Tensor, nn
 from etude.data.progress import track
 from etude.data.randomness import as_generator
 from etude.training.blackbox import BlackBox
+from etude.training.label_embedding import LABEL_MODES, LabelMode, embed_label, wrong_labels
 from etude.training.local_goodness import Goodness, cosine_goodness, detected, local_gradient
 from etude.training.physical_costs import Costs
 
-LabelMode = Literal["prepend", "overwrite"]
-LABEL_MODES, SCALES = ("prepend", "overwrite"), ("zscore", None)
-
-
-def embed_label(x: Tensor, label: Tensor, num_classes: int, mode: LabelMode = "prepend") -> Tensor:
-    """The input with its label: zeros, and ``max |x|`` of the row at the label's place.
-
-    Shapes: x (n, d), label (n,) -> (n, d + num_classes), or (n, d) where the first columns are overwritten.
-    """
-    slots = torch.zeros(len(x), num_classes, dtype=x.dtype, device=x.device)
-    slots.scatter_(1, label[:, None], x.abs().amax(1, keepdim=True))
-    return torch.cat([slots, x if mode == "prepend" else x[:, num_classes:]], 1)
-
-
-def wrong_labels(y: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
-    """A label for every row, drawn evenly from the others: ``(y + U{1..C-1}) mod C``. `y` itself is left alone."""
-    shift = torch.randint(1, num_classes, y.shape, generator=generator).to(y.device)
-    return (y + shift) % num_classes
+SCALES = ("zscore", None)
 
 
 class PhyLL(ClassifierMixin, BaseEstimator):
@@ -54,7 +38,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
     Parameters
     ----------
     boxes
-        One callable (n, m) -> (n, p) a layer; None: no physics, the layer sees its input itself.
+        One callable (n, m) -> (n, p) a layer; None in its place: no physics, the layer sees its input itself. None
+        for all: no physics anywhere.
     hidden
         Outputs of each trainable layer; as many as boxes.
     n_classes
@@ -86,8 +71,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        boxes: Sequence[Callable[[Any], Any] | None] = (),
-        hidden: Sequence[int] = (),
+        boxes: Sequence[Callable[[Any], Any] | None] | None = None,
+        hidden: Sequence[int] = (20,),
         n_classes: int | None = None,
         *,
         bypass: bool = True,
@@ -100,20 +85,24 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         random_state: Any = None,
     ) -> None:
         self.boxes, self.hidden, self.n_classes, self.bypass = boxes, hidden, n_classes, bypass
-        self.goodness_kind, self.theta, self.label_mode = goodness, theta, label_mode
+        self.goodness, self.theta, self.label_mode = goodness, theta, label_mode
         self.scale, self.repeats, self.device, self.random_state = scale, repeats, device, random_state
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's parameters; `goodness` lies in `goodness_kind`, as the method has its name."""
-        names = self._get_param_names()
-        return {n: getattr(self, "goodness_kind" if n == "goodness" else n) for n in names}
+        """The constructor's parameters."""
+        return {name: vars(self)[name] for name in self._get_param_names()}
 
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters of the constructor."""
-        if "goodness" in params:
-            params = dict(params)
-            self.goodness_kind = params.pop("goodness")
-        return super().set_params(**params)  # type: ignore[no-any-return]
+    @property
+    def goodness(self) -> Callable[[ArrayLike], NDArray[np.float32]]:
+        """``goodness(X)``: the goodness of every label at every layer, (n, C, L). Costs C runs of every box a row.
+
+        Set, it is the constructor's parameter of that name; `get_params` gives it back.
+        """
+        return self._label_goodness
+
+    @goodness.setter
+    def goodness(self, kind: Goodness) -> None:
+        self.__dict__["goodness"] = kind
 
     @classmethod
     def from_module(cls, module: nn.Sequential, blackbox: Sequence[str], **options: Any) -> "PhyLL":
@@ -171,8 +160,6 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         rows, y = validate_data(self, X, y, dtype=np.float32)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"need at least 2 classes, got 1 class: {self.classes_.tolist()}")
         self._start(rows)
         return self._train(rows, codes, epochs, inner_steps, lr, batch_size, callback)
 
@@ -180,6 +167,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         self,
         X: ArrayLike,
         y: ArrayLike,
+        classes: ArrayLike | None = None,
         *,
         epochs: int = 1,
         inner_steps: int = 10,
@@ -187,28 +175,32 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         batch_size: int | None = None,
         callback: Callable[[int, "PhyLL"], None] | None = None,
     ) -> Self:
-        """Go on from the weights there are, for instance after the boxes have drifted; new classes are refused."""
-        check_is_fitted(self)
-        rows, y = validate_data(self, X, y, dtype=np.float32, reset=False)
+        """Go on from the weights there are, for instance after the boxes have drifted.
+
+        The first call, if there was no `fit`, needs the `classes`, all that will come, and starts like `fit`.
+
+        Raises
+        ------
+        NotFittedError
+            Without `fit` and `classes`.
+        ValueError
+            As in `fit`; for new classes.
+        """
+        first = classes is not None and not hasattr(self, "classes_")
+        if not first:
+            check_is_fitted(self)
+        rows, y = validate_data(self, X, y, dtype=np.float32, reset=first)
+        check_classification_targets(y)
+        known = self.classes_ if classes is None else np.unique(classes)
+        if first:
+            self.classes_ = known
+        elif not np.array_equal(known, self.classes_):
+            raise ValueError(f"classes {known.tolist()} are not those of before, {self.classes_.tolist()}")
         if strange := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
             raise ValueError(f"class {strange[0]!r} was not there in fit: classes are {self.classes_.tolist()}")
+        if first:
+            self._start(rows)
         return self._train(rows, np.searchsorted(self.classes_, y), epochs, inner_steps, lr, batch_size, callback)
-
-    def goodness(self, X: ArrayLike) -> NDArray[np.float32]:
-        """The goodness of every label at every layer: (n, C, L). Costs C runs of every box a row."""
-        check_is_fitted(self)
-        x = self._scaled(validate_data(self, X, dtype=np.float32, reset=False))
-        n, c, before = len(x), self._num_classes, self.costs_.physical_training
-        label = torch.arange(c, device=x.device).repeat(n)
-        h = embed_label(x.repeat_interleave(c, 0), label, c, self.label_mode)
-        found = []
-        for layer in range(len(self.hidden)):
-            h = self._linear(layer, self._features(layer, h))
-            found.append(cosine_goodness(h, self.directions_[layer], self.goodness_kind))
-            self.costs_.predict(len(h), *self.weights_[layer].shape)
-        self.costs_.physical_prediction += self.costs_.physical_training - before
-        self.costs_.physical_training = before
-        return torch.stack(found, -1).view(n, c, -1).cpu().numpy()
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The label of those that `fit` saw whose summed goodness is largest."""
@@ -224,7 +216,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         found = []
         for layer in range(len(self.hidden)):
             h = self._linear(layer, self._features(layer, h))
-            found.append(detected(h, self.goodness_kind))
+            found.append(detected(h, self._goodness))
         return torch.cat(found, 1).cpu().numpy()
 
     def replace_boxes(self, boxes: Sequence[Callable[[Any], Any] | None]) -> Self:
@@ -248,14 +240,25 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             f"{k}.{i}": t for k in ("weights", "biases", "directions") for i, t in enumerate(getattr(self, k + "_"))
         }
         state |= {"shift": self.shift_, "span": self.span_, "rng": self._generator.get_state()}
-        classes = json.dumps(self.classes_.tolist())
-        save_file({k: v.cpu().contiguous() for k, v in state.items()}, path, {"classes": classes})
+        about = {"classes": json.dumps(self.classes_.tolist()), "settings": json.dumps(self._settings())}
+        save_file({k: v.cpu().contiguous() for k, v in state.items()}, path, about)
 
     def load(self, path: str | Path) -> Self:
-        """Take the state of `save`; `boxes` and `hidden` of this object must fit it."""
+        """Take the state of `save`.
+
+        Raises
+        ------
+        ValueError
+            If `hidden`, `bypass`, `goodness`, `label_mode` or the number of classes of this object do not fit it.
+        """
         with safe_open(path, "pt") as file:
             state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            self.classes_ = np.array(json.loads(file.metadata()["classes"]))
+            about = file.metadata()
+        self.classes_ = np.array(json.loads(about["classes"]))
+        mine = self._settings()
+        for name, value in json.loads(about.get("settings", "{}")).items():
+            if mine[name] != value:
+                raise ValueError(f"{path} was saved with {name}={value!r}, this net has {name}={mine[name]!r}")
         count = sum(k.startswith("weights.") for k in state)
         if count != len(self.hidden):
             raise ValueError(f"{path} holds {count} layers, this net has {len(self.hidden)}")
@@ -275,24 +278,54 @@ class PhyLL(ClassifierMixin, BaseEstimator):
 
     # -- inside ---------------------------------------------------------------------------------------------
 
+    def _label_goodness(self, X: ArrayLike) -> NDArray[np.float32]:
+        check_is_fitted(self)
+        x = self._scaled(validate_data(self, X, dtype=np.float32, reset=False))
+        n, c, before = len(x), self._num_classes, self.costs_.physical_training
+        label = torch.arange(c, device=x.device).repeat(n)
+        h = embed_label(x.repeat_interleave(c, 0), label, c, self.label_mode)
+        found = []
+        for layer in range(len(self.hidden)):
+            h = self._linear(layer, self._features(layer, h))
+            found.append(cosine_goodness(h, self.directions_[layer], self._goodness))
+            self.costs_.predict(len(h), *self.weights_[layer].shape)
+        self.costs_.physical_prediction += self.costs_.physical_training - before
+        self.costs_.physical_training = before
+        return torch.stack(found, -1).view(n, c, -1).cpu().numpy()
+
     @property
     def _num_classes(self) -> int:
         return self.n_classes or len(self.classes_)
 
+    @property
+    def _goodness(self) -> Goodness:
+        return vars(self)["goodness"]  # type: ignore[no-any-return]
+
+    def _settings(self) -> dict[str, Any]:
+        """What weights mean nothing without."""
+        shared = {name: vars(self)[name] for name in ("bypass", "goodness", "label_mode")}
+        return shared | {"n_classes": self._num_classes}
+
+    def _given_boxes(self) -> Sequence[Callable[[Any], Any] | None]:
+        return [None] * len(self.hidden) if self.boxes is None else self.boxes
+
     def _wrap(self) -> None:
         self._boxes = [
             None if box is None else box if isinstance(box, BlackBox)
-            else BlackBox(box, name=f"box {i}", repeats=self.repeats) for i, box in enumerate(self.boxes)
+            else BlackBox(box, name=f"box {i}", repeats=self.repeats) for i, box in enumerate(self._given_boxes())
         ]  # fmt: skip
 
     def _start(self, X: NDArray[np.float32]) -> None:
-        if len(self.boxes) != len(self.hidden) or not self.hidden:
-            raise ValueError(f"need one box a layer, got {len(self.boxes)} boxes and {len(self.hidden)} hidden layers")
+        given = len(self._given_boxes())
+        if given != len(self.hidden) or not self.hidden:
+            raise ValueError(f"need one box a layer, got {given} boxes and {len(self.hidden)} hidden layers")
         if self.theta <= 0 or any(k < 1 for k in self.hidden):
             raise ValueError(f"theta and hidden must be positive, got {self.theta} and {list(self.hidden)}")
         for name, value, known in (("label_mode", self.label_mode, LABEL_MODES), ("scale", self.scale, SCALES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        if len(self.classes_) < 2:
+            raise ValueError(f"need at least 2 classes, got 1 class: {self.classes_.tolist()}")
         c, d = self._num_classes, X.shape[1]
         if c < len(self.classes_):
             raise ValueError(f"n_classes={c}, but y has {len(self.classes_)} classes")
@@ -309,8 +342,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         self.history_ = []
         self._wrap()
         self.weights_, self.biases_, self.directions_ = [], [], []
-        first = self._scaled(X[:2])
-        h = embed_label(first, torch.zeros(2, dtype=torch.long, device=first.device), c, self.label_mode)
+        first = self._scaled(X[:1]).expand(2, -1)  # for the widths; with two labels, as one input looks like a dead box
+        h = embed_label(first, torch.arange(2, device=first.device), c, self.label_mode)
         for layer, k in enumerate(self.hidden):
             f = self._features(layer, h)
             weight, bias = self._initial(layer, k, f.shape[1])
@@ -324,8 +357,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         if linears := getattr(self, "_linears", None):
             if linears[layer].in_features != q:
                 raise ValueError(f"linear layer {layer} takes {linears[layer].in_features} inputs, its box gives {q}")
-            bias = linears[layer].bias
-            return linears[layer].weight.data, torch.zeros(k) if bias is None else bias.data
+            weight, bias = linears[layer].weight.data, linears[layer].bias
+            return weight, weight.new_zeros(k) if bias is None else bias.data
         bound = q**-0.5
         draw = torch.rand(k, q + 1, generator=self._generator) * 2 * bound - bound
         return draw[:, :q].clone().to(self.device), draw[:, q].clone().to(self.device)
@@ -357,8 +390,11 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         x, y = self._scaled(X), torch.from_numpy(codes.astype(np.int64)).to(self.device)
-        parameters = [*zip(self.weights_, self.biases_, strict=True)]
-        optimizers = [torch.optim.Adam(list(pair), lr=lr, fused=True) for pair in parameters]
+        linears = getattr(self, "_linears", [None] * len(self.weights_))
+        optimizers = [
+            torch.optim.Adam([w] if linear is not None and linear.bias is None else [w, b], lr=lr, fused=True)
+            for w, b, linear in zip(self.weights_, self.biases_, linears, strict=True)
+        ]
         size = batch_size or len(x)
         for epoch in track(range(epochs), "PhyLL", epochs):
             order = torch.randperm(len(x), generator=self._generator) if size < len(x) else torch.arange(len(x))
@@ -379,7 +415,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             f = self._features(layer, h)  # right and wrong labels in one run; fixed over the inner steps
             weight, bias = self.weights_[layer], self.biases_[layer]
             for _ in range(inner_steps):
-                found = local_gradient(f, weight, bias, self.directions_[layer], self.theta, self.goodness_kind)
+                found = local_gradient(f, weight, bias, self.directions_[layer], self.theta, self._goodness)
                 weight.grad, bias.grad = found.weight, found.bias
                 optimizer.step()
             k, q = weight.shape

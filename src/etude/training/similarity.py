@@ -65,11 +65,15 @@ def centred_gram(X: Tensor, *, debiased: bool = False) -> Tensor:
 
 def _moderate(X: Tensor) -> Tensor:
     """X (..., n, p), times a power of two where its products would leave the range of floats: CKA is blind to that."""
+    power = _power(X)
+    return X if bool((power == 1).all()) else X * power
+
+
+def _power(X: Tensor) -> Tensor:
+    """(..., 1, 1) powers of two that bring very large and very small X (..., n, p) to a size of about 1; else 1."""
     size = X.detach().abs().amax((-2, -1), keepdim=True)
     far = ((size > MODERATE) | (size < 1 / MODERATE)) & (size > 0) & torch.isfinite(size)
-    if not bool(far.any()):
-        return X
-    return X * torch.exp2(-torch.where(far, size, 1.0).log2().floor().clamp(-120, 120))
+    return torch.exp2(-torch.where(far, size, 1.0).log2().floor().clamp(-120, 120))
 
 
 def _gram(X: Tensor, debiased: bool) -> Tensor:
@@ -336,9 +340,12 @@ def cka_matrix(
     batches = list(batches) if not isinstance(batches, Sequence) else batches
     found = [layer_features(m, batches, layers) for m in (a, other)]
     totals: list[Tensor] | None = None
+    powers: list[dict[str, Tensor]] = []  # of the first batch, as HSIC is averaged over batches
     names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     for left, right in track(zip(*found, strict=True), "comparing layers", len(batches)):
         names = (tuple(left), tuple(right))
+        powers = powers or [{n: _power(as_rows(X)) for n, X in side.items()} for side in (left, right)]
+        left, right = ({n: as_rows(X) * p[n] for n, X in f.items()} for f, p in zip((left, right), powers, strict=True))
         parts = _products(left, right, debiased)
         totals = parts if totals is None else [t + p for t, p in zip(totals, parts, strict=True)]
     if totals is None:
@@ -359,7 +366,7 @@ def _one_batch(a: Mapping[str, Tensor], b: Mapping[str, Tensor], debiased: bool)
     if len(first) > GRAM_ROWS:
         values = torch.stack([torch.stack([cka(X, Y, debiased=debiased) for Y in b.values()]) for X in a.values()])
         return CKAMatrix(values, tuple(a), tuple(b))
-    _warn_flat(*(as_rows(X) for X in a.values()), *(() if a is b else (as_rows(Y) for Y in b.values())))
+    _warn_flat(*(_moderate(as_rows(X)) for side in ([a] if a is b else [a, b]) for X in side.values()))
     left = _stacked(a, lambda X: centred_gram(X, debiased=debiased))
     right = left if a is b else _stacked(b, lambda X: centred_gram(X, debiased=debiased))
     return CKAMatrix(left @ right.T, tuple(a), tuple(b))
