@@ -149,3 +149,13 @@ def test_an_expert_learns_and_keeps_old_answers_where_it_is_asked_to() -> None:
     assert moved[True] < moved[False]
     with pytest.raises(ValueError, match="lies outside"):
         train_expert(net, Split(x, y + 5), config)
+
+
+def test_a_gate_moves_neither_the_global_generator_nor_its_backbone():
+    backbone = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5)).train()
+    gate = ExpertGate(backbone, config=TrainConfig(steps=2))
+    state, seen = torch.get_rng_state(), backbone[1].running_mean.clone()
+    gate.add_task(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(seen, backbone[1].running_mean)
+    assert backbone.training

@@ -415,3 +415,53 @@ def test_a_step_that_reads_the_weights_before_it_depends_on_them() -> None:
         made.generator.previous.weight.fill_(0.5)
     assert not torch.allclose(made.generate_flat(task=0)[:, 9:], plain.generate_flat(task=0)[:, 9:])
     torch.testing.assert_close(made.generate_flat(task=0)[:, :9], plain.generate_flat(task=0)[:, :9])
+
+
+def test_growth_is_its_generators_alone() -> None:
+    grown = []
+    for seed in (1, 2):
+        cl = ContinualHypernet(
+            hyper(), growth=Growth(3, trigger=None, every=1), generator=torch.Generator().manual_seed(7)
+        )
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        ended(cl, 2)
+        cl.begin_task(2)
+        assert torch.equal(state, torch.get_rng_state())
+        grown.append(cl.hyper.generator.state_dict())
+    assert all(torch.equal(grown[0][k], grown[1][k]) for k in grown[0])
+
+
+def test_loss_and_penalty_go_backward_apart() -> None:
+    cl = ended(ContinualHypernet(hyper()), 1)
+    cl.begin_task(1)
+    for p in cl.hyper.generator.parameters():
+        p.data.add_(0.1)  # unseen by the watch for optimisers made too early
+    x = torch.randn(4, 4, generator=stream(0, "x"))
+    cl.train()
+    together = copy.deepcopy(cl)
+    (together(x).sum() + together.penalty()).backward()
+    cl(x).sum().backward()
+    cl.penalty().backward()
+    for a, b in zip(cl.parameters(), together.parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_what_is_frozen_at_growth_stays_frozen_in_a_fresh_object() -> None:
+    def make() -> ContinualHypernet:
+        growth = Growth(3, trigger=None, every=1, freeze_old=True)
+        return ContinualHypernet(hyper(residual=True), beta=0.0, growth=growth)
+
+    cl = ended(make(), 2)
+    fresh = make()
+    fresh.load_state_dict(cl.state_dict())
+    for each in (cl, fresh):
+        each.begin_task(2)
+        assert each.hyper.theta0 is not None
+        assert not each.hyper.theta0.requires_grad
+        before = each.hyper.generator.head.weight.detach().clone()
+        each(torch.randn(4, 4, generator=stream(0, "x"))).sum().backward()
+        old = each.hyper.generator.head.weight.grad[:, :-6]
+        assert float(old.abs().max()) == 0.0
+        assert before.shape == each.hyper.generator.head.weight.shape

@@ -72,3 +72,9 @@ def test_bad_input():
         as_hyper_lstm(nn.LSTM(2, 3, bidirectional=True))
     with pytest.raises(ValueError, match="x must have shape"):
         HyperLSTM(2, 3)(torch.zeros(1, 2, 5))
+
+
+def test_a_double_lstm_stays_double():
+    lstm = nn.LSTM(5, 7, batch_first=True).double()
+    x = torch.randn(2, 3, 5, dtype=torch.float64)
+    torch.testing.assert_close(as_hyper_lstm(lstm)(x)[0], lstm(x)[0])

@@ -368,3 +368,43 @@ def test_mip_is_the_default_of_scalar_conditions_alone():
         HyperNetwork(mlp((6, 5, 3)), ScalarCondition(["lam"]), residual=False),
     ):
         assert plain.theta0 is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(dtype):
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for condition in (ScalarCondition("lam"), NoiseCondition(3, torch.Generator().manual_seed(0))):
+        given = {"lam": 0.3} if condition.names == ("lam",) else {"noise": 1}
+        assert HyperNetwork(net, condition).to(dtype)(x, **given).dtype == dtype
+    before = HyperNetwork(copy.deepcopy(net).to(dtype), ScalarCondition("lam"))
+    assert before(x, lam=0.3).dtype == dtype
+    if dtype == torch.float64:
+        lam = torch.tensor([0.3], dtype=dtype, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda c: before.generate_flat(lam=c), lam)
+
+
+def test_defaults_follow_the_strategy():
+    net = nn.Sequential(nn.Linear(50, 30), nn.ReLU(), nn.Linear(30, 10))
+    for strategy in ("chunk", "split", "layerwise", "rnn", "attention"):
+        torch.manual_seed(0)
+        weights = HyperNetwork(net, TaskCondition(3, 8), strategy=strategy).generate(task=0)
+        assert 0.5 < float(weights["0.weight"].detach().std()) / (2 / 50) ** 0.5 < 2, strategy
+
+
+@pytest.mark.parametrize(
+    ("options", "value", "words"),
+    [
+        ({"scale": "log", "low": 0.1}, [0.5, -1.0], "has no logarithm"),
+        ({}, [0.1, 0.2, float("nan")], "condition 2 is NaN"),
+    ],
+)
+def test_conditions_that_mean_nothing(options, value, words):
+    with pytest.raises(ValueError, match=words):
+        ScalarCondition("lam", **options)(lam=torch.tensor(value))
+
+
+def test_chunks_are_counted_over_what_is_generated():
+    net = nn.Sequential(nn.Linear(50, 30), nn.ReLU(), nn.Linear(30, 5))
+    hyper = RecurrentHyperNetwork(net, 2, chunk_size=10, targets=["2"])
+    assert hyper.generate_flat(task=0).shape == (1, 155)

@@ -149,3 +149,11 @@ def test_snapshots_are_copies_of_one_run():
     for bad in ([], [0]):
         with pytest.raises(ValueError, match="updates to keep"):
             Snapshots(bad)
+
+
+def test_classes_are_read_off_the_labels_and_double_nets_stay_double():
+    x, y = torch.randn(24, 4, generator=stream(0, "x")), torch.arange(24) % 3
+    nets = [seeded_build(lambda: mlp((4, 6, 2)), stream(i, "net")) for i in range(2)]
+    assert two_stage_finetune(nets, (x, y), epochs=(1, 1))(x).shape == (24, 3)
+    double = [net.double() for net in nets]
+    assert two_stage_finetune(double, (x.double(), y), 3, epochs=(1, 1))(x.double()).dtype == torch.float64

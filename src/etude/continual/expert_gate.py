@@ -10,6 +10,7 @@ put through a sigmoid. Source: Aljundi, Chakravarty & Tuytelaars 2017, arXiv 161
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -40,6 +41,10 @@ class Kinship(NamedTuple):
     distill: bool
 
 
+def _prepared(f: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return torch.sigmoid((f - mean) / std)
+
+
 class _Gate(nn.Module):
     """One task's autoencoder with the statistics of its features."""
 
@@ -53,7 +58,7 @@ class _Gate(nn.Module):
         self.register_buffer("std", std)
 
     def prepared(self, f: Tensor) -> Tensor:
-        return torch.sigmoid((f - self.mean) / self.std)
+        return _prepared(f, self.mean, self.std)
 
     def errors(self, f: Tensor, kind: str) -> Tensor:
         """(n,) reconstruction errors."""
@@ -117,8 +122,9 @@ class ExpertGate:
 
     def features(self, x: Any) -> Tensor:
         """phi(x), (n, D)."""
-        with torch.no_grad():
-            f = x if self.feature_fn is None else self.feature_fn(x)
+        fn = self.feature_fn
+        with torch.no_grad(), evaluating(fn) if isinstance(fn, nn.Module) else nullcontext():
+            f = x if fn is None else fn(x)
         return f.detach().flatten(1).float()  # type: ignore[no-any-return]
 
     def add_task(self, X: Any, expert: Any = None) -> int:
@@ -139,15 +145,15 @@ class ExpertGate:
         std = f.std(0)
         constant = std <= 1e-6 * f.abs().amax(0)  # each against its own size: features may differ in scale
         std = torch.where(constant, torch.ones_like(std), std)
-        gate = _Gate(self._fresh(f.shape[1]), f.mean(0), std)
-        rows, val = Split(gate.prepared(f)), None
+        mean = f.mean(0)
+        rows, val = Split(_prepared(f, mean, std)), None
         if self.config.patience is not None:
             rows, val = split(rows, (0.9, 0.1) if len(f) >= 20 else (len(f) - 1, 1), seed=self.seed)
         done = train(
             lambda _: self._fresh(f.shape[1]), rows, loss=lambda net, b: net.loss(b.x), config=self.config, val=val,
             seeds=(self.seed,), device=f.device,
         )  # fmt: skip
-        gate.net = done[0].module
+        gate = _Gate(done[0].module, mean, std)
         self.gates.append(gate.requires_grad_(False).eval())
         self.experts.append(expert)
         return len(self.gates) - 1

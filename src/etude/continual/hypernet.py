@@ -12,6 +12,7 @@ Sources: von Oswald et al. 2020, arXiv 1906.00695, eq. 2 (output regulariser); D
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from etude.continual.hypernet_growth import Growth, ManagedOptimizer, UntrainedWatch, grow, warm_up
 from etude.continual.importance import importance as importance_of
+from etude.data.randomness import stream
 from etude.layers.hypernetwork import HyperNetwork
 from etude.layers.hypernetwork_conditions import TaskCondition
 
@@ -200,10 +202,15 @@ class ContinualHypernet(nn.Module):
             flat = self.hyper.weights(self.condition.table[[number, *self._old]])
             self._ready = (self._stamp(), flat[1:])
             weights = flat[0]
+            weights.register_hook(self._used)
         else:
             weights = self.hyper.weights(self.condition.table[[number]])[0]
         out = self.hyper.forward_flat(x, weights, task=number)
         return out[:, list(self.outputs[number])] if number in self.outputs else out  # type: ignore[no-any-return]
+
+    def _used(self, _: Tensor) -> None:
+        """A backward pass went through the weights of `forward`: the penalty needs a pass of its own."""
+        self._ready = None
 
     def penalty(self, loss: Tensor | nn.Module | None = None) -> Tensor:
         """(beta / #old) sum R_j, a scalar; 0 while there is no old task. Fits ``penalty=`` of `train`.
@@ -329,7 +336,7 @@ class ContinualHypernet(nn.Module):
                 self.warm_losses.append(value)
         room = self.growth.max_times is None or len(self.growth_history) < self.growth.max_times
         if wanted and room:
-            grow(self.hyper, self.growth)
+            grow(self.hyper, self.growth, stream(task, "growth") if self.generator is None else self.generator)
             self.growth_history.append((task, self.growth.step))
             self._changed(list(self.hyper.generator.parameters()))
 
@@ -369,8 +376,9 @@ class ContinualHypernet(nn.Module):
         if tasks > self.condition.num_tasks:
             self.hyper.add_condition(tasks - self.condition.num_tasks)
         history = [(int(t), int(n)) for t, n in rest["growth_history"].tolist()]
-        for _, n in history[len(self.growth_history) :]:
-            self.hyper.widen(n)
+        growth = self.growth or Growth()
+        for task, n in history[len(self.growth_history) :]:  # what is drawn here is overwritten
+            grow(self.hyper, replace(growth, step=n), stream(task, "growth"))
         found = super().load_state_dict(own, *args, **kwargs)
         self.growth_history, self.done = history, rest["done"].tolist()
         self.task = None if int(rest["task"]) < 0 else int(rest["task"])

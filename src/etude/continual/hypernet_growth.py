@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.continual.importance import batches_of
-from etude.data.randomness import stream
+from etude.data.randomness import fork_global, stream
 from etude.layers.hypernetwork import HyperNetwork
 from etude.layers.hypernetwork_generators import Recurrent
 
@@ -91,12 +91,16 @@ def warm_up(cl: "ContinualHypernet", task: int, data: Any, growth: Growth, loss_
     return sum(tail) / len(tail)
 
 
-def grow(hyper: HyperNetwork, growth: Growth) -> None:
-    """Widen the generator; with `freeze_old` only what is new gets a gradient."""
+def grow(hyper: HyperNetwork, growth: Growth, generator: torch.Generator) -> None:
+    """Widen the generator, with new units drawn from `generator`; with `freeze_old` only what is new is trained."""
     before = {n: p.detach().clone() for n, p in hyper.generator.named_parameters()}
-    hyper.widen(growth.step)
+    with fork_global(generator):
+        hyper.widen(growth.step)
     if not growth.freeze_old:
         return
+    for p in (hyper.theta0, *hyper.target.parameters()):
+        if p is not None:
+            p.requires_grad_(False)
     for name, p in hyper.generator.named_parameters():
         fresh = _fresh(before[name], p, hyper.generator)
         p.register_hook(lambda g, fresh=fresh: g * fresh)  # type: ignore[misc]

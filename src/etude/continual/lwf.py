@@ -116,7 +116,8 @@ class EBLL(LwF):
         self.autoencoders: list[Autoencoder] = []
 
     def _fresh(self) -> Autoencoder:
-        return autoencoder((self.model.feature_dim,), self.code_dim, hidden=(), code_activation="sigmoid")
+        made = autoencoder((self.model.feature_dim,), self.code_dim, hidden=(), code_activation="sigmoid")
+        return made.to(next(self.model.parameters()))  # its dtype and device
 
     def end_task(self, data: Split, config: TrainConfig, *, seed: int = 0) -> Autoencoder:
         """Train the autoencoder of the task in use on its rows; the net stays as it is."""

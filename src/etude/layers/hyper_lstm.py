@@ -99,4 +99,5 @@ def as_hyper_lstm(lstm: nn.LSTM, *, hyper_size: int = 16, embed_size: int = 4) -
     with torch.no_grad():
         for name, p in lstm.named_parameters():
             getattr(made, name)[: len(p)] = p
-    return made
+    like = lstm.get_parameter("weight_ih_l0")
+    return made.to(like)

@@ -65,7 +65,8 @@ class HyperNetwork(nn.Module):
         "default": kaiming-normal by fan-out, tensor by tensor where one head emits all; "gain": every tensor is
         rescaled by a fixed factor, measured once, to the size of an ordinary net's (biases: 0.01); "scaled": the same
         start, with the factor in the head's own rows ("all" only), so that it does not magnify the optimiser's steps;
-        "hyperfan": by the variance of the head's rows ("all" only).
+        "hyperfan": by the variance of the head's rows ("all" only). None: "default" for MIP (a bounded condition,
+        residual, strategy "all"), else "gain".
     unit, feed_previous
         Of "rnn": a step a "chunk" or a "layer"; whether a step is given a read-out of the weights before it.
     buffers
@@ -89,11 +90,11 @@ class HyperNetwork(nn.Module):
         condition: Condition,
         *,
         strategy: Strategy = "all",
-        hidden: Sequence[int] = (16, 64, 128),
+        hidden: Sequence[int] | None = None,
         targets: Sequence[str] | str | None = None,
         encoding: Encoding | None = "cos|sin",
         residual: bool | None = None,
-        init: Literal["gain", "scaled", "hyperfan", "default"] = "default",
+        init: Literal["gain", "scaled", "hyperfan", "default"] | None = None,
         activation: str = "leaky_relu",
         norm: str | None = None,
         num_heads: int = 4,
@@ -105,6 +106,12 @@ class HyperNetwork(nn.Module):
         buffers: Literal["shared", "per_condition"] = "shared",
     ) -> None:
         super().__init__()
+        bounded = condition.bounded and encoding is not None
+        residual = bounded if residual is None else residual
+        if init is None:
+            init = "default" if bounded and residual and strategy == "all" else "gain"
+        if hidden is None:
+            hidden = (32,) if strategy in ("rnn", "attention") else (16, 64, 128)
         if init not in ("gain", "scaled", "hyperfan", "default"):
             raise ValueError(f'init must be "gain", "scaled", "hyperfan" or "default", got {init!r}')
         if init in ("hyperfan", "scaled") and strategy != "all":
@@ -123,9 +130,8 @@ class HyperNetwork(nn.Module):
             module = self.target.get_submodule(owner)
             del module._parameters[leaf]
             module.register_buffer(leaf, p.detach(), persistent=False)
-        self.bounded = condition.bounded and encoding is not None
+        self.bounded = bounded
         encode_magnitude(torch.zeros(1, 1), encoding)  # refuses an unknown one
-        residual = self.bounded if residual is None else residual
         width = condition.width * (2 if self.bounded else 1)
         self.generator = make_generator(
             strategy, width, hidden, self.layout, activation=activation, norm=norm, num_heads=num_heads,
@@ -138,6 +144,8 @@ class HyperNetwork(nn.Module):
         self.register_buffer("gain", torch.ones(len(self.layout.names)))
         self._init_head(init, activation)
         self._own_buffers(buffers)
+        like = next(iter(chosen.values()))
+        self.to(device=like.device, dtype=like.dtype)
 
     @classmethod
     def from_pretrained(
@@ -167,12 +175,13 @@ class HyperNetwork(nn.Module):
 
     def encode(self, z: Tensor) -> Tensor:
         """The generator's input of condition rows (C, width)."""
-        return encode_magnitude(z, self.encoding) if self.bounded else z
+        return (encode_magnitude(z, self.encoding) if self.bounded else z).to(self.gain.dtype)
 
     def _condition(self, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
         if args:
             given = {**dict(zip(self.condition.names, args, strict=True)), **given}
-        return self.condition(**given).to(self.gain.device)  # type: ignore[no-any-return]
+        wide = torch.promote_types(self.gain.dtype, torch.float32)  # half is too coarse for an encoding
+        return self.condition(**given).to(self.gain.device, wide)  # type: ignore[no-any-return]
 
     def weights(self, z: Tensor) -> Tensor:
         """The flat weights (C, P) of condition rows (C, width)."""

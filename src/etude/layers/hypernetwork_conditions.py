@@ -4,6 +4,7 @@ Sources: Chauhan et al. 2023, arXiv 2306.06955, criterion 1 (input); Ortiz, Gutt
 section 4 (input encoding).
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ class ScalarCondition(Condition):
 
     def __init__(
         self,
-        names: Sequence[str],
+        names: Sequence[str] | str,
         low: float = 0.0,
         high: float = 1.0,
         scale: Literal["linear", "log"] = "linear",
@@ -81,6 +82,7 @@ class ScalarCondition(Condition):
         strict: bool = False,
     ) -> None:
         super().__init__()
+        names = (names,) if isinstance(names, str) else names
         if not names or len(set(names)) != len(names):
             raise ValueError(f"names must be different and at least one, got {list(names)}")
         if not low < high:
@@ -94,13 +96,20 @@ class ScalarCondition(Condition):
         return torch.ones(1, self.width)
 
     def forward(self, **given: Any) -> Tensor:
-        raw = [torch.as_tensor(v, dtype=torch.get_default_dtype()).reshape(-1) for v in self.take(given)]
+        raw = [torch.as_tensor(v).reshape(-1) for v in self.take(given)]
+        floating = [v.dtype for v in raw if v.is_floating_point()]
+        kind = functools.reduce(torch.promote_types, floating, torch.get_default_dtype())
+        raw = [v.to(kind) for v in raw]
         length = max(len(v) for v in raw)
         if any(len(v) not in (1, length) for v in raw):
             raise ValueError(f"conditions of lengths {[len(v) for v in raw]} do not go together")
         z = torch.stack([v.expand(length) for v in raw], 1)
         if not torch.isfinite(z).all():
-            raise ValueError(f"a condition is NaN or infinite: {dict(zip(self.names, z[0].tolist(), strict=True))}")
+            row = int((~torch.isfinite(z)).any(1).nonzero()[0])
+            values = dict(zip(self.names, z[row].tolist(), strict=True))
+            raise ValueError(f"condition {row} is NaN or infinite: {values}")
+        if self.scale == "log" and not bool((z > 0).all()):
+            raise ValueError(f'condition {z.min():g} has no logarithm: the scale is "log", values must be positive')
         if z.min() < self.low or z.max() > self.high:
             text = f"condition from {z.min():g} to {z.max():g} leaves the range [{self.low:g}, {self.high:g}]"
             if self.strict:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from etude.layers.hypernetwork import HyperNetwork
+from etude.layers.hypernetwork import HyperNetwork, _select
 from etude.layers.hypernetwork_conditions import TaskCondition
+from etude.layers.parameters import layout_of
 
 
 class RecurrentHyperNetwork(HyperNetwork):
@@ -45,7 +46,7 @@ class RecurrentHyperNetwork(HyperNetwork):
         init: Literal["gain", "default"] = "gain",
         **options: Any,
     ) -> None:
-        size = sum(p.numel() for p in target.parameters())
+        size = layout_of(_select(target, options.get("targets"))).size
         if not 1 <= chunk_size <= size:
             raise ValueError(f"chunk_size={chunk_size} must lie between 1 and the target's {size} weights")
         super().__init__(

@@ -56,7 +56,7 @@ class CatClassifier(nn.Module):
         if num_classes is None and any(len(w) != classes for w in weights):
             raise ValueError(f"heads differ in their classes: {[len(w) for w in weights]}")
         with torch.device(weights[0].device):
-            self.head = nn.utils.skip_init(nn.Linear, width, classes)
+            self.head = nn.utils.skip_init(nn.Linear, width, classes, dtype=weights[0].dtype)
         with torch.no_grad():
             self.head.weight.zero_()
             self.head.bias.zero_()
@@ -79,7 +79,7 @@ def cross_entropy(net: Any, batch: Any) -> Tensor:
 def two_stage_finetune(
     nets: Sequence[nn.Module],
     data: Any,
-    num_classes: int,
+    num_classes: int | None = None,
     *,
     epochs: tuple[float, float] = (10, 2),
     config: TrainConfig | None = None,
@@ -95,6 +95,8 @@ def two_stage_finetune(
     ----------
     data
         What `train` takes: a split, (x, y), or batches.
+    num_classes
+        Outputs of the new heads; None: one more than the largest label in `data`.
     epochs
         Of both stages; left out where a configuration brings its own length.
     config, second
@@ -107,6 +109,10 @@ def two_stage_finetune(
     """
     if not nets:
         raise ValueError("there are no nets to tune: give at least one")
+    if num_classes is None:
+        data = data if isinstance(data, tuple) else list(data)
+        labels = [data[1]] if isinstance(data, tuple) else [batch[1] for batch in data]
+        num_classes = 1 + max(int(torch.as_tensor(y).max()) for y in labels)
     first = config or TrainConfig(optimizer="sgd", momentum=0.9, lr=0.01, schedule="cosine")
     last = second or TrainConfig(lr=1e-3)
     first, last = (c if c.steps or c.seconds else with_changes(c, epochs=e) for c, e in zip((first, last), epochs))
