@@ -3,6 +3,8 @@
 import base64
 import json
 import time
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
@@ -13,6 +15,8 @@ from tests.page.test_community import app, browser, csrf, join, post, single  # 
 
 from etude.page import tables as t
 from etude.page.citations import bibtex, csl, ris
+from etude.page.digest import compose, mail, subscribe
+from etude.page.digest.schedule import next_run, window
 from etude.page.importers import hf_daily
 from etude.page.records import make_record
 from etude.page.web.app import HEADERS
@@ -153,3 +157,47 @@ def test_citations_of_others_and_of_braces():
     assert [p.get("family") for p in csl(ROW)["author"]] == ["Lee", None, "Bocharova"]
     assert "AU  - Lee, Ann B.\r\n" in ris(ROW)
     assert "et al" not in ris(ROW) + text
+
+
+@pytest.mark.parametrize("bad", [{"arxiv_id": "foo"}, {"doi": "nope"}, {"url": "javascript:alert(1)"}])
+def test_what_cannot_be_an_identifier_is_said(single, bad):  # noqa: F811
+    answer = post(single, "/submit", title="A new one", **bad)
+    assert answer.status_code == 422
+    assert "cannot be used as" in answer.text
+
+
+@pytest.mark.parametrize(("zone", "hour"), [("America/Los_Angeles", 20), ("Pacific/Auckland", 7), ("UTC", 7)])
+def test_mondays_mail_holds_the_weekend_everywhere(zone, hour):
+    at = next_run(1_790_000_000, "weekdays", zone, hour)
+    while datetime.fromtimestamp(at, ZoneInfo(zone)).weekday() != 0:
+        at = next_run(at, "weekdays", zone, hour)
+    saturday = datetime.fromtimestamp(window(at, "weekdays", zone), ZoneInfo(zone))
+    assert saturday.weekday() == 4
+    assert at - window(next_run(at, "weekdays", zone, hour), "weekdays", zone) <= 3600
+
+
+def test_old_mails_links_work_after_coming_back(single):  # noqa: F811
+    s, now = single.site, int(single.site.now)
+    wish = subscribe.Wish(email="ann@example.org", frequency="weekly", zone="UTC", hour=7)
+    subscribe.subscribe(s.db, s.settings, wish, network="n", now=now)
+    row = s.db.rows(sa.select(t.subscriber))[0]
+    old = subscribe.unsubscribe_token(s.settings, row["id"], row["created_at"])
+    assert subscribe.unsubscribe(s.db, s.settings, old)
+    subscribe.subscribe(s.db, s.settings, wish, network="n", now=now + 86_400)
+    assert subscribe.by_token(s.db, s.settings, old) is not None
+
+
+def test_a_mail_that_is_sent_is_short_enough(single):  # noqa: F811
+    s, now = single.site, int(single.site.now)
+    with s.db.begin() as c:
+        c.execute(sa.update(t.paper).values(title="é" * 3000, submitted_at=now - 60))
+        values = {"email": "a@example.org", "status": "active", "frequency": "weekly", "zone": "UTC", "hour": 7,
+                  "filters": {}, "soft_failures": 0, "created_at": now, "confirmed_at": now, "next_at": now}  # fmt: skip
+        c.execute(sa.insert(t.subscriber).values(**values))
+    row = s.db.rows(sa.select(t.subscriber))[0]
+    seen = compose.preview(s.db, s.settings, row, now)
+    assert compose.due(s.db, s.settings, now) == 1
+    sent = s.db.rows(sa.select(t.outbox))[-1]["raw"]
+    assert len(sent.encode()) <= mail.MAX_BYTES
+    assert len(seen.raw) == len(sent)
+    assert len(s.db.rows(sa.select(t.sent_item))) < 10

@@ -51,6 +51,20 @@ def web_address(text: str | None) -> str | None:
     return value if value.lower().startswith(("http://", "https://")) and " " not in value else None
 
 
+def check_identifiers(values: dict[str, Any]) -> None:
+    """What a person typed is either read or refused, never dropped without a word.
+
+    Raises
+    ------
+    ValueError
+        For an arXiv id, a DOI or an address that is none; the message names it.
+    """
+    for name, given in ((k, str(values.get(k) or "").strip()) for k in ("arxiv_id", "doi", "url", "code_url")):
+        fine = {"arxiv_id": arxiv_id, "doi": doi}.get(name, web_address)
+        if given and fine(given) is None:
+            raise ValueError(f"{given[:80]!r} cannot be used as {name.replace('_', ' ')}")
+
+
 def make_record(**values: Any) -> PaperRecord:
     """A record from whatever an importer or a form read: cleaned, bounded, identifiers canonical.
 

@@ -79,12 +79,16 @@ def _account_of(db: Database, settings: Settings, row: dict[str, Any]) -> dict[s
 
 
 def contents(
-    db: Database, row: dict[str, Any], at: int, settings: Settings | None = None, shelf: Shelf | None = None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Papers and verdict changes of a subscriber's mail due at a moment; papers sent before never come again."""
+    db: Database, row: dict[str, Any], at: int, settings: Settings | None = None, shelf: Shelf | None = None,
+    due_at: int | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
+    """Papers and verdict changes of a subscriber's mail made at a moment; papers sent before never come again.
+
+    `due_at` is when it was due (None: now): a mail that is late looks back as far as one in time.
+    """
     item, log, sent = t.sent_item.c, t.verdict_log.c, t.sent.c
     before = {r["paper_id"] for r in db.rows(sa.select(item.paper_id).where(item.subscriber_id == row["id"]))}
-    since = window(at, row["frequency"])
+    since = window(due_at or at, row["frequency"], row["zone"])
     filters = row["filters"] or {}
     followed = None
     if settings is not None and filters.get("following"):
@@ -124,11 +128,19 @@ def preview(db: Database, settings: Settings, row: dict[str, Any], at: int) -> m
         return None
     name = period(at, row["frequency"], row["zone"])
     token = unsubscribe_token(settings, row["id"], row["created_at"])
-    made = mail.digest(settings, row, papers, changes, token=token, period=name, now=at)
+    return _fitting(settings, row, papers, changes, token, name, at)[0]
+
+
+def _fitting(
+    settings: Settings, row: dict[str, Any], papers: list[dict[str, Any]], changes: list[dict[str, Any]], token: str,
+    name: str, now: int,
+) -> tuple[mail.Mail, list[dict[str, Any]]]:  # fmt: skip
+    """A mail that is not cut by mail programs, and the papers that found room in it: the others can come next time."""
+    made = mail.digest(settings, row, papers, changes, token=token, period=name, now=now)
     while len(made.raw.encode()) > mail.MAX_BYTES and len(papers) > 1:
         papers = papers[:-1]
-        made = mail.digest(settings, row, papers, changes, token=token, period=name, now=at)
-    return made
+        made = mail.digest(settings, row, papers, changes, token=token, period=name, now=now)
+    return made, papers
 
 
 def due(db: Database, settings: Settings, now: int) -> int:
@@ -144,7 +156,7 @@ def due(db: Database, settings: Settings, now: int) -> int:
     for row in db.rows(sa.select(t.subscriber).where(s.status == "active", s.next_at <= now).order_by(s.id)):
         at = row["next_at"]
         name = period(at, row["frequency"], row["zone"])
-        papers, changes = contents(db, row, now, settings, shelf)
+        papers, changes = contents(db, row, now, settings, shelf, at)
         with db.begin() as c:
             current = c.execute(sa.select(s.next_at, s.status).where(s.id == row["id"]).with_for_update()).first()
             if current is None or current.status != "active" or current.next_at != at:
@@ -155,7 +167,7 @@ def due(db: Database, settings: Settings, now: int) -> int:
             if (not papers and not changes) or c.execute(sa.select(t.sent.c.at).where(seen)).first():
                 continue
             token = unsubscribe_token(settings, row["id"], row["created_at"])
-            made = mail.digest(settings, row, papers, changes, token=token, period=name, now=now)
+            made, papers = _fitting(settings, row, papers, changes, token, name, now)
             c.execute(sa.insert(t.sent).values(subscriber_id=row["id"], period=name, at=now))
             if papers:
                 items = [{"subscriber_id": row["id"], "paper_id": p["id"]} for p in papers]

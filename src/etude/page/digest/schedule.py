@@ -67,9 +67,9 @@ def period(at: int, frequency: str, zone_name: str) -> str:
     return f"monthly:{local:%Y-%m}" if frequency == "monthly" else f"weekdays:{local:%Y-%m-%d}"
 
 
-def window(at: int, frequency: str) -> int:
-    """Start of the time that a mail looks back on."""
+def window(at: int, frequency: str, zone_name: str) -> int:
+    """Start of the time that a mail due at a moment looks back on."""
     days = {"weekdays": 1, "weekly": 7, "monthly": 31}[frequency]
-    if frequency == "weekdays" and datetime.fromtimestamp(at, UTC).weekday() == 0:
-        days = 3  # Monday's mail holds the weekend
+    if frequency == "weekdays" and datetime.fromtimestamp(at, zone(zone_name)).weekday() == 0:
+        days = 3  # Monday's mail, where its reader lives, holds the weekend
     return at - days * 86_400

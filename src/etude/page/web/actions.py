@@ -13,7 +13,7 @@ from etude.page import store
 from etude.page import tables as t
 from etude.page.importers import read
 from etude.page.importers.reading import decode, guess
-from etude.page.records import make_record
+from etude.page.records import check_identifiers, make_record
 from etude.page.search.lexical import index_matches, reindex
 from etude.page.security import limit, new_token, safe_next, token_hash
 from etude.page.web.context import check_form, count, may_change, reader, require_account, site
@@ -119,6 +119,7 @@ def submit(
     try:
         if room and room not in ROOMS:
             raise ValueError(f"there is no room {room!r}")
+        check_identifiers(values)
         lists = {"authors": authors.replace("\n", ",").split(","), "tags": tags.split(",")}
         record = make_record(**(values | lists | {"room": room or None}))
     except ValueError as error:

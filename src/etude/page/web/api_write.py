@@ -12,7 +12,7 @@ from etude import ROOMS
 from etude.page import store
 from etude.page import tables as t
 from etude.page.accounts import account_of_token
-from etude.page.records import make_record
+from etude.page.records import check_identifiers, make_record
 from etude.page.search.lexical import reindex
 from etude.page.security import limit
 from etude.page.web.api import problems, public
@@ -74,6 +74,7 @@ def add_paper(request: Request, new: NewPaper, account: Caller) -> dict[str, Any
     if new.room and new.room not in ROOMS:
         raise HTTPException(400, f"there is no room {new.room!r}")
     try:
+        check_identifiers(new.model_dump())
         record = make_record(**(new.model_dump() | {"room": new.room or None}))
     except ValueError as error:
         raise HTTPException(400, str(error)) from error

@@ -11,7 +11,7 @@ from etude import ROOMS, catalogue
 from etude.errors import UsageError
 from etude.page import authorship, notes
 from etude.page import tables as t
-from etude.page.records import make_record
+from etude.page.records import check_identifiers, make_record
 from etude.page.store import EditConflict
 from etude.page.web.context import Forbidden, Site, check_form, count, require_account, require_role, site
 from etude.page.web.pages import find_paper
@@ -142,10 +142,8 @@ def edit_form(
         if room and room not in ROOMS:
             raise UsageError(f"there is no room {room!r}")
         lists = {"authors": [a for a in authors.split(";") if a.strip()], "tags": tags.split(",")}
+        check_identifiers(values)
         record = make_record(**(values | lists | {"room": room or None, "venue": venue or None}))
-        for name in ("arxiv_id", "doi", "url", "code_url"):
-            if values[name].strip() and getattr(record, name) is None:
-                raise UsageError(f"{values[name][:80]!r} cannot be used as {name.replace('_', ' ')}")
         notes.edit_paper(s.db, paper["id"], record, expected=version, by=account, now=s.now)
     except EditConflict as error:
         now = find_paper(s, slug)
