@@ -136,8 +136,12 @@ def test_headers(page):
 
 
 def test_whatever_is_submitted_is_text_everywhere(page):
-    fields = dict.fromkeys(("title", "abstract", "authors", "tags", "url", "code_url", "doi"), EVIL)
-    answer = post(page, "/submit", **(fields | {"title": f"Evil {EVIL}"}))
+    fields = dict.fromkeys(("abstract", "authors", "tags"), EVIL) | {"title": f"Evil {EVIL}"}
+    for name in ("url", "code_url", "doi"):
+        refused = post(page, "/submit", **(fields | {name: EVIL}))
+        assert refused.status_code == 422
+        assert "<img src=x" not in refused.text
+    answer = post(page, "/submit", **fields)
     assert answer.status_code == 303
     place = answer.headers["location"]
     for path in (place, "/", "/?sort=new", "/search?q=evil", "/feed.atom", f"{place}.bib"):
