@@ -279,3 +279,14 @@ def test_double_precision_learns_as_single_does():
         kv.learn(e.to(dtype), y)
         tables.append(kv.values.detach().float())
     torch.testing.assert_close(*tables, rtol=1e-4, atol=1e-5)
+
+
+def test_placing_keys_on_nothing_is_refused():
+    with pytest.raises(ValueError, match="no embeddings"):
+        KeyValueBottleneck(10, 4, 8, 5, 3).initialize_keys(torch.zeros(0, 10))
+
+
+def test_a_projection_of_another_width_is_refused():
+    kv = KeyValueBottleneck(10, 4, 8, 5, 3, projection=torch.nn.Linear(10, 19))
+    with pytest.raises(ValueError, match="20 features, got 19"):
+        kv.initialize_keys(torch.randn(30, 10))

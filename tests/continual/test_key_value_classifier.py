@@ -99,3 +99,10 @@ def test_labels_are_what_is_learned() -> None:
     shuffled = np.random.default_rng(0).permutation(y)
     assert KeyValueClassifier(**SMALL).fit(X, y).score(X, y) > 0.9
     assert KeyValueClassifier(**SMALL).fit(X, shuffled).score(X, y) < 0.5
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"max_epochs": 0}, {"batch_size": 0}])
+def test_settings_that_make_no_run_are_refused(wrong) -> None:
+    rows, labels = blobs()
+    with pytest.raises(ValueError, match="must be"):
+        KeyValueClassifier(**(SMALL | wrong)).fit(rows, labels)

@@ -222,6 +222,7 @@ def test_an_error_of_the_learner_is_passed_on():
         ({"dim": 4, "num_queries": 7}, "at least 2 d = 8"),
         ({"dim": 2, "n_context": []}, "n_context"),
         ({"dim": 2, "n_context": [0]}, "n_context"),
+        ({"dim": 2, "num_tasks": 0}, "num_tasks"),
     ],
 )
 def test_bad_settings_are_named(options, text):
@@ -282,3 +283,17 @@ def test_probes_find_what_a_state_holds():
     for table in tables.values():
         assert [row["layer"] for row in table] == ["layer0", "layer1"]
         assert table["layer0"]["error"] > 0.8  # the query's token knows nothing of the pairs
+
+
+@pytest.mark.parametrize(("read", "hidden_size"), [("attention", None), ("last", 8)])
+def test_trained_read_outs_of_the_layers(read, hidden_size):
+    model = linear.train(2, num_layers=1, hidden_dim=16, num_points=5, steps=3)
+    tables = linear.probe_solutions(
+        model, 2, num_prompts=150, read=read, hidden_size=hidden_size, steps=60, generator=stream(0, "probe")
+    )
+    assert set(tables) == {"moment", "weights"}
+    for table in tables.values():
+        assert [row["layer"] for row in table] == ["layer0", "layer1"]
+        assert len(table["layer1"]["weights"]) == (9 if read == "attention" else 1)
+    with pytest.raises(ValueError, match="read must be"):
+        linear.probe_solutions(model, 2, read="first")

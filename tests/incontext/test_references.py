@@ -139,3 +139,16 @@ def test_single_precision_is_enough_for_ridge_and_neighbours():
     assert references(["ridge:1e-20"])["ridge:1e-20"].prefixes(x.double(), y.double()).isfinite().all()
     for name in ("knn:3", "knn:3:distance"):
         assert (references([name])[name].prefixes(x, y)[:, 0] == 0).all()
+
+
+def test_coincident_points_are_neighbours_at_distance_zero():
+    generator = stream(4, "coincident")
+    x = 10 * torch.randn(2, 40, 20, generator=generator) + 100
+    y = torch.randn(2, 40, generator=generator)
+    assert torch.equal(references(["knn:5:distance"])["knn:5:distance"](x, y, x), y)
+
+
+@pytest.mark.parametrize("name", ["gd:inf", "knn:inf", "ridge:inf", "sgd:inf", "gd:1:inf"])
+def test_numbers_of_references_are_finite(name):
+    with pytest.raises(ValueError, match="finite"):
+        references([name])

@@ -290,3 +290,18 @@ def test_nan_in_the_padding_reaches_nothing(cell, options):
     assert torch.equal(y, rnn(x, None, [2, 5])[0])
     y.sum().backward()
     assert all(p.grad.isfinite().all() for p in rnn.parameters())
+
+
+@pytest.mark.parametrize("init", [float("nan"), float("inf"), -1.0])
+def test_a_spectral_radius_is_a_finite_number(init):
+    with pytest.raises(ValueError, match="finite"):
+        make_rnn("lstm", 3, 4, init=init)
+
+
+@pytest.mark.parametrize(
+    ("cell", "options"), [("outer_product", {}), ("outer_product", {"num_heads": 3}), ("jordan", {"output_size": 2})]
+)
+def test_cells_without_square_blocks_have_no_spectral_radius(cell, options):
+    with pytest.raises(ValueError, match="no square block"):
+        make_rnn(cell, 3, 6, init=0.9, **options)
+    make_rnn(cell, 3, 6, init="orthogonal", **options)

@@ -317,3 +317,15 @@ def test_profiles_far_beyond_the_range_of_floats():
     shrinks = gradient_profile(make_rnn("elman", 2, 3, init=0.5, activation="linear", generator=stream(0, "i")), x)
     assert shrinks.slope == pytest.approx(math.log(0.5), rel=1e-3)
     assert shrinks.verdict.startswith("vanishing: the gradient shrinks by a factor 0.500")
+
+
+def test_profiles_in_double_precision_keep_their_range():
+    rnn = make_rnn("elman", 2, 3, init=3.0, activation="linear", generator=stream(0, "i")).double()
+    profile = gradient_profile(rnn, torch.zeros(1, 200, 2, dtype=torch.float64))
+    power = torch.linalg.matrix_power(rnn.weight_hh_l0.detach(), 199)
+    torch.testing.assert_close(profile.norms[0], torch.linalg.matrix_norm(power, ord=2), rtol=1e-9, atol=0)
+
+
+def test_truncation_needs_one_direction():
+    with pytest.raises(ValueError, match="one direction"):
+        next(iter(tbptt(make_rnn("lstm", 2, 3, bidirectional=True), torch.zeros(1, 6, 2), 2, 4)))

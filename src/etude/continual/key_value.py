@@ -188,6 +188,8 @@ class KeyValueBottleneck(nn.Module):
         self.quantizer.initialize(
             _Again(heads), method=method, epochs=epochs if method == "ema" else 1, generator=generator
         )
+        if not seen:
+            raise ValueError("there are no embeddings to place the keys on")
         for u in heads():
             distance += float(self.quantizer.select(u)[1][..., 0].sum())
         self.own_distance.fill_(distance / (seen * self.num_codebooks))
@@ -230,6 +232,11 @@ class KeyValueBottleneck(nn.Module):
         e = e.to(self.values.device, self.keys.dtype)
         if self.projector is not None:
             e = self.projector(e)
+            if e.shape[-1] != self.num_codebooks * self.key_dim:
+                raise ValueError(
+                    f"projection must give num_codebooks * key_dim = {self.num_codebooks * self.key_dim} features, "
+                    f"got {e.shape[-1]}"
+                )
         elif "projection" in self._buffers:
             e = e @ self.projection
         return e.unflatten(-1, (self.num_codebooks, self.key_dim))

@@ -81,6 +81,7 @@ class KeyValueClassifier(TorchClassifier):
         return self
 
     def _place(self, rows: Tensor) -> None:
+        self._config(len(rows))  # refuses lengths and rates that make no run
         self.input_shape_ = tuple(rows.shape[1:])
         self._seed, self._passes, self.history_ = self._draw_seed(), 0, []
         made = seeded_build(lambda: self._build(rows[:1], None), stream(self._seed, "init")).to(self._device())

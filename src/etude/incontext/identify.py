@@ -190,6 +190,8 @@ def identify(
     counts = tuple(range(1, 2 * dim + 1) if n_context is None else n_context)
     if not counts or min(counts) < 1:
         raise ValueError(f"n_context must be numbers of pairs of at least 1, got {counts}")
+    if num_tasks < 1:
+        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
     m = max(4 * dim, 16) if num_queries is None else num_queries
     check_queries(m, dim)
     generator = stream(0, "identify") if generator is None else generator

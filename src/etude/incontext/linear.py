@@ -7,6 +7,7 @@ Source: Akyurek et al. 2022, arXiv 2211.15661.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from etude.training.config import TrainConfig
 from etude.training.engine import Trained
 from etude.training.engine import train as train_engine
 from etude.training.probes import ProbeTable, probe_layers
+from etude.training.sequence_probes import probe_sequences
 
 
 def in_context_loss(model: torch.nn.Module, prompts: RegressionPrompts) -> Tensor:
@@ -102,29 +104,50 @@ def probe_solutions(
     n_context: int | None = None,
     noise: float = 0.0,
     num_prompts: int = 2000,
+    read: Literal["last", "attention"] = "last",
+    hidden_size: int | None = None,
+    steps: int = 1000,
     generator: torch.Generator | None = None,
 ) -> dict[str, ProbeTable]:
-    """How well each layer's state at the query gives away X'y and the least-squares weights, linearly.
+    """How well each layer's states give away X'y and the least-squares weights.
 
-    The state is read at the query behind `n_context` pairs (None: 2 dim), by ridge regression with its
-    penalty chosen by cross-validation; `error` is the relative squared error on prompts held out.
+    The prompts are a query behind `n_context` pairs (None: 2 dim); `error` is the relative squared error on prompts
+    held out.
+
+    Parameters
+    ----------
+    read
+        "last": the state at the query. "attention": the states of all tokens, weighted by learned scores.
+    hidden_size
+        None: a linear read-out ("last": ridge regression, its penalty chosen by cross-validation). A number: a net of
+        two layers of this width.
+    steps
+        Updates of a read-out that is trained.
 
     Returns
     -------
     dict
         "moment" (X'y / n) and "weights" -> one row a layer, "layer0" being the tokens themselves.
     """
+    if read not in ("last", "attention"):
+        raise ValueError(f"read must be 'last' or 'attention', got {read!r}")
     n = 2 * dim if n_context is None else n_context
     generator = stream(0, "probe") if generator is None else generator
     prompts = regression_prompts(num_prompts, n + 1, dim, noise=noise, generator=generator)
     X, y = prompts.x[:, :n], prompts.y[:, :n]
     place = next(model.parameters())
     states = model.eval().layer_states(prompts.x.to(place), y.to(place))
-    features = {name: h[:, -1].cpu() for name, h in states.items()}
+    ridge = read == "last" and hidden_size is None
+    features = {name: (h if read == "attention" else h[:, -1:]).cpu() for name, h in states.items()}
     targets = {"moment": (X.mT @ y.unsqueeze(-1)).squeeze(-1) / n, "weights": ols_weights(X, y)}
     split = int(torch.randint(2**31, (1,), generator=generator))
+    if ridge:
+        return {
+            name: probe_layers(features, target, control=False, kind="ridge", generator=stream(split, name))
+            for name, target in targets.items()
+        }
     return {
-        name: probe_layers(features, target, control=False, kind="ridge", generator=stream(split, name))
+        name: probe_sequences(features, target, hidden_size=hidden_size, steps=steps, generator=stream(split, name))
         for name, target in targets.items()
     }
 

@@ -6,6 +6,7 @@ is the plain sum of squares, so a step is ``w <- w + 2 lr X'(y - X w)``; `lr` me
 Sources: Akyurek et al. 2022, arXiv 2211.15661, section 4; rank-deficient least squares is the minimum-norm one.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -194,6 +195,11 @@ def neighbours(
     return torch.where(total > 0, (weight * values).sum(-1) / torch.where(total > 0, total, 1.0), 0.0)
 
 
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances (..., m, n); not by a matrix product, which gives coincident points a distance."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 @dataclass(frozen=True)
 class Reference:
     """A named textbook learner; see `references` for the names."""
@@ -233,7 +239,7 @@ class Reference:
     def __call__(self, X: Tensor, y: Tensor, Xq: Tensor) -> Tensor:
         """Predictions (..., m) for Xq (..., m, d) from the pairs X (..., n, d), y (..., n)."""
         if self.kind == "knn":
-            return neighbours(torch.cdist(Xq, X), y, int(self.value), weighted=self.weighted)
+            return neighbours(_distances(Xq, X), y, int(self.value), weighted=self.weighted)
         return (Xq @ self.weights(X, y).unsqueeze(-1)).squeeze(-1)
 
     def prefixes(self, X: Tensor, y: Tensor) -> Tensor:
@@ -241,7 +247,7 @@ class Reference:
         if self.kind == "knn":
             n = X.shape[-2]
             earlier = torch.ones(n, n, dtype=torch.bool, device=X.device).tril(-1)
-            return neighbours(torch.cdist(X, X), y, int(self.value), earlier, weighted=self.weighted)
+            return neighbours(_distances(X, X), y, int(self.value), earlier, weighted=self.weighted)
         return (self.prefix_weights(X, y)[..., :-1, :] * X).sum(-1)
 
     def variants(self) -> list["Reference"]:
@@ -290,8 +296,8 @@ def reference(name: str) -> Reference:
         raise ValueError(f"no reference {name!r}: {_USE}") from None
     if kind == "ridge" and numbers[0] == 0:
         return Reference(name, "ols")
-    if any(not v > 0 for v in numbers) or (kind in ("gd", "knn") and numbers[0] != int(numbers[0])):
-        raise ValueError(f"reference {name!r}: numbers must be positive, steps and neighbours whole")
+    if any(not 0 < v < math.inf for v in numbers) or (kind in ("gd", "knn") and numbers[0] != int(numbers[0])):
+        raise ValueError(f"reference {name!r}: numbers must be positive and finite, steps and neighbours whole")
     if kind == "sgd":
         return Reference(name, kind, lr=numbers[0] if numbers else None)
     lr = numbers[1] if kind == "gd" and len(numbers) == 2 else None

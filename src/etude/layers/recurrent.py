@@ -7,6 +7,7 @@ the input half of all steps computed in one matmul (`etude.layers.recurrent_cell
 Source: Lipton, Berkowitz & Elkan 2015, arXiv 1506.00019, sections 3 and 4.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -171,8 +172,8 @@ def initialize(
     """Initialise a recurrent module in place (see `make_rnn`, `init`) and set LSTM forget biases to sum to 1."""
     if isinstance(init, str) and init not in ("orthogonal", "identity", "uniform"):
         raise ValueError(f"init must be orthogonal, identity, uniform or a spectral radius, got {init!r}")
-    if isinstance(init, (int, float)) and init < 0:
-        raise ValueError(f"a spectral radius must be at least 0, got {init}")
+    if isinstance(init, (int, float)) and not 0 <= init < math.inf:
+        raise ValueError(f"a spectral radius must be finite and at least 0, got {init}")
     for name, p in rnn.named_parameters():
         if init == "uniform":
             p.uniform_(-0.08, 0.08, generator=generator)
@@ -183,6 +184,8 @@ def initialize(
                 elif init == "identity":
                     nn.init.eye_(block)
                 elif init is not None:
+                    if isinstance(rnn, OuterProductLSTM) or p.shape[1] != rnn.hidden_size:
+                        raise ValueError(f"init={init}: {type(rnn).__name__} feeds no square block back to scale")
                     block.mul_(float(init) / spectral_radius(block))
         elif init in ("orthogonal", "identity") and name.startswith("bias"):
             p.zero_()

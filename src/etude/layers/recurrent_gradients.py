@@ -19,8 +19,8 @@ from etude.layers.recurrent import make_rnn, spectral_radius
 from etude.layers.recurrent_cells import LinearRNN
 
 RADIUS_ROWS = 4
-FAR = 40  # gradients outside of 2^-40 .. 2^40 are rescaled
 """Rows whose state Jacobian is decomposed for a spectral radius."""
+FAR = 40  # gradients outside of 2^-40 .. 2^40 are rescaled
 State = tuple[Tensor, ...]
 WindowLoss = Callable[[Tensor, slice], Tensor]
 
@@ -86,12 +86,14 @@ def tbptt(
     Raises
     ------
     ValueError
-        If k1 < 1 or k2 < k1, or when a loss is NaN or infinite.
+        If k1 < 1 or k2 < k1, for a bidirectional net, or when a loss is NaN or infinite.
     """
     if k1 < 1 or k2 < k1:
         raise ValueError(f"need 1 <= k1 <= k2 (a step is first seen in the window that scores it), got {k1} and {k2}")
     if x.dim() < 2 or x.shape[1] < 1:
         raise ValueError(f"x must have shape (batch, time, ...) with at least one step, got {tuple(x.shape)}")
+    if getattr(rnn, "bidirectional", False):
+        raise ValueError("tbptt needs one direction: what reads backwards has no state to hand to the next window")
     own = getattr(rnn, "window_loss", None)
     if loss_fn is None and own is None:
         warnings.warn("tbptt without loss_fn: half the mean square of the outputs stands in", stacklevel=2)
@@ -184,7 +186,8 @@ def gradient_profile(rnn: nn.Module, x: Tensor, *, lags: Tensor | None = None) -
         radius = _radius(rnn, x[:RADIUS_ROWS], [tuple(p[:, :RADIUS_ROWS] for p in s) for s in states[-2:]])
     lag = torch.arange(x.shape[1] - 1, -1, -1, device=x.device)
     slope = _slope(norms, exponents, lag if lags is None else lags.to(x.device))
-    return Profile(torch.ldexp(norms, exponents), lag, slope, radius, _verdict(slope))
+    full = torch.ldexp(norms.double(), exponents.double()).to(norms.dtype)  # older torch: float32 powers
+    return Profile(full, lag, slope, radius, _verdict(slope))
 
 
 @contextmanager
@@ -230,8 +233,8 @@ def _norms(rnn: nn.Module, x: Tensor, states: list[State]) -> tuple[Tensor, Tens
             grads = _pull_back(rnn, x[:, t : t + 1], states[t - 1], grads)
             size = max(float(g.abs().max()) for g in grads)
             if 0 < size < math.inf and not 2.0**-FAR < size < 2.0**FAR:
-                power = math.frexp(size)[1]
-                grads, exponent = tuple(torch.ldexp(g, torch.tensor(-power)) for g in grads), exponent + power
+                power = min(max(math.frexp(size)[1], -126), 126)  # 2^-power is a normal float32
+                grads, exponent = tuple(g * 2.0**-power for g in grads), exponent + power
     return torch.stack(norms[::-1]), torch.tensor(exponents[::-1], device=x.device)
 
 
@@ -239,7 +242,7 @@ def _slope(norm: Tensor, exponent: Tensor, lag: Tensor) -> float:
     far = lag >= lag.max() / 2
     if not bool((norm[far] > 0).all()):
         return -math.inf
-    a, b = lag[far].double(), norm[far].double().log() + exponent[far] * math.log(2)
+    a, b = lag[far].double(), norm[far].double().log() + exponent[far].double() * math.log(2)
     a = a - a.mean()
     return float((a * b).sum() / (a * a).sum())
 

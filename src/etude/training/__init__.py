@@ -67,6 +67,7 @@ from etude.training.schedules import Regime as Regime
 from etude.training.schedules import adapt_regime as adapt_regime
 from etude.training.schedules import make_schedule as make_schedule
 from etude.training.schedules import scale_lr as scale_lr
+from etude.training.sequence_probes import probe_sequences as probe_sequences
 from etude.training.similarity import CKAMatrix as CKAMatrix
 from etude.training.similarity import cka as cka
 from etude.training.similarity import cka_matrix as cka_matrix

@@ -368,11 +368,7 @@ def probe_layers(
     if kind is None:
         kind = "logistic" if y.ndim == 1 and y.dtype.kind in "iubOUS" else "ridge"
     generator = stream(0, "probe_layers") if generator is None else generator
-    held = max(1, round(test_size * n))
-    if not 0 < test_size < 1 or held >= n:
-        raise ValueError(f"test_size={test_size} of {n} rows leaves nothing to fit or to test")
-    order = torch.randperm(n, generator=generator).numpy()
-    test, fit = order[:held], order[held:]
+    fit, test = (rows.numpy() for rows in held_out(n, test_size, generator))
     shuffled = y[torch.randperm(n, generator=generator).numpy()]
     rows = []
     for layer, Z in features.items():
@@ -388,6 +384,15 @@ def probe_layers(
             row["selectivity"] = score - row["control"]
         rows.append(row)
     return ProbeTable(tuple(rows))
+
+
+def held_out(n: int, test_size: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Row numbers to fit on and to test on; ValueError where one of both would be empty."""
+    held = max(1, round(test_size * n))
+    if not 0 < test_size < 1 or held >= n:
+        raise ValueError(f"test_size={test_size} of {n} rows leaves nothing to fit or to test")
+    order = torch.randperm(n, generator=generator)
+    return order[held:], order[:held]
 
 
 def _features(Z: Any) -> Tensor:
