@@ -67,6 +67,19 @@ def test_one_other_number_and_the_run_stays_stale(toy, moved, ledger):
     assert all(v.stale for v in run_verdicts(ledger, ledger.run(moved)))
 
 
+def test_a_difference_in_the_last_digits_may_be_allowed_and_is_recorded(toy, moved, ledger):
+    with ledger._transaction() as c:
+        c.exec_driver_sql("UPDATE measurement SET value = value * (1 + 1e-7) WHERE arm = 'plain' AND seed = 1000")
+    assert not confirm(toy, "quick", ledger=ledger, jobs=1).holds
+    found = confirm(toy, "quick", ledger=ledger, jobs=1, within=1e-6)
+    assert found.holds
+    assert "all within 1e-07" in found.sentence()
+    (entry,) = ledger.run(moved)["record"]["confirmed"]
+    assert entry["largest"] == pytest.approx(1e-7, rel=1e-3)
+    with pytest.raises(UsageError, match="--within 0.5"):
+        confirm(toy, "quick", ledger=ledger, within=0.5)
+
+
 def test_a_number_that_went_missing_differs(toy, moved, ledger):
     with ledger._transaction() as c:
         c.exec_driver_sql("UPDATE measurement SET metric = 'other' WHERE arm = 'ours' AND seed = 1000")

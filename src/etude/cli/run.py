@@ -100,8 +100,8 @@ def run(
 
 
 def confirm(
-    *slugs: str, tier: str = "laptop", seeds: int = 1, jobs: int | None = None, ledger: LedgerOption = None,
-    quiet: Annotated[bool, Flag] = False, json_: Json = False,
+    *slugs: str, tier: str = "laptop", seeds: int = 1, within: float = 0.0, jobs: int | None = None,
+    ledger: LedgerOption = None, quiet: Annotated[bool, Flag] = False, json_: Json = False,
 ) -> int:  # fmt: skip
     """Measure one seed of stale runs again: where every number is the same, the run stands for the present code too.
 
@@ -113,6 +113,8 @@ def confirm(
         The tier of the runs.
     seeds
         How many seeds of every arm and protocol are measured again.
+    within
+        Largest relative difference that counts as the same (default: none at all); it stands in the record.
     jobs
         Worker processes (default: one a core).
     ledger
@@ -136,7 +138,9 @@ def confirm(
     found = []
     for slug in slugs or stale:
         with StudyProgress(quiet or json_) as progress:
-            found.append(measure_again(slug, tier, ledger=store, seeds=seeds, jobs=jobs, on_event=progress))
+            found.append(
+                measure_again(slug, tier, ledger=store, seeds=seeds, within=within, jobs=jobs, on_event=progress)
+            )
         if not json_:
             out.print(found[-1].sentence(), soft_wrap=True, highlight=False)
     if json_:

@@ -34,8 +34,12 @@ class Confirmation:
     """The digest of the present code."""
     seeds: tuple[int, ...]
     jobs: int = 0
+    within: float = 0.0
+    """Largest relative difference that still counts as the same; 0: to the last bit."""
     equal: int = 0
-    """Numbers that came out the same, to the last bit."""
+    """Numbers that came out the same."""
+    largest: float = 0.0
+    """Largest relative difference among them."""
     differ: list[str] = field(default_factory=list)
     """What did not: a line each."""
 
@@ -47,7 +51,8 @@ class Confirmation:
         """For the terminal."""
         name = f"{self.slug}, {self.tier}"
         if self.holds:
-            return f"{name}: {self.equal} numbers of {self.jobs} jobs measured again, all equal: confirmed"
+            how = f"all within {self.largest:.1g}" if self.largest else "all equal"
+            return f"{name}: {self.equal} numbers of {self.jobs} jobs measured again, {how}: confirmed"
         if not self.differ:
             return f"{name}: nothing was measured again"
         return (
@@ -66,13 +71,15 @@ def confirm(
     *,
     ledger: Ledger,
     seeds: int = 1,
+    within: float = 0.0,
     jobs: int | None = None,
     on_event: Event | None = None,
 ) -> Confirmation:
     """Measure the first `seeds` seeds of every arm and protocol of the newest run again and compare each number.
 
-    Arms that train many seeds in one call take all of theirs, as the run did. If every number is equal, the run's
-    record gets the confirmation; otherwise the run stays as it is.
+    Arms that train many seeds in one call take all of theirs, as the run did. If every number is equal, or `within` a
+    relative difference (where arithmetic changed in its last digits), the run's record gets the confirmation and the
+    largest difference; otherwise the run stays as it is.
 
     Raises
     ------
@@ -88,6 +95,8 @@ def confirm(
     run, record = runs[0], runs[0]["record"]
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: need at least 1")
+    if not 0 <= within < 0.01:
+        raise UsageError(f"--within {within}: a relative difference from 0 to below 0.01")
     try:
         config = type(the_study.configs[tier]).model_validate(record["config"])
     except ValueError as error:
@@ -100,13 +109,13 @@ def confirm(
         t for t in tickets(the_study, config, tier, device=device, workers=shared)
         if len(t.seeds) > 1 or t.seeds[0] in few
     ]  # fmt: skip
-    found = Confirmation(slug, tier, run["id"], code_digest(slug, tier), tuple(few), len(todo))
+    found = Confirmation(slug, tier, run["id"], code_digest(slug, tier), tuple(few), len(todo), within)
     before = {_key(r): r["value"] for r in ledger.measurements(run["id"])}
     _measure(todo, found, before, jobs or cores(), device, on_event or (lambda *_: None))
     if found.holds:
         entry = {
             "code_digest": found.code, "date": now(), "seeds": list(found.seeds), "jobs": found.jobs,
-            "numbers": found.equal, "environment": environment(device, jobs or cores()),
+            "numbers": found.equal, "largest": found.largest, "environment": environment(device, jobs or cores()),
         }  # fmt: skip
         kept = [c for c in record.get("confirmed") or () if c["code_digest"] != found.code]
         ledger.update(run["id"], confirmed=[*kept, entry])
@@ -142,12 +151,22 @@ def _compare(ticket: Ticket, value: Done, before: Mapping[Key, float], found: Co
     expected = {k for k in before if k[:2] == (ticket.protocol, ticket.arm) and k[2] in ticket.seeds}
     for key in sorted(after.keys() | expected, key=str):
         old, new = before.get(key), after.get(key)
-        if old is not None and new is not None and (old == new or (math.isnan(old) and math.isnan(new))):
+        gap = math.inf if old is None or new is None else _difference(old, new)
+        if gap <= found.within:
             found.equal += 1
+            found.largest = max(found.largest, gap)
         else:
             protocol, arm, seed, metric, step = key
             where = f"{protocol}/{arm}, seed {seed}, {metric}" + ("" if step is None else f" at {step:g}")
             found.differ.append(f"{where}: {old} in the run, {new} now")
+
+
+def _difference(a: float, b: float) -> float:
+    """Relative; 0 for equal numbers and for two NaN, infinite where only one is a number."""
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    gap = abs(a - b) / max(abs(a), abs(b))
+    return gap if math.isfinite(gap) else math.inf
 
 
 def _key(row: Mapping[str, Any]) -> Key:
