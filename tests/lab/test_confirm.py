@@ -99,6 +99,18 @@ def test_wrong_use(toy, ledger):
         confirm(toy, "quick", ledger=ledger)
 
 
+def test_a_set_that_the_run_skipped_is_skipped_again(toy, ledger):
+    run = run_study(toy, ledger=ledger, jobs=1)
+    config = ledger.run(run.run_id)["record"]["config"]
+    ledger.update(run.run_id, config=config | {"protocols": ["default", "absent"]})
+    assert confirm(toy, "quick", ledger=ledger, jobs=1).holds
+    ledger.update(run.run_id, config=config | {"protocols": ["absent"]})
+    with ledger._transaction() as c:
+        c.exec_driver_sql("UPDATE measurement SET protocol = 'absent'")
+    with pytest.raises(StudyError, match="the set absent cannot be had"):
+        confirm(toy, "quick", ledger=ledger, jobs=1)
+
+
 def test_a_job_that_breaks_says_so(toy, ledger):
     run = run_study(toy, ledger=ledger, jobs=1)
     config = ledger.run(run.run_id)["record"]["config"]

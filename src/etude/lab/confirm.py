@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from etude.errors import StudyError, UsageError
+from etude.errors import SourceUnavailable, StudyError, UsageError
 from etude.lab.digest import code_digest
 from etude.lab.environment import cores, environment
 from etude.lab.jobs import Done, Ticket, execute, tickets
@@ -132,8 +132,11 @@ def _measure(
         for ticket in todo:
             pool.submit(execute, ticket, key=ticket)
         for outcome in pool.as_completed():
+            protocol = outcome.key.protocol
+            if isinstance(outcome.error, SourceUnavailable) and not any(k[0] == protocol for k in before):
+                continue  # it could not be had then either
             if outcome.error is not None or not isinstance(outcome.value, Done):
-                arm = f"{outcome.key.protocol}/{outcome.key.arm}"
+                arm = f"{protocol}/{outcome.key.arm}"
                 raise StudyError(f"{found.slug}: {arm} broke while it was measured again: {outcome.error}")
             _compare(outcome.key, outcome.value, before, found)
             done += 1
