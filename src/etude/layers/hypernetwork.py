@@ -65,8 +65,8 @@ class HyperNetwork(nn.Module):
         "default": kaiming-normal by fan-out, tensor by tensor where one head emits all; "gain": every tensor is
         rescaled by a fixed factor, measured once, to the size of an ordinary net's (biases: 0.01); "scaled": the same
         start, with the factor in the head's own rows ("all" only), so that it does not magnify the optimiser's steps;
-        "hyperfan": by the variance of the head's rows ("all" only). None: "default" for MIP (a bounded condition,
-        residual, strategy "all"), else "gain".
+        "hyperfan": by the variance of the head's rows ("all" only). None: "default" where one head emits a change of
+        theta_0, as in MIP, else "gain".
     unit, feed_previous
         Of "rnn": a step a "chunk" or a "layer"; whether a step is given a read-out of the weights before it.
     buffers
@@ -109,7 +109,7 @@ class HyperNetwork(nn.Module):
         bounded = condition.bounded and encoding is not None
         residual = bounded if residual is None else residual
         if init is None:
-            init = "default" if bounded and residual and strategy == "all" else "gain"
+            init = "default" if residual and strategy == "all" else "gain"
         if hidden is None:
             hidden = (32,) if strategy in ("rnn", "attention") else (16, 64, 128)
         if init not in ("gain", "scaled", "hyperfan", "default"):
