@@ -279,7 +279,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 @pytest.mark.parametrize("policy", ["fastcb", "squarecb", "ucb"])
 @pytest.mark.parametrize("perturb", ["expected", "sampled"])
 def test_a_module_in_double_precision_learns(policy, perturb):
-    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)).double()
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)).double()  # no unit is dead
     bandit = NeuralBandit(3, policy=policy, perturb=perturb, module=net, gamma=100.0, random_state=0)
     x = torch.randn(3, 4, generator=stream(0, "x"), dtype=torch.float64)
     before = net[0].weight.detach().clone()
@@ -309,6 +309,35 @@ def test_waiting_contexts_are_bounded_by_their_number(monkeypatch):
     made = [bandit.choose(torch.zeros(8, 2, 3)) for _ in range(5)]
     assert len(bandit._waiting) == 2
     bandit.partial_fit(decision=made[-1], loss=torch.full((8,), 0.5))
+    for _ in range(15):
+        last = bandit.choose(torch.zeros(2, 3))
+        assert sum(len(arms) for _, arms in bandit._waiting.values()) <= 20
+    bandit.partial_fit(decision=last, loss=0.5)
+    assert len(bandit._waiting) == 14
+
+
+def test_a_context_that_waits_is_the_one_that_was_seen():
+    def run(overwrite):
+        bandit, x = NeuralBandit(2, 3, policy="squarecb", gamma=50.0, random_state=0), torch.ones(2, 3)
+        decision = bandit.choose(x)
+        if overwrite:
+            x.zero_()
+        return bandit.partial_fit(decision=decision, loss=1.0).predict_loss(torch.ones(2, 3))
+
+    torch.testing.assert_close(run(True), run(False), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda bandit: pickle.loads(pickle.dumps(bandit))])
+@pytest.mark.parametrize("policy", ["fastcb", "ts"])
+def test_copies_of_a_bandit_go_on_as_it_does(policy, copied):
+    bandit, x = NeuralBandit(2, 3, policy=policy, random_state=0), torch.rand(6, 2, 3, generator=stream(0, "x"))
+    bandit.partial_fit(x, bandit.choose(x).action, loss=torch.full((6,), 0.5))
+    waiting = bandit.choose(x[0])
+    other = copied(bandit)
+    for each in (bandit, other):
+        each.partial_fit(decision=waiting, loss=0.2)
+    torch.testing.assert_close(other.choose(x).prob, bandit.choose(x).prob, rtol=0, atol=0)
+    assert other.rounds == bandit.rounds == 7
 
 
 @pytest.mark.parametrize("policy", ["fastcb", "ts"])

@@ -95,6 +95,10 @@ def test_bad_logs_are_named():
         policy_value(target, actions, losses, bad, estimator="ips")
     with pytest.raises(ValueError, match="actions must be 0 to 2, got"):
         policy_value(target, actions + 3, losses, logged, estimator="ips")
+    with pytest.raises(ValueError, match="actions must hold integers"):
+        policy_value(target, actions + 0.5, losses, logged, estimator="ips")
+    with pytest.raises(ValueError, match=r"confidence must lie in \(0, 1\)"):
+        policy_value(target, actions, losses, logged, estimator="ips", confidence=1.5)
     with pytest.raises(ValueError, match=r"must have shape \(5,\)"):
         policy_value(target, actions[:3], losses, logged, estimator="ips")
     with pytest.raises(ValueError, match="needs predicted losses"):

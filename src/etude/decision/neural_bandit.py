@@ -161,6 +161,7 @@ class NeuralBandit:
         )
         self._memory = ReplayBuffer(memory, "fifo", self._generator, device=device)
         self._waiting: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
+        self._waiting_rows = 0
         self._decisions = 0
 
     def _warn(self) -> None:
@@ -200,10 +201,10 @@ class NeuralBandit:
         prob = p.gather(1, arms[:, None])[:, 0]
         number = self._decisions
         self._decisions += 1
-        self._waiting[number] = (x, arms)
-        rows = sum(len(kept) for kept, _ in self._waiting.values()) if len(p) > 1 else len(self._waiting)
-        while rows > _WAITING and len(self._waiting) > 1:
-            rows -= len(self._waiting.popitem(last=False)[1][0])
+        self._waiting[number] = (x.clone(), arms)  # the caller may write over its own, or it may be a view of much more
+        self._waiting_rows += len(arms)
+        while self._waiting_rows > _WAITING and len(self._waiting) > 1:
+            self._waiting_rows -= len(self._waiting.popitem(last=False)[1][1])
         if single:
             return Decision(int(arms[0]), float(prob[0]), number)
         return Decision(arms.cpu(), prob.cpu(), number)
@@ -269,6 +270,7 @@ class NeuralBandit:
                 raise ValueError(f"prob must lie in (0, 1], got {given.tolist()[:5]}")
         if decision is not None:
             del self._waiting[_number(decision)]
+            self._waiting_rows -= len(arms)
         self._learner.observe(x[None], arms[None])
         if not self.disjoint:
             x, arms = x[torch.arange(len(x)), arms][:, None], torch.zeros_like(arms)
@@ -320,7 +322,7 @@ class NeuralBandit:
         Raises
         ------
         ValueError
-            If the propensities were not logged.
+            If propensities, contexts or actions were not logged, or as in `policy_value`.
         """
         rows = logged._asdict() if isinstance(logged, LoggedDecisions) else dict(logged)
         if rows.get("prob") is None:
@@ -334,8 +336,6 @@ class NeuralBandit:
         x, _ = self._contexts(rows["contexts"])
         losses = _losses(rows.get("loss"), rows.get("reward"), len(x))
         actions, prob = (torch.as_tensor(rows[name]).reshape(-1).cpu() for name in ("action", "prob"))
-        if actions.is_floating_point():
-            raise ValueError(f"action must hold integers, got {actions.dtype}")
         with torch.no_grad(), self._looking():
             p = self._learner.probabilities(x[None])[0].cpu()
             predicted = self._learner.predict(x[None])[0].clamp(0, 1).cpu()

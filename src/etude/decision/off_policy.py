@@ -53,10 +53,13 @@ def policy_value(
     Raises
     ------
     ValueError
-        If shapes differ, a logged probability is not in (0, 1], an action is none of the K, or `predicted` is missing.
+        If shapes differ, a logged probability is not in (0, 1], an action is none of the K, `predicted` is missing, or
+        `confidence` is not in (0, 1).
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+    if actions.is_floating_point():
+        raise ValueError(f"actions must hold integers, got {actions.dtype}")
     n, k = probabilities.shape
     actions = actions.long()
     losses, logged = losses.double(), logged.double()
