@@ -133,6 +133,13 @@ def test_saved_models_predict_the_same(kind, instances, tmp_path):
         other.load(tmp_path / "m")
 
 
+def test_documents_may_come_from_a_generator(instances):
+    documents, changes = instances.documents[:80], {"max_epochs": 1, "random_state": 1}
+    a = DisambiguatedSkipGram(**settings(**changes)).fit(iter(words) for words in documents)
+    b = DisambiguatedSkipGram(**settings(**changes)).fit(documents)
+    np.testing.assert_array_equal(a.sense_priors_, b.sense_priors_)
+
+
 @pytest.mark.parametrize(
     ("changes", "documents", "message"),
     [

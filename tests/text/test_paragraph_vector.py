@@ -185,6 +185,17 @@ def test_real_vectors_are_kept_and_code_is_their_projection(corpus):
     assert not hasattr(small().fit(corpus.texts[:40]), "real_vectors_")
 
 
+def test_a_second_fit_keeps_nothing_of_another_architecture(corpus):
+    model = small("real-binary", max_epochs=1).fit(corpus.texts[:30])
+    model.set_params(architecture="dbow").fit(corpus.texts[:40])
+    assert not hasattr(model, "real_vectors_")
+
+
+def test_documents_may_come_from_a_generator(corpus):
+    codes = small(max_epochs=1).fit_transform(text for text in corpus.texts[:30])
+    np.testing.assert_array_equal(codes, small(max_epochs=1).fit_transform(corpus.texts[:30]))
+
+
 def test_same_seed_same_codes(corpus):
     a, b, c = (small(random_state=s).fit(corpus.texts[:80]) for s in (3, 3, 4))
     np.testing.assert_array_equal(a.codes_, b.codes_)
@@ -290,6 +301,10 @@ def test_bfloat16_gives_nearly_the_same_codes(corpus):
         (small(), ["aa", 7], "document 1 is int"),
         (small(), "one string", r"pass \[text\]"),
         (small(n_bits=0), ["aa bb", "aa bb"], "n_bits"),
+        (small(n_bits=12.5), ["aa bb", "aa bb"], "n_bits must be an integer, got 12.5"),
+        (small(batch_size=0), ["aa bb", "aa bb"], "batch_size must be positive or None, got 0"),
+        (small(batch_size=-1), ["aa bb", "aa bb"], "batch_size must be positive or None, got -1"),
+        (small(max_features=0), ["aa bb", "aa bb"], "max_features must be a positive integer"),
         (small("cbow"), ["aa bb", "aa bb"], "cbow"),
         (small(loss="hinge"), ["aa bb", "aa bb"], "loss must be one of.*hinge"),
         (small(max_epochs=0), ["aa bb", "aa bb"], "max_epochs must be positive"),
@@ -297,6 +312,7 @@ def test_bfloat16_gives_nearly_the_same_codes(corpus):
         (small("dm", ngram_range=(1, 2)), ["aa bb", "aa bb"], "dm.*ngram_range"),
         (small(min_count=99), ["aa bb", "aa bb"], "lower min_count"),
         (ParagraphVector(0), ["aa bb", "aa bb"], "dim"),
+        (ParagraphVector(4.5), ["aa bb", "aa bb"], "dim must be an integer"),
         (ParagraphVector(4, "real-binary"), ["aa bb", "aa bb"], "real-binary"),
     ],
 )

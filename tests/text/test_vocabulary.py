@@ -49,6 +49,10 @@ def test_words_are_lower_case_and_unicode():
     assert words_of("L'Été: a big_Dog, 42!") == ["été", "big_dog", "42"]
 
 
+def test_documents_may_come_from_an_iterator():
+    assert tokenize(text for text in ["aa bb", "cc"]) == tokenize(["aa bb", "cc"])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -56,6 +60,8 @@ def test_words_are_lower_case_and_unicode():
         (lambda: tokenize(["a", 3]), "document 1 is int"),
         (lambda: Vocabulary.build([["a"]], ngram_range=(2, 1)), r"\(2, 1\)"),
         (lambda: Vocabulary.build([["a"]], min_count=2), "lower min_count"),
+        (lambda: Vocabulary.build([["a"]], min_count=1, max_features=0), "max_features must be a positive integer"),
+        (lambda: Vocabulary.build([["a"]], min_count=1, max_features=-1), "max_features must be a positive integer"),
         (lambda: Vocabulary.build([[str(i) for i in range(3000)]], ngram_range=(1, 6), min_count=1), "too many"),
     ],
 )

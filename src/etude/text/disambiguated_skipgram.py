@@ -73,9 +73,10 @@ class _SenseVectors(BaseEstimator, ABC):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         temperature, entropy_weight = self._training()
-        if isinstance(X, str) or any(isinstance(tokens, str) for tokens in X):
+        documents = [tokens if isinstance(tokens, str) else list(tokens) for tokens in X]  # iterators give theirs once
+        if isinstance(X, str) or any(isinstance(tokens, str) for tokens in documents):
             raise ValueError("give token lists, one a document, not strings: [text.lower().split() for text in texts]")
-        count = Counter(word for tokens in X for word in tokens)
+        count = Counter(word for tokens in documents for word in tokens)
         words = sorted((w for w, c in count.items() if c >= self.min_count), key=lambda w: (-count[w], w))
         if len(words) < 2:
             raise ValueError(
@@ -88,8 +89,8 @@ class _SenseVectors(BaseEstimator, ABC):
         keep = torch.ones_like(share) if self.subsample is None else (self.subsample / share).sqrt().clamp_max(1)
         self._keep = keep.float()
         noise = frequency.pow(0.75)
-        tokens = [self._number[w] for document in X for w in document if w in self._number]
-        lengths = [sum(w in self._number for w in document) for document in X]
+        tokens = [self._number[w] for document in documents for w in document if w in self._number]
+        lengths = [sum(w in self._number for w in document) for document in documents]
         device = torch.device(
             ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         )

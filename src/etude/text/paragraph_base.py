@@ -4,6 +4,7 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -75,6 +76,9 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
         "precision": ("fp32", "bf16", "auto"),
     }
     _positive = ("max_epochs", "lr", "document_lr", "n_negatives", "window", "word_dim", "inference_steps")
+    _integers: ClassVar[tuple[str, ...]] = (
+        "max_epochs", "batch_size", "n_negatives", "window", "word_dim", "inference_steps",
+    )  # fmt: skip
 
     # -- to fill in ---------------------------------------------------------------------------------------------
 
@@ -209,6 +213,12 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
         for name in self._positive:
             if not (value := getattr(self, name)) > 0:
                 raise ValueError(f"{name} must be positive, got {value!r}")
+        if self.batch_size is not None and not self.batch_size > 0:
+            raise ValueError(f"batch_size must be positive or None, got {self.batch_size!r}")
+        for name in self._integers:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Integral):
+                raise ValueError(f"{name} must be an integer, got {value!r}")
         if self.subsample is not None and not self.subsample > 0:
             raise ValueError(f"subsample must be positive or None, got {self.subsample!r}")
         if self.architecture == "dm" and tuple(self.ngram_range) != (1, 1):
@@ -223,7 +233,9 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
         self._frequencies = self._frequencies.to(device)
 
     def _batch_size(self) -> int:
-        return self.batch_size or (8 if self.architecture == "dm" else 128)
+        if self.batch_size is not None:
+            return self.batch_size
+        return 8 if self.architecture == "dm" else 128
 
     def _word_weight(self) -> Tensor:
         """min(1, sqrt(t / f)): the expected share of a frequent word that sub-sampling would keep."""

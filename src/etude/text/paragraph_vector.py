@@ -78,6 +78,8 @@ class BinaryParagraphVector(ParagraphEstimator):
     ((4, 2), dtype('uint8'))
     """
 
+    _integers = (*ParagraphEstimator._integers, "n_bits", "real_dim")
+
     def __init__(
         self,
         n_bits: int = 128,
@@ -151,6 +153,8 @@ class ParagraphVector(ParagraphEstimator):
     vectors_ : (n, dim) float32
         Vectors of the training documents.
     """
+
+    _integers = (*ParagraphEstimator._integers, "dim")
 
     def __init__(
         self,

@@ -6,8 +6,9 @@ a million tokens is a few array operations.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def tokenize(texts: Sequence[Any], tokenizer: Tokenizer | None = None) -> list[Sequence[str]]:
+def tokenize(texts: Iterable[Any], tokenizer: Tokenizer | None = None) -> list[Sequence[str]]:
     """Tokens of every document.
 
     Raises
@@ -35,6 +36,7 @@ def tokenize(texts: Sequence[Any], tokenizer: Tokenizer | None = None) -> list[S
     """
     if isinstance(texts, str):
         raise ValueError("texts must be a sequence of documents, got one string: pass [text]")
+    texts = list(texts)  # an iterator gives its documents once
     if tokenizer is not None:
         return [tokenizer(text) for text in texts]
     for i, text in enumerate(texts):
@@ -82,8 +84,11 @@ class Vocabulary:
         Raises
         ------
         ValueError
-            If the range is not 1 <= shortest <= longest, or no n-gram is frequent enough.
+            If the range is not 1 <= shortest <= longest, `max_features` is no positive integer, or no n-gram is
+            frequent enough.
         """
+        if max_features is not None and not (isinstance(max_features, Integral) and max_features > 0):
+            raise ValueError(f"max_features must be a positive integer or None, got {max_features!r}")
         shortest, longest = ngram_range
         if not 1 <= shortest <= longest:
             raise ValueError(f"ngram_range must be (shortest, longest) with 1 <= shortest <= longest: {ngram_range}")
