@@ -20,6 +20,7 @@ from etude.lab.registry import study
 from etude.lab.runner import Event
 from etude.lab.study import Measurement
 
+CLOCK = ("ms", "s", "speed_ratio")  # units and metrics of what a clock has measured: no two runs agree on these
 Key = tuple[str, str, int, str, float | None]  # protocol, arm, seed, metric, step
 
 
@@ -110,7 +111,7 @@ def confirm(
         if len(t.seeds) > 1 or t.seeds[0] in few
     ]  # fmt: skip
     found = Confirmation(slug, tier, run["id"], code_digest(slug, tier), tuple(few), len(todo), within)
-    before = {_key(r): r["value"] for r in ledger.measurements(run["id"])}
+    before = {_key(r): r["value"] for r in ledger.measurements(run["id"]) if not {r["unit"], r["metric"]} & {*CLOCK}}
     _measure(todo, found, before, jobs or cores(), device, on_event or (lambda *_: None))
     if found.holds:
         entry = {
@@ -126,7 +127,7 @@ def _measure(
     todo: list[Ticket], found: Confirmation, before: dict[Key, float], workers: int, device: str, tell: Event
 ) -> None:
     pool = make_pool(workers, "local", device)
-    done, total = 0, len(todo)
+    done, total, after, measured = 0, len(todo), dict[Key, float](), list[Ticket]()
     tell("start", found.slug, 0, total)
     try:
         for ticket in todo:
@@ -138,21 +139,22 @@ def _measure(
             if outcome.error is not None or not isinstance(outcome.value, Done):
                 arm = f"{protocol}/{outcome.key.arm}"
                 raise StudyError(f"{found.slug}: {arm} broke while it was measured again: {outcome.error}")
-            _compare(outcome.key, outcome.value, before, found)
+            for item in outcome.value.items:
+                if isinstance(item, Measurement) and not {item.unit, item.metric} & {*CLOCK}:
+                    after[protocol, item.arm, item.seed, item.metric, item.step] = float(item.value)
+            measured.append(outcome.key)
             done += 1
             tell("seed", found.slug, done, total)
     finally:
         pool.close()
+    _compare(found, before, after, measured)
     tell("end", found.slug, total, total)
 
 
-def _compare(ticket: Ticket, value: Done, before: Mapping[Key, float], found: Confirmation) -> None:
-    after: dict[Key, float] = {}
-    for item in value.items:
-        if isinstance(item, Measurement):
-            after[ticket.protocol, item.arm, item.seed, item.metric, item.step] = float(item.value)
-    expected = {k for k in before if k[:2] == (ticket.protocol, ticket.arm) and k[2] in ticket.seeds}
-    for key in sorted(after.keys() | expected, key=str):
+def _compare(found: Confirmation, before: Mapping[Key, float], after: Mapping[Key, float], todo: list[Ticket]) -> None:
+    """Every number that was measured again against the run's, and the run's that did not come again."""
+    told = {key[:3] for key in after} | {(t.protocol, t.arm, seed) for t in todo for seed in t.seeds}
+    for key in sorted(after.keys() | {k for k in before if k[:3] in told}, key=str):
         old, new = before.get(key), after.get(key)
         gap = math.inf if old is None or new is None else _difference(old, new)
         if gap <= found.within:
