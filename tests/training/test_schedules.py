@@ -1,7 +1,6 @@
 """Schedules in updates; the rules for other batch sizes."""
 
 import math
-import pickle
 from itertools import pairwise
 
 import pytest
@@ -69,14 +68,6 @@ def test_cosine_is_torchs() -> None:
         assert f(t) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
         optimizer.step()
         theirs.step()
-
-
-@pytest.mark.parametrize("warmup", [0, 7])
-@pytest.mark.parametrize("kind", ["constant", "cosine", "linear", "step", "rsqrt", "noam"])
-def test_schedules_are_pickled(kind: str, warmup: int) -> None:
-    f = make_schedule(kind, 40, warmup_steps=warmup, boundaries=[10, 20] if kind == "step" else None)
-    again = pickle.loads(pickle.dumps(f))
-    assert [again(t) for t in range(45)] == [f(t) for t in range(45)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Step-size schedules counted in updates, and the rules that carry a schedule to another batch size.
 
-A schedule is a function of the update's number (0 for the first) that returns the factor of `lr`; it can be pickled.
+A schedule is a function of the update's number (0 for the first) that returns the factor of `lr`.
 
 Source: Hoffer, Hubara & Soudry 2017, arXiv 1705.08741 (`scale_lr`, `adapt_regime`); Vaswani et al.
 2017, arXiv 1706.03762, section 5.3 (`"noam"`); Loshchilov & Hutter 2017, arXiv 1608.03983 (`"cosine"`).
@@ -10,7 +10,6 @@ Differs from the paper: `"noam"` and `"rsqrt"` are scaled to reach 1 at the end 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, get_args
 
 Kind = Literal["constant", "cosine", "linear", "step", "rsqrt", "noam"]
@@ -62,52 +61,37 @@ def make_schedule(
     after = _after_warmup(kind, total_steps, warmup_steps, boundaries)
     if warmup_steps == 0:
         return after
-    return partial(_warmed, after=after, warmup=warmup_steps)
+    return lambda t: after(t) * min(1.0, (t + 1) / warmup_steps)
 
 
 def _after_warmup(kind: str, total: int | None, warmup: int, boundaries: Boundaries | None) -> Schedule:
     if kind == "constant":
-        return _constant
+        return lambda t: 1.0
     if kind in ("rsqrt", "noam"):
-        return partial(_inverse_root, rise=max(warmup, 1))
+        rise = max(warmup, 1)
+        return lambda t: math.sqrt(rise / max(t + 1, rise))
     if kind == "step":
         assert boundaries is not None
-        return partial(_stepped, table=_step_table(boundaries))
+        table = _step_table(boundaries)
+
+        def stepped(t: int) -> float:
+            factor = 1.0
+            for start, value in table:
+                if t < start:
+                    break
+                factor = value
+            return factor
+
+        return stepped
     assert total is not None
-    return partial(_linear if kind == "linear" else _cosine, warmup=warmup, length=total - warmup)
+    length = total - warmup
 
+    def progress(t: int) -> float:
+        return min(max((t - warmup) / length, 0.0), 1.0)
 
-def _warmed(t: int, after: Schedule, warmup: int) -> float:
-    return after(t) * min(1.0, (t + 1) / warmup)
-
-
-def _constant(t: int) -> float:
-    return 1.0
-
-
-def _inverse_root(t: int, rise: int) -> float:
-    return math.sqrt(rise / max(t + 1, rise))
-
-
-def _stepped(t: int, table: Sequence[tuple[int, float]]) -> float:
-    factor = 1.0
-    for start, value in table:
-        if t < start:
-            break
-        factor = value
-    return factor
-
-
-def _progress(t: int, warmup: int, length: int) -> float:
-    return min(max((t - warmup) / length, 0.0), 1.0)
-
-
-def _linear(t: int, warmup: int, length: int) -> float:
-    return 1.0 - _progress(t, warmup, length)
-
-
-def _cosine(t: int, warmup: int, length: int) -> float:
-    return 0.5 * (1.0 + math.cos(math.pi * _progress(t, warmup, length)))
+    if kind == "linear":
+        return lambda t: 1.0 - progress(t)
+    return lambda t: 0.5 * (1.0 + math.cos(math.pi * progress(t)))
 
 
 def _step_table(boundaries: Boundaries) -> list[tuple[int, float]]:
