@@ -1,6 +1,7 @@
 """Runs: every seed committed at once, resumed after a kill, reused, broken, skipped; bad input."""
 
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -8,7 +9,7 @@ import textwrap
 import pytest
 
 from etude.errors import UsageError
-from etude.lab.jobs import tickets
+from etude.lab.jobs import UserData, tickets
 from etude.lab.ledger import Ledger
 from etude.lab.registry import study
 from etude.lab.runner import configure, run_studies, run_study
@@ -154,7 +155,6 @@ def test_wrong_use_is_said_before_anything_runs(toy, ledger, options, text):
 def test_own_data(toy, ledger, tmp_path):
     table = tmp_path / "own.csv"
     table.write_text("a,b,y\n" + "\n".join(f"{i},{i % 3},{'yn'[i % 2]}" for i in range(40)))
-    from etude.lab.jobs import UserData
 
     result = run_study(toy, ledger=ledger, jobs=1, user=UserData(str(table), "y"))
     assert [v.protocol for v in result.verdicts] == ["user"]
@@ -171,3 +171,31 @@ def test_undeclared_arms_and_missing_seeds_break(toy, ledger, monkeypatch):
     result = run_study(toy, ledger=ledger, jobs=1)
     assert result.state == "broken"
     assert "nothing came back for seeds [1000]" in result.errors[0]
+
+
+def test_a_run_on_own_data_leaves_every_reader_of_the_ledger_working(toy, ledger, tmp_path):
+    from etude.lab.export import export
+    from etude.lab.report import write_report
+    from etude.lab.verdicts import verdicts
+
+    (tmp_path / "my table.csv").write_text("a,b,y\n" + "\n".join(f"{i},{i % 3},{i % 2}" for i in range(40)))
+    user = UserData(str(tmp_path / "my table.csv"), "y", "skip")
+    run_study(toy, ledger=ledger, jobs=1)
+    result = run_study(toy, ledger=ledger, jobs=1, user=user)
+    command = ledger.run(result.run_id)["record"]["command"]
+    assert shlex.split(command)[-5:] == ["--data", user.path, "--target", "y", "--skip-bad"]
+    assert len(verdicts(ledger, toy)) == 2
+    assert write_report(ledger, tmp_path / "report").is_file()
+    assert len(export(ledger, tmp_path / "out", own_data=True)) == 2
+
+
+def test_settings_stand_in_the_command_as_a_shell_takes_them(toy, ledger):
+    result = run_study(toy, ledger=ledger, jobs=1, settings={"protocols": ["default"], "level": 4.0})
+    command = ledger.run(result.run_id)["record"]["command"]
+    assert 'protocols=["default"]' in shlex.split(command)
+
+
+@pytest.mark.parametrize("slug", ["wide-deep-optimal-classification", "neural-contextual-bandits"])
+def test_fewer_than_three_seeds_by_any_way(slug):
+    with pytest.raises(UsageError, match="at least 3"):
+        configure(study(slug), "quick", settings={"n_seeds": 2})

@@ -260,7 +260,7 @@ class Ledger:
         """The newest run of every (slug, tier, own data or not) in one of `states`."""
         seen, out = set(), []
         for r in self.runs(slug):
-            mark = (r["slug"], r["tier"], r["record"].get("user_data"))
+            mark = (r["slug"], r["tier"], canonical(r["record"].get("user_data")))
             if r["state"] in states and mark not in seen:
                 seen.add(mark)
                 out.append(r)

@@ -1,6 +1,8 @@
 """Running studies: jobs out to a pool, every finished seed committed at once, verdicts at the end."""
 
 import hashlib
+import json
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -92,11 +94,14 @@ def configure(
     if unknown:
         raise UsageError(f"{the_study.slug} has no setting {unknown[0]!r}; it has {', '.join(type(base).model_fields)}")
     try:
-        return type(base).model_validate(base.model_dump() | changes, strict=False)
+        config = type(base).model_validate(base.model_dump() | changes, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
         raise UsageError(f"{the_study.slug}: setting {where} = {first.get('input')!r}: {first['msg']}") from error
+    if config.n_seeds < 3:
+        raise UsageError(f"--set n_seeds={config.n_seeds}: a verdict needs at least 3 seeds")
+    return config
 
 
 def run_key(slug: str, tier: str, config: StudyConfig, code: str, user: UserData | None, data: str = "") -> str:
@@ -299,10 +304,11 @@ def _command(slug: str, tier: str, seeds: int | None, settings: Mapping[str, Any
     parts = ["etude", "run", slug, "--tier", tier]
     parts += ["--seeds", str(seeds)] if seeds is not None else []
     for name, value in (settings or {}).items():
-        parts += ["--set", f"{name}={value}"]
+        parts += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     if user:
         parts += ["--data", user.path] + (["--target", user.target] if user.target else [])
-    return " ".join(parts)
+        parts += ["--skip-bad"] if user.on_bad == "skip" else []
+    return shlex.join(parts)
 
 
 def raise_broken(results: Sequence[RunResult]) -> None:
