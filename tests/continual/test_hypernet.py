@@ -192,7 +192,8 @@ def test_growing_changes_no_generated_weight() -> None:
 
 def test_growth_is_triggered_by_a_loss_that_stays_high() -> None:
     easy, hard = rows(200), Split(rows(200).x, torch.randint(0, 3, (200,), generator=stream(0, "noise")))
-    cl = ContinualHypernet(hyper(), growth=Growth(step=2, trigger=1.2, warm_up=40, lr=0.05))
+    growth = Growth(step=2, trigger=1.2, warm_up=40, lr=0.05)
+    cl = ContinualHypernet(hyper(), growth=growth, generator=stream(0, "tasks"))
     optimizer = cl.make_optimizer(lambda p: torch.optim.Adam(p, lr=1e-2))
     phi = {n: p.detach().clone() for n, p in cl.hyper.generator.named_parameters()}
     cl.begin_task(0, easy)
