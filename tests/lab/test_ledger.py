@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -162,3 +163,32 @@ def test_postgresql(toy):
     result = run_study(toy, ledger=ledger, jobs=1, fresh=True)
     assert result.verdicts[0].verdict == "holds"
     ledger.delete(result.run_id)
+
+
+@pytest.mark.parametrize("url", ["nonsense://x", "mysql://x/y"])
+def test_an_address_of_no_known_database(url):
+    with pytest.raises(LedgerError, match="cannot be used: .*give a path"):
+        Ledger(url)
+
+
+@pytest.mark.parametrize(("field", "bad"), [("tier", "weird"), ("state", "hm")])
+def test_result_files_of_other_words_are_refused(tmp_path, field, bad):
+    files = [Path(__file__).parents[2] / "results" / "mip-hypernetworks" / "laptop.json"]
+    raw = json.loads(files[0].read_text()) | {field: bad}
+    (tmp_path / "r.json").write_text(json.dumps(raw))
+    ledger = Ledger(tmp_path / "l.sqlite")
+    with pytest.raises(ResultError, match=f"damaged at {field}"):
+        import_results(ledger, tmp_path / "r.json")
+    raw = json.loads(files[0].read_text())
+    raw["measurements"][0]["value"] = "abc"
+    (tmp_path / "r.json").write_text(json.dumps(raw))
+    with pytest.raises(ResultError, match="damaged at measurements.0.value"):
+        import_results(ledger, tmp_path / "r.json")
+    assert ledger.runs() == []
+
+
+def test_a_paper_that_left_the_catalogue_hides_no_other(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    run = ledger.begin("gone", "quick", "key", {"config": {}})
+    ledger.update(run, state="done")
+    assert verdicts(ledger) == []

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -26,7 +26,7 @@ class _Row(BaseModel):
     arm: str
     seed: int
     metric: str
-    value: float | str
+    value: float | Literal["nan", "inf", "-inf"]
     unit: str
     step: float | None = None
 
@@ -54,8 +54,8 @@ class ResultFile(BaseModel):
     schema_version: int
     run: str
     slug: str
-    tier: str
-    state: str
+    tier: Literal["quick", "laptop", "gpu"]
+    state: Literal["done", "broken", "skipped", "running"]
     started: str
     seconds: float
     key: str

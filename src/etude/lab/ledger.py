@@ -109,7 +109,12 @@ class Ledger:
     def __init__(self, url: str | Path | None = None) -> None:
         text = str(url or default_url())
         self.url = text if "://" in text else f"sqlite:///{Path(text).expanduser().absolute()}"
-        self.engine: Engine = sa.create_engine(self.url)
+        try:
+            self.engine: Engine = sa.create_engine(self.url)
+        except (SQLAlchemyError, ImportError) as error:
+            raise LedgerError(
+                f"the ledger {self.url} cannot be used: {error}; give a path, sqlite:///PATH or postgresql+psycopg://..."
+            ) from error
         if self.url.startswith("sqlite"):
             sa.event.listen(self.engine, "connect", _sqlite_pragmas)
         try:
