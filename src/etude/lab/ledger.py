@@ -261,6 +261,10 @@ class Ledger:
         query = sa.select(run_table).order_by(run_table.c.started.desc(), run_table.c.id)
         return self._rows(query.where(run_table.c.slug == slug) if slug else query)
 
+    def states(self) -> set[tuple[str, str]]:
+        """Id and state of every run, without reading the records."""
+        return {(r["id"], r["state"]) for r in self._rows(sa.select(run_table.c.id, run_table.c.state))}
+
     def latest(self, slug: str | None = None, *, states: Sequence[str] = ("done",)) -> list[dict[str, Any]]:
         """The newest run of every (slug, tier, own data or not) in one of `states`."""
         seen, out = set(), []

@@ -149,12 +149,11 @@ def _follow_ledger(ledger: str | None, stop: threading.Event) -> None:
     """Log verdicts when a run has ended, here or by `etude run` beside the page: views themselves write nothing."""
     from etude.errors import EtudeError
     from etude.lab.ledger import Ledger
-    from etude.page.sync import stamp
 
     store, seen = Ledger(ledger), None
     while not stop.wait(2.0):
         try:
-            now = stamp(store)
+            now = store.states()
             if now != seen:
                 _log_verdicts(ledger)
             seen = now

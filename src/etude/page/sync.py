@@ -70,12 +70,6 @@ def sync_studies(db: Database, queue: Queue, now: int) -> int:
     return warmed
 
 
-def stamp(ledger: Ledger) -> tuple[Any, ...]:
-    """What moves when a run ends or arrives: cheap to ask again and again."""
-    runs = ledger.runs()
-    return len(runs), *sorted((r["id"], r["state"], len(r["record"].get("confirmed") or ())) for r in runs[:50])
-
-
 def sync_verdicts(db: Database, ledger: Ledger, now: int) -> int:
     """Log every verdict that is new or has changed, and warm its paper. Returns how many."""
     log = t.verdict_log.c
