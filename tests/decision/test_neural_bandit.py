@@ -327,12 +327,13 @@ def test_a_context_that_waits_is_the_one_that_was_seen():
     torch.testing.assert_close(run(True), run(False), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))])
 @pytest.mark.parametrize("policy", ["fastcb", "ts"])
-def test_copies_of_a_bandit_go_on_as_it_does(policy):
+def test_copies_of_a_bandit_go_on_as_it_does(policy, copied):
     bandit, x = NeuralBandit(2, 3, policy=policy, random_state=0), torch.rand(6, 2, 3, generator=stream(0, "x"))
     bandit.partial_fit(x, bandit.choose(x).action, loss=torch.full((6,), 0.5))
     waiting = bandit.choose(x[0])
-    other = copy.deepcopy(bandit)
+    other = copied(bandit)
     for each in (bandit, other):
         each.partial_fit(decision=waiting, loss=0.2)
     torch.testing.assert_close(other.choose(x).prob, bandit.choose(x).prob, rtol=0, atol=0)

@@ -201,3 +201,10 @@ def test_inference_mode_is_recorded():
     with torch.inference_mode(), Record(model, "0") as r:
         model(torch.zeros(2, 3))
     assert r.features["0"].shape == (2, 4)
+
+
+def test_a_missing_name_is_a_key_error_too_with_its_message_as_it_is():
+    with pytest.raises(KeyError, match=r"^no Module named 'encoder'") as caught:
+        match(nn.Linear(2, 2), "encoder")
+    assert isinstance(caught.value, ValueError)
+    assert not str(caught.value).startswith(("'", '"'))

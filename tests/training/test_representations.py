@@ -134,3 +134,24 @@ def test_diversity_of_copies_and_of_different_nets():
     assert len(different.probe_scores) == 2
     with pytest.raises(ValueError, match="200 rows and 3 labels"):
         diversity_report(other, x, y[:3])
+
+
+def test_a_fitted_state_fits_a_fresh_one():
+    nets, x = [net(0), net(1)], normal(50, 5)
+    cat = CatRepresentation(nets).fit(x)
+    fresh = CatRepresentation([net(2), net(3)])
+    fresh.load_state_dict(cat.state_dict())
+    assert torch.equal(fresh.transform(x), cat.transform(x))
+
+
+def test_a_missing_layer_is_a_key_error_that_lists_what_there_is():
+    with pytest.raises(KeyError, match="'9'.*'0', '1'"):
+        CatRepresentation([net()], layers="9")
+
+
+def test_the_probe_of_a_report_sees_every_class_in_whatever_order_the_rows_come():
+    x = normal(400, 5)
+    y = torch.arange(400) % 2
+    x[:, 0] += 6.0 * y
+    report = diversity_report(CatRepresentation([nn.Sequential(nn.Linear(5, 2))]), x, y)
+    assert report.probe_scores[-1] > 0.95

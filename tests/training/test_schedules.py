@@ -1,6 +1,7 @@
 """Schedules in updates; the rules for other batch sizes."""
 
 import math
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -163,3 +164,11 @@ def test_bad_regimes(wrong: dict, reason: str) -> None:
         adapt_regime(**(arguments | wrong))
     with pytest.raises(ValueError, match="make no batch"):
         adapt_regime(**arguments).updates(100, drop_last=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rest"), [("constant", {}), ("cosine", {}), ("linear", {}), ("noam", {}), ("step", {"boundaries": [3, 6]})]
+)
+def test_schedules_are_pickled(kind, rest) -> None:
+    f = make_schedule(kind, 10, warmup_steps=2, **rest)
+    assert [pickle.loads(pickle.dumps(f))(t) for t in range(12)] == [f(t) for t in range(12)]

@@ -18,6 +18,7 @@ from torch import nn
 
 from etude.data.randomness import fork_global, stream
 from etude.data.streams import Segment
+from etude.layers.modes import evaluating
 from etude.training.metrics.classification import accuracy, class_accuracy
 
 FloatArray = NDArray[np.float64]
@@ -162,17 +163,9 @@ def evaluate_stream(
 @contextmanager
 def _untouched(predict: Any) -> Iterator[Callable[..., Any]]:
     """The predictor as a function, in eval mode and without gradient; modes are put back."""
-    modules = list(predict.modules()) if isinstance(predict, nn.Module) else []
-    modes = [m.training for m in modules]
-    call = predict.predict if hasattr(predict, "predict") and not isinstance(predict, nn.Module) else predict
-    try:
-        if isinstance(predict, nn.Module):
-            predict.eval()
-        with torch.no_grad():
-            yield call
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+    nets = [predict] if isinstance(predict, nn.Module) else []
+    with evaluating(*nets), torch.no_grad():
+        yield predict.predict if not nets and hasattr(predict, "predict") else predict
 
 
 def _array(value: Any) -> NDArray[Any]:

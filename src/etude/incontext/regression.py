@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.incontext.references import Reference
+from etude.layers.modes import evaluating
 
 
 class RegressionPrompts(NamedTuple):
@@ -104,13 +105,8 @@ class Adapted:
         module = self.learner
         call = module.predict if hasattr(module, "predict") else module
         dtype = next((p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()), X)
-        was_training = module.training
-        module.eval()
-        try:
-            with torch.no_grad():
-                out = call(X.to(dtype), y.to(dtype), Xq.to(dtype))
-        finally:
-            module.train(was_training)
+        with evaluating(module), torch.no_grad():
+            out = call(X.to(dtype), y.to(dtype), Xq.to(dtype))
         return out.to(X) if isinstance(out, Tensor) else out
 
     def _estimator(self, X: Tensor, y: Tensor, Xq: Tensor) -> Any:

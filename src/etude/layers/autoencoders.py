@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etude.layers.mlp import activation_by_name, mlp
+from etude.layers.modes import evaluating
 
 KINDS = ("plain", "denoising", "sparse", "contractive", "variational")
 NETS = ("auto", "mlp", "conv")
@@ -40,20 +41,12 @@ def dry_run(encoder: nn.Module, decoder: nn.Module, shape: Sequence[int]) -> int
     """
     where = next((p for p in encoder.parameters()), torch.zeros(()))
     x = torch.zeros(1, *shape, device=where.device, dtype=where.dtype)
-    modes = [(m, m.training) for net in (encoder, decoder) for m in net.modules()]
-    try:
-        encoder.eval(), decoder.eval()
-        with torch.no_grad():
-            code = encoder(x)
-            if not isinstance(code, Tensor) or code.ndim != 2 or len(code) != 1:
-                got = tuple(code.shape) if isinstance(code, Tensor) else type(code).__name__
-                raise ValueError(
-                    f"the encoder must return codes (rows, width); for input {tuple(x.shape)} it gave {got}"
-                )
-            back = decoder(code)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(encoder, decoder), torch.no_grad():
+        code = encoder(x)
+        if not isinstance(code, Tensor) or code.ndim != 2 or len(code) != 1:
+            got = tuple(code.shape) if isinstance(code, Tensor) else type(code).__name__
+            raise ValueError(f"the encoder must return codes (rows, width); for input {tuple(x.shape)} it gave {got}")
+        back = decoder(code)
     if tuple(back.shape) != tuple(x.shape):
         raise ValueError(
             f"the decoder's output has shape {tuple(back.shape[1:])}, but the input has shape {tuple(shape)}: "

@@ -14,6 +14,7 @@ from etude.layers.attention import make_mask
 from etude.layers.blocks import TransformerConfig, TransformerStack, initialize
 from etude.layers.cache import KVCache
 from etude.layers.decoding import Allowed, decode
+from etude.layers.modes import evaluating
 from etude.layers.positions import LearnedPositions, SinusoidalPositions
 
 
@@ -192,9 +193,7 @@ class DecoderLM(nn.Module):
         if mask is not None and not bool(mask[:, -1].all()):
             raise ValueError("the last token of every prompt must be real: pad on the left")
         shaped = temperature != 1.0 or not (top_k is top_p is num_samples is generator is None)
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             cache = self.new_cache()
             if ids.shape[1] > 1:
                 self.hidden(ids[:, :-1], None if mask is None else mask[:, :-1], cache)
@@ -207,8 +206,6 @@ class DecoderLM(nn.Module):
                 beam_size=beam_size, num_samples=num_samples or 1, temperature=temperature, top_k=top_k, top_p=top_p,
                 end_id=end_id, allowed=allowed, generator=as_generator(generator) if shaped else None,
             )  # fmt: skip
-        finally:
-            self.train(was_training)
         keep = found.sequences.shape[1] if num_samples is not None else 1
         whole = torch.cat([ids.unsqueeze(1).expand(-1, keep, -1), found.sequences[:, :keep]], -1)
         return whole if num_samples is not None else whole.squeeze(1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.layers.decoder import DecoderLM
+from etude.layers.modes import evaluating
 
 LM = nn.Module | Callable[..., Any]
 
@@ -112,14 +113,8 @@ def enumerate_logits(
     for i, slot in enumerate(slots):
         if slot.ndim != 1 or len(slot) == 0 or len(slot.unique()) != len(slot):
             raise ValueError(f"vocabulary {i} must hold different token ids, at least one")
-    was_training = isinstance(model, nn.Module) and model.training
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
+    with evaluating(*[model] if isinstance(model, nn.Module) else []):
         return _walk(model, slots, prefix, batch_size)
-    finally:
-        if isinstance(model, nn.Module):
-            model.train(was_training)
 
 
 def enumerate_logprobs(

@@ -7,11 +7,12 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; every module's own mode is put back."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """The models in eval mode; every module's own mode is put back."""
+    modes = [(m, m.training) for model in models for m in model.modules()]
     try:
+        for model in models:
+            model.eval()
         yield
     finally:
         for module, mode in modes:

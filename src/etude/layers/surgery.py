@@ -17,8 +17,10 @@ Kind = type | tuple[type, ...]
 SHOWN = 12  # names listed in an error
 
 
-class TargetError(ValueError):
-    """A target names no module of the model, or modules that cannot be changed together."""
+class TargetError(ValueError, KeyError):
+    """A target names no module of the model, or modules that cannot be changed together; a KeyError, as a name is."""
+
+    __str__ = ValueError.__str__  # a KeyError would put its message in quotes
 
 
 def _kind_name(kind: Kind) -> str:

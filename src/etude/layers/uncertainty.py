@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.data.randomness import fork_global
+from etude.layers.modes import evaluating
 from etude.layers.surgery import TargetError
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -47,16 +48,10 @@ def mc_dropout(model: nn.Module, x: Any, samples: int, generator: torch.Generato
     active += [m for m in model.modules() if isinstance(m, nn.RNNBase) and m.dropout > 0]
     if not active:
         raise TargetError(f"{type(model).__name__} has no dropout above 0, so all samples would be the same")
-    modes = {m: m.training for m in model.modules()}
-    try:
-        model.eval()
+    with evaluating(model), fork_global(generator):
         for m in active:
             m.train()
-        with fork_global(generator):
-            out = [model(*x) if isinstance(x, tuple) else model(x) for _ in range(samples)]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        out = [model(*x) if isinstance(x, tuple) else model(x) for _ in range(samples)]
     return torch.stack([getattr(o, "logits", o) for o in out]).softmax(-1)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from etude.layers.modes import evaluating
 from etude.layers.surgery import Record
 from etude.training.config import TrainConfig
 from etude.training.engine import train
@@ -218,13 +219,8 @@ def frozen_outputs(teacher: nn.Module, losses: DistillationLoss, batch: Any) -> 
 
 @torch.no_grad()
 def _frozen(model: nn.Module, losses: DistillationLoss, batch: Any, *, teacher: bool) -> Outputs:
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         return losses.run(model, batch, teacher=teacher)
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
 
 
 def distillation_objective(

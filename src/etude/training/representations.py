@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from etude.layers.modes import evaluating
 from etude.layers.surgery import Record, TargetError, match
 from etude.training.probes import LinearProbe
 from etude.training.similarity import cka_matrix, effective_rank, model_inputs
@@ -92,7 +94,7 @@ class CatRepresentation(nn.Module):
     ValueError
         Without nets, or with other than one layer a net.
     TargetError
-        For a layer that a net has not; the message lists what there is.
+        For a layer that a net has not (a KeyError too); the message lists what there is.
 
     Examples
     --------
@@ -170,14 +172,8 @@ class CatRepresentation(nn.Module):
             warnings.warn("fit was not called: features are standardised with these very rows", stacklevel=2)
             X = X if isinstance(X, Tensor | np.ndarray) else list(X)
             self.fit(X)
-        modes = {m: m.training for m in self.modules()}
-        self.eval()
-        try:
-            with torch.no_grad():
-                made = torch.cat([self(batch) for batch in batches_of(X)])
-        finally:
-            for m, mode in modes.items():
-                m.training = mode
+        with evaluating(self), torch.no_grad():
+            made = torch.cat([self(batch) for batch in batches_of(X)])
         return made.cpu().numpy() if isinstance(X, np.ndarray) else made
 
     def fit_transform(self, X: Any, y: Any = None) -> Any:
@@ -186,13 +182,15 @@ class CatRepresentation(nn.Module):
 
     @torch.no_grad()
     def _quiet(self, batch: Any) -> list[Tensor]:
-        modes = {m: m.training for m in self.modules()}
-        self.eval()
-        try:
+        with evaluating(self):
             return self.blocks(batch)
-        finally:
-            for m, mode in modes.items():
-                m.training = mode
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Statistics of a fitted one are taken on by one that is not fitted yet."""
+        for name in ("mean", "deviation"):
+            if getattr(self, name) is None and prefix + name in state:
+                setattr(self, name, torch.empty_like(state[prefix + name]))
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def _moved(self, x: Any) -> Any:
         first = next(self.parameters(), None)
@@ -202,6 +200,13 @@ class CatRepresentation(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.nets)} nets, normalize={self.normalize!r}"
+
+
+def _every_other(y: NDArray[Any]) -> NDArray[np.bool_]:
+    """Every other row of each label, so that both halves hold all of them in whatever order they come."""
+    half = np.zeros(len(y), dtype=bool)
+    half[np.argsort(y, kind="stable")[::2]] = True
+    return half
 
 
 def batches_of(X: Any) -> Iterator[Any]:
@@ -256,6 +261,7 @@ def diversity_report(cat: CatRepresentation, X: Any, y: Any = None, *, debiased:
     debiased
         Of CKA.
     """
+    X = X if isinstance(X, Tensor | np.ndarray) else list(X)
     if cat.normalize == "batch" and cat.mean is None:
         cat.fit(X)
     rows = cat.transform(X)
@@ -267,7 +273,7 @@ def diversity_report(cat: CatRepresentation, X: Any, y: Any = None, *, debiased:
         y = y.cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
         if len(y) != len(rows):
             raise ValueError(f"{len(rows)} rows and {len(y)} labels")
-        half = torch.from_numpy(np.arange(len(y)) % 2 == 0)
+        half = torch.from_numpy(_every_other(y))
         ends = np.cumsum(cat.block_dims)
         scores = tuple(
             LinearProbe("ridge").fit(rows[half, :end], y[half.numpy()]).score(rows[~half, :end], y[~half.numpy()])

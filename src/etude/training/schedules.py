@@ -10,6 +10,7 @@ Differs from the paper: `"noam"` and `"rsqrt"` are scaled to reach 1 at the end 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 Kind = Literal["constant", "cosine", "linear", "step", "rsqrt", "noam"]
@@ -59,39 +60,55 @@ def make_schedule(
     if (kind == "step") != (boundaries is not None):
         raise ValueError(f"boundaries go with schedule 'step' and it needs them; got {kind!r} and {boundaries!r}")
     after = _after_warmup(kind, total_steps, warmup_steps, boundaries)
-    if warmup_steps == 0:
-        return after
-    return lambda t: after(t) * min(1.0, (t + 1) / warmup_steps)
+    return after if warmup_steps == 0 else partial(_warmed_up, after, warmup_steps)
+
+
+# A schedule is a partial of one of these, so that whatever holds it can be pickled and copied.
 
 
 def _after_warmup(kind: str, total: int | None, warmup: int, boundaries: Boundaries | None) -> Schedule:
     if kind == "constant":
-        return lambda t: 1.0
+        return _constant
     if kind in ("rsqrt", "noam"):
-        rise = max(warmup, 1)
-        return lambda t: math.sqrt(rise / max(t + 1, rise))
+        return partial(_rsqrt, max(warmup, 1))
     if kind == "step":
         assert boundaries is not None
-        table = _step_table(boundaries)
-
-        def stepped(t: int) -> float:
-            factor = 1.0
-            for start, value in table:
-                if t < start:
-                    break
-                factor = value
-            return factor
-
-        return stepped
+        return partial(_stepped, _step_table(boundaries))
     assert total is not None
-    length = total - warmup
+    return partial(_linear if kind == "linear" else _cosine, warmup, total - warmup)
 
-    def progress(t: int) -> float:
-        return min(max((t - warmup) / length, 0.0), 1.0)
 
-    if kind == "linear":
-        return lambda t: 1.0 - progress(t)
-    return lambda t: 0.5 * (1.0 + math.cos(math.pi * progress(t)))
+def _warmed_up(after: Schedule, warmup: int, t: int) -> float:
+    return after(t) * min(1.0, (t + 1) / warmup)
+
+
+def _constant(t: int) -> float:
+    return 1.0
+
+
+def _rsqrt(rise: int, t: int) -> float:
+    return math.sqrt(rise / max(t + 1, rise))
+
+
+def _stepped(table: Sequence[tuple[int, float]], t: int) -> float:
+    factor = 1.0
+    for start, value in table:
+        if t < start:
+            break
+        factor = value
+    return factor
+
+
+def _linear(warmup: int, length: int, t: int) -> float:
+    return 1.0 - _progress(warmup, length, t)
+
+
+def _cosine(warmup: int, length: int, t: int) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * _progress(warmup, length, t)))
+
+
+def _progress(warmup: int, length: int, t: int) -> float:
+    return min(max((t - warmup) / length, 0.0), 1.0)
 
 
 def _step_table(boundaries: Boundaries) -> list[tuple[int, float]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.data.progress import track
+from etude.layers.modes import evaluating
 from etude.layers.surgery import Record, TargetError, Targets
 
 MIN_ROWS = 4
@@ -262,18 +263,12 @@ def layer_features(model: nn.Module, batches: Iterable[Any], layers: Targets = N
     `layers` is as in `etude.layers.match`; None: convolutions, linear and recurrent layers, attention, layer norms
     and pooling, wherever the model calls them.
     """
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
     chosen = layers if layers is not None else representation_layers(model)
-    try:
-        with Record(model, chosen, detach=True) as record:
-            for batch in batches:
-                args, kwargs = model_inputs(batch)
-                model(*args, **kwargs)
-                yield record.features if layers is not None else same_rows(record.features)
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
+    with evaluating(model), Record(model, chosen, detach=True) as record:
+        for batch in batches:
+            args, kwargs = model_inputs(batch)
+            model(*args, **kwargs)
+            yield record.features if layers is not None else same_rows(record.features)
 
 
 def same_rows(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
