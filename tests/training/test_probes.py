@@ -130,3 +130,16 @@ def test_estimator_manners():
     assert probe.get_params()["C"] == 2.0
     with pytest.raises(NotFittedError):
         probe.predict([[0.0]])
+
+
+@pytest.mark.parametrize("kind", ["logistic", "ridge"])
+def test_scikit_learns_checks(kind):
+    from sklearn.utils.estimator_checks import check_estimator
+
+    found = check_estimator(LinearProbe(kind), on_fail=None, on_skip=None)
+    assert [(c["check_name"], c["exception"]) for c in found if c["status"] not in ("passed", "skipped")] == []
+
+
+def test_least_squares_has_no_probabilities():
+    assert not hasattr(LinearProbe("ridge"), "predict_proba")
+    assert LinearProbe().fit([[0.0], [1.0]] * 5, [0, 1] * 5).predict_proba([[0.0]]).shape == (1, 2)

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_array
 from torch import Tensor
 
 from etude.data.randomness import as_generator, stream
@@ -150,6 +152,12 @@ def _lbfgs(objective: Any, theta: Tensor, *, tol: float, max_iter: int, memory: 
     return theta
 
 
+def _gives_probabilities(probe: "LinearProbe") -> bool:
+    if probe.kind != "logistic":
+        raise AttributeError("least squares gives no probabilities: use kind='logistic'")
+    return True
+
+
 class LinearProbe(BaseEstimator):
     """A linear read-out of frozen features, with its strength chosen by cross-validation.
 
@@ -212,7 +220,7 @@ class LinearProbe(BaseEstimator):
         if self.kind == "logistic" or (y.ndim == 1 and y.dtype.kind in "iubOUS"):
             self.classes_, codes = np.unique(y, return_inverse=True)
             if len(self.classes_) < 2:
-                raise ValueError(f"a probe of classes needs at least two, got {self.classes_.tolist()}")
+                raise ValueError(f"a probe of classes needs at least two, got 1 class: {self.classes_.tolist()}")
             y = codes
         target = torch.as_tensor(y, device=Z.device)
         if self.classes_ is None:
@@ -242,10 +250,9 @@ class LinearProbe(BaseEstimator):
             return self.classes_[scores.argmax(-1).cpu().numpy()]
         return scores.squeeze(-1).cpu().numpy() if scores.shape[-1] == 1 else scores.cpu().numpy()
 
+    @available_if(_gives_probabilities)
     def predict_proba(self, Z: Any) -> np.ndarray:
-        """Probabilities (n, classes); logistic only."""
-        if self.kind != "logistic":
-            raise ValueError("least squares gives no probabilities: use kind='logistic'")
+        """Probabilities (n, classes); logistic only: least squares gives none, and then there is no such method."""
         return self._scores(Z).softmax(-1).cpu().numpy()
 
     def score(self, Z: Any, y: Any) -> float:
@@ -270,7 +277,9 @@ class LinearProbe(BaseEstimator):
             raise NotFittedError("this LinearProbe is not fitted yet: call fit first")
         Z = _features(Z)
         if Z.shape[1] != self.n_features_in_:
-            raise ValueError(f"the probe was fitted on {self.n_features_in_} features, got {Z.shape[1]}")
+            raise ValueError(
+                f"X has {Z.shape[1]} features, but LinearProbe is expecting {self.n_features_in_} features as input"
+            )
         return Z @ self.W_ + self.b_
 
     def _solve(self, Z: Tensor, y: Tensor, C: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -396,10 +405,12 @@ def held_out(n: int, test_size: float, generator: torch.Generator) -> tuple[Tens
 
 
 def _features(Z: Any) -> Tensor:
-    Z = torch.as_tensor(np.asarray(Z) if not isinstance(Z, Tensor) else Z).detach().to(torch.float64)
+    if not isinstance(Z, Tensor):  # scikit-learn's own words on what is sparse, complex, empty or not numbers
+        Z = torch.from_numpy(check_array(Z, dtype=np.float64, ensure_all_finite=False, copy=True))
+    Z = Z.detach().to(torch.float64)
     if Z.ndim != 2 or Z.shape[0] == 0 or Z.shape[1] == 0:
         raise ValueError(f"features must be (n, d) with at least one row and column, got {tuple(Z.shape)}")
     if not bool(Z.isfinite().all()):
         row, column = (~Z.isfinite()).nonzero()[0].tolist()
-        raise ValueError(f"feature {column} of row {row} is not finite")
+        raise ValueError(f"feature {column} of row {row} is not finite: it is {float(Z[row, column])} (NaN or inf)")
     return Z
