@@ -70,7 +70,7 @@ def test_ridge_on_classes_and_labels_of_any_kind():
     for kind in ("ridge", "logistic"):
         probe = LinearProbe(kind, C=1.0).fit(Z, names)
         assert probe.score(Z, names) > 0.95 and set(probe.predict(Z)) == {"a", "b", "c"}
-    with pytest.raises(ValueError, match="no probabilities"):
+    with pytest.raises(AttributeError, match="predict_proba"):
         LinearProbe("ridge", C=1.0).fit(Z, names).predict_proba(Z)
     torch_probe = LinearProbe(C=1.0).fit(torch.as_tensor(Z).float(), torch.as_tensor(y))
     assert torch_probe.score(torch.as_tensor(Z), torch.as_tensor(y)) > 0.95
@@ -108,13 +108,14 @@ def test_layers_with_and_without_the_target():
         (lambda Z, y: LinearProbe(C=-1.0).fit(Z, y), "positive"),
         (lambda Z, y: LinearProbe().fit(Z, np.zeros(len(Z), int)), "at least two"),
         (lambda Z, y: LinearProbe().fit(Z[:5], y), "5 rows of features and 120 targets"),
-        (lambda Z, y: LinearProbe().fit(Z[:, 0], y), r"\(n, d\)"),
+        (lambda Z, y: LinearProbe().fit(Z[:, 0], y), "Expected 2D array"),
+        (lambda Z, y: LinearProbe().fit(torch.as_tensor(Z[:, 0]), y), r"\(n, d\)"),
         (
             lambda Z, y: LinearProbe().fit(np.where(np.arange(720).reshape(120, 6) == 8, np.nan, Z), y),
             "feature 2 of row 1",
         ),
         (lambda Z, y: LinearProbe("ridge").fit(Z, np.full(120, np.inf)), "target 0 is not finite"),
-        (lambda Z, y: LinearProbe(C=1.0).fit(Z, y).predict(Z[:, :3]), "fitted on 6 features, got 3"),
+        (lambda Z, y: LinearProbe(C=1.0).fit(Z, y).predict(Z[:, :3]), "has 3 features, but LinearProbe is expecting 6"),
         (lambda Z, y: probe_layers({}, y), "no layers"),
         (lambda Z, y: probe_layers({"a": torch.zeros(3, 2)}, y), "'a' has 3 rows"),
         (lambda Z, y: probe_layers({"a": torch.as_tensor(Z)}, y, test_size=1.0), "test_size"),
