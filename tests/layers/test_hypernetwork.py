@@ -311,12 +311,24 @@ def test_magnitude_of_any_callable_and_of_default_and_mip():
     assert magnitude_report(lambda c: {"w": torch.ones(2)}, [0, 0.5, 1]).cov == 0
     with pytest.raises(ValueError, match="at least 3"):
         magnitude_report(lambda c: {"w": torch.ones(2)}, 2)
+    with pytest.raises(ValueError, match="parameters="):
+        magnitude_report(lambda c: {"w": torch.ones(2)}, loss=lambda w, c: w["w"].sum())
+    assert line.grad_norms is None
+    assert line.grad_cov is None
+    a = torch.ones(2, requires_grad=True)
+    by_hand = magnitude_report(
+        lambda c: {"w": c * a}, [1, 2, 3], parameters=[a], loss=lambda w, c: w["w"].square().sum()
+    )
+    assert torch.allclose(by_hand.grad_norms, 2 * math.sqrt(2) * by_hand.grid**2)  # of c^2 a^2: 2 c^2 a
+    square = magnitude_report(lambda c: {"w": c * a}, [1, 2, 3], parameters=[a])
+    assert torch.allclose(square.grad_norms, math.sqrt(2) * square.grid**2)
     with pytest.warns(UserWarning, match="proportional"):
         default = make("all", ScalarCondition(["lam"], 2, 5), encoding=None).magnitude_report()
     assert default.r_squared > 0.999
     assert default.cov > 0.5
     mip = make("all", ScalarCondition(["lam"], 2, 5), residual=True).magnitude_report()
     assert mip.r_squared < 0.5
+    assert 0 < mip.grad_cov < 0.5 < default.grad_cov
     with pytest.raises(ValueError, match="sweeps one scalar"):
         make().magnitude_report()
 
@@ -408,3 +420,14 @@ def test_chunks_are_counted_over_what_is_generated():
     net = nn.Sequential(nn.Linear(50, 30), nn.ReLU(), nn.Linear(30, 5))
     hyper = RecurrentHyperNetwork(net, 2, chunk_size=10, targets=["2"])
     assert hyper.generate_flat(task=0).shape == (1, 155)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "weight"])
+def test_norms_of_the_generator(norm):
+    hyper = make("all", ScalarCondition(["lam"], 2, 5), norm=norm)
+    hyper.generated_l2(lam=torch.tensor([2.0, 3.0, 5.0])).backward()
+    assert all(p.grad is not None for p in hyper.generator.trunk.parameters())
+    gains = [p for n, p in hyper.generator.named_parameters() if n.endswith("original0")]
+    assert len(gains) == (2 if norm == "weight" else 0)
+    with pytest.raises(ValueError, match="without norm"):
+        hyper.widen(2)

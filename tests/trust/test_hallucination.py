@@ -1,5 +1,6 @@
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -181,6 +182,23 @@ class TestMiscalibration:
         with pytest.raises(ValueError, match="held-out"):
             hl.heldout_miscalibration(g, [], generator=rng)
 
+    def test_it_knows_its_bins(self):
+        g, p = [0.1, 0.1, 0.3, 0.5], [0.2, 0.0, 0.2, 0.6]
+        mis = hl.miscalibration(g, p)
+        assert mis.to_dict() == {
+            "value": float(mis),
+            "bins": {"g": pytest.approx([0.2, 0.3, 0.5]), "p": [0.2, 0.2, 0.6]},
+        }
+        assert json.loads(json.dumps({"mis": mis})) == {"mis": float(mis)}
+        assert pickle.loads(pickle.dumps(mis)).to_dict() == mis.to_dict()
+        held = hl.heldout_miscalibration({"a": 0.5, "b": 0.5}, ["a", "c"], "levels", generator=numpy_stream(0, "m"))
+        value, low, high = held
+        assert low <= value == float(held) == 0.5 <= high
+        assert held.to_dict()["masses"] == {"g": [1.0, 0.0], "p": [0.5, 0.5]}
+        for made in (mis, held):
+            rows = made.plot()["layer"][1]["data"]["values"]
+            assert [row["generator"] for row in rows] == made.masses.g.tolist()
+
 
 class TestGoodTuringGenerator:
     def test_probabilities_sum_to_one_and_leave_the_missing_mass(self):
@@ -238,6 +256,11 @@ class TestGoodTuringGenerator:
         assert full.unseen_mass_ == 0 and set(full.sample(50)) == {0, 1}
         once = hl.GoodTuringGenerator(random_state=0).fit(range(10), space_size=1000)
         assert once.unseen_mass_ == 1.0 and min(once.sample(50)) >= 10
+
+    def test_numbers_beyond_the_space_have_no_mass(self):
+        gen = hl.GoodTuringGenerator().fit([1, 1, 2, 3], space_size=10)
+        assert sum(gen.probability(fact) for fact in range(-5, 40)) == pytest.approx(1.0)
+        assert gen.probability(10) == gen.probability(-1) == gen.probability("1") == 0.0
 
 
 class TestAuditModel:

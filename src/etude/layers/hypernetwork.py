@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from etude.layers.hypernetwork_conditions import Condition, Encoding, ScalarCondition, TaskCondition, encode_magnitude
 from etude.layers.hypernetwork_generators import AllAtOnce, Recurrent, Strategy, make_generator, widened
@@ -67,6 +68,8 @@ class HyperNetwork(nn.Module):
         start, with the factor in the head's own rows ("all" only), so that it does not magnify the optimiser's steps;
         "hyperfan": by the variance of the head's rows ("all" only). None: "default" where one head emits a change of
         theta_0, as in MIP, else "gain".
+    norm
+        Of the generator's hidden layers: "batch", "layer" or "weight" (norm and direction of each row apart), or None.
     unit, feed_previous
         Of "rnn": a step a "chunk" or a "layer"; whether a step is given a read-out of the weights before it.
     buffers
@@ -265,7 +268,7 @@ class HyperNetwork(nn.Module):
         return ParameterReport(self.layout.size, sum(direct.values()), trainable, tuple(direct))
 
     def magnitude_report(self, grid: int = 21) -> MagnitudeReport:
-        """`magnitude_report` over the range of one scalar condition (brought to [0, 1])."""
+        """`magnitude_report` over the range of one scalar condition (brought to [0, 1]), with gradients."""
         if not isinstance(self.condition, ScalarCondition) or len(self.condition.names) != 1:
             raise ValueError("magnitude_report sweeps one scalar: for other conditions pass the function a grid")
         if self.encoding is None and self.theta0 is None:
@@ -274,7 +277,7 @@ class HyperNetwork(nn.Module):
         def made(c: float) -> dict[str, Tensor]:
             return unflatten(self.weights(self.gain.new_full((1, 1), c))[0], self.layout)
 
-        return magnitude_report(made, grid)
+        return magnitude_report(made, grid, parameters=self.parameters())
 
     def add_condition(self, count: int = 1, generator: torch.Generator | None = None) -> range:
         """Room for more tasks; their ids. New parameters: rebuild the optimiser or add them to it."""
@@ -293,7 +296,7 @@ class HyperNetwork(nn.Module):
             self.generator.widen(n)
             return
         linears = [m for m in self.generator.modules() if isinstance(m, nn.Linear)]
-        plain = all(not isinstance(m, _NORMS) for m in self.generator.modules())
+        plain = not any(isinstance(m, _NORMS) or is_parametrized(m) for m in self.generator.modules())
         if self.strategy == "split" or len(linears) < 2 or not plain:
             raise ValueError("widen needs one head over a hidden layer without norm")
         std = float(linears[-2].weight.detach().std())

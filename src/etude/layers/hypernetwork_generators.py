@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from etude.layers.hypernetwork_places import AttentionChunks, ConvolutionalChunks, paired
 from etude.layers.mlp import activation_by_name, mlp
@@ -26,11 +27,15 @@ def trunk(width: int, hidden: Sequence[int], activation: str, norm: str | None) 
     """The shared body, (C, width) -> (C, hidden[-1]); the last layer is activated too."""
     if not hidden:
         return nn.Identity()
-    body = nn.Sequential(mlp((width, *hidden), activation=activation, norm=norm), activation_by_name(activation))
+    of_layers = None if norm == "weight" else norm
+    body = nn.Sequential(mlp((width, *hidden), activation=activation, norm=of_layers), activation_by_name(activation))
     for module in body.modules():
         if isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
             nn.init.zeros_(module.bias)
+    if norm == "weight":
+        for module in [m for m in body.modules() if isinstance(m, nn.Linear)]:
+            weight_norm(module)
     return body
 
 

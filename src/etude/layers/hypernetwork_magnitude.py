@@ -3,8 +3,9 @@
 Source: Ortiz, Guttag & Dalca 2023, arXiv 2304.07645, section 3.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ class MagnitudeReport:
     r_squared
         Of a line through the origin, ``norm = a * condition``, against the spread around the mean norm: 1 for
         proportional weights, and at most 0 for weights of one size.
+    grad_norms, grad_cov
+        Norm of the gradient that reaches the generator's parameters at each condition (C,), and its coefficient of
+        variation; None where no parameters were given.
     """
 
     grid: Tensor
@@ -30,6 +34,8 @@ class MagnitudeReport:
     per_tensor: dict[str, Tensor]
     cov: float
     r_squared: float
+    grad_norms: Tensor | None = None
+    grad_cov: float | None = None
 
 
 def coefficient_of_variation(values: Tensor) -> float:
@@ -47,9 +53,12 @@ def r_squared_through_origin(x: Tensor, y: Tensor) -> float:
     return float(1 - rest / spread)
 
 
-@torch.no_grad()
 def magnitude_report(
-    generate: Callable[[float], Mapping[str, Tensor]], grid: int | Sequence[float] = 21
+    generate: Callable[[float], Mapping[str, Tensor]],
+    grid: int | Sequence[float] = 21,
+    *,
+    parameters: Iterable[Tensor] | None = None,
+    loss: Callable[[Mapping[str, Tensor], float], Tensor] | None = None,
 ) -> MagnitudeReport:
     """Generate weights over conditions and measure their size.
 
@@ -59,16 +68,40 @@ def magnitude_report(
         Any function from a condition to named tensors, e.g. ``lambda c: hyper.generate(lam=c)``.
     grid
         The conditions, or their number, even over [0, 1].
+    parameters
+        The generator's, for the gradients; those that take none are left out.
+    loss
+        What is differentiated, ``loss(tensors, condition)``, such as a training loss. None: half the squared norm of
+        the generated weights, whose gradient by them is the weights themselves.
 
     Raises
     ------
     ValueError
-        For fewer than three conditions.
+        For fewer than three conditions, or a loss without parameters to take its gradient by.
     """
+    wanted = [p for p in parameters or () if p.requires_grad]
+    if loss is not None and not wanted:
+        raise ValueError("a loss needs parameters= that take a gradient, such as those of the generator")
     at = torch.linspace(0, 1, grid) if isinstance(grid, int) else torch.tensor([float(c) for c in grid])
     if len(at) < 3:
         raise ValueError(f"a report needs at least 3 conditions, got {len(at)}")
-    made = [generate(float(c)) for c in at]
-    per = {name: torch.stack([m[name].norm() for m in made]) for name in made[0]}
-    norms = torch.stack(list(per.values())).square().sum(0).sqrt()
-    return MagnitudeReport(at, norms, per, coefficient_of_variation(norms), r_squared_through_origin(at, norms))
+    with torch.no_grad():
+        made = [generate(float(c)) for c in at]
+        per = {name: torch.stack([m[name].norm() for m in made]) for name in made[0]}
+        norms = torch.stack(list(per.values())).square().sum(0).sqrt()
+    found = MagnitudeReport(at, norms, per, coefficient_of_variation(norms), r_squared_through_origin(at, norms))
+    if not wanted:
+        return found
+    grads = torch.stack([_gradient_norm(generate, loss or _half_square, float(c), wanted) for c in at])
+    return replace(found, grad_norms=grads, grad_cov=coefficient_of_variation(grads))
+
+
+def _half_square(tensors: Mapping[str, Tensor], condition: float) -> Tensor:
+    return 0.5 * torch.stack([t.square().sum() for t in tensors.values()]).sum()
+
+
+def _gradient_norm(generate: Any, loss: Any, condition: float, parameters: Sequence[Tensor]) -> Tensor:
+    with torch.enable_grad():
+        value = loss(generate(condition), condition)
+        grads = torch.autograd.grad(value, parameters, allow_unused=True)
+    return torch.stack([g.square().sum() for g in grads if g is not None]).sum().sqrt()

@@ -132,8 +132,8 @@ def fact_point(g: NDArray[np.float64], corpus: FactCorpus, bins: Bins = 10) -> F
     true = corpus.p > 0
     unseen = np.bincount(corpus.train, minlength=len(g)) == 0
     return FactPoint(
-        float(g[~true].sum()), miscalibration(g, corpus.p, bins), float(g[true & unseen].sum()),
-        miscalibration(g, corpus.p),
+        float(g[~true].sum()), float(miscalibration(g, corpus.p, bins)), float(g[true & unseen].sum()),
+        float(miscalibration(g, corpus.p)),
     )  # fmt: skip
 
 

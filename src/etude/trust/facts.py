@@ -137,9 +137,9 @@ def corpus_audit(facts: Iterable[Any], *, normalize: bool = True, delta: float =
         raise ValueError("no facts to count")
     r, how_many = np.unique(counts, return_counts=True)
     audit = CorpusAudit(n, len(counts), dict(zip(r.tolist(), how_many.tolist(), strict=True)), delta, normalize)
-    if audit.monofact == 1.0 and n > 1:
+    if audit.monofact == 1.0:
         warnings.warn(
-            f"each of the {n} facts was seen once: the estimate of the missing mass is saturated at 1",
+            f"every fact was seen once ({n} in all): the estimate of the missing mass is saturated at 1",
             UserWarning,
             stacklevel=2,
         )

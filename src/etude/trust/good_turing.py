@@ -103,11 +103,17 @@ class GoodTuringGenerator(BaseEstimator):
         total = sum(by_count[k] * c for k, c in self.audit_.counts_of_counts.items())
         self._by_count = {k: (1 - self.unseen_mass_) * v / total for k, v in by_count.items()}
         self._draw = draw
+        self._numbers = draw is None and all(self._inside(fact) for fact in counts)
         return self
 
+    def _inside(self, fact: Any) -> bool:
+        return isinstance(fact, (int, np.integer)) and 0 <= int(fact) < self.space_size_
+
     def probability(self, fact: Any) -> float:
-        """g of one fact of the space, seen or not."""
+        """g of one fact of the space, seen or not; 0 beyond the space, where the facts are its numbers."""
         self._check()
+        if self._numbers and not self._inside(fact):
+            return 0.0
         count = self.counts_.get(normalize_fact(fact) if self.audit_.normalized else fact, 0)
         return self._by_count[count] if count else self.unseen_probability_
 

@@ -4,8 +4,10 @@ Source: Kalai & Vempala 2023, arXiv 2311.14648, section 3: ``Mis(g, p) = 1/2 sum
 of facts by the value of g.
 """
 
-from collections.abc import Hashable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from numbers import Real
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +15,84 @@ from numpy.typing import NDArray
 Bins = Literal["levels"] | int
 Floats = NDArray[np.float64]
 SAME = 1e-12  # relative difference up to which two probabilities are one level
+SHOWN = 200  # bins of a plot: those that differ most
 
 
-class HeldOutMiscalibration(NamedTuple):
-    """An estimate from held-out facts, with its bootstrap interval."""
+@dataclass(frozen=True)
+class BinMasses:
+    """Mass of each bin, from the least confident on: under the generator (n_bins,) and under the truth (n_bins,)."""
+
+    g: Floats
+    p: Floats
+
+    def to_dict(self) -> dict[str, Any]:
+        """Both as lists."""
+        return {"g": self.g.tolist(), "p": self.p.tolist()}
+
+    def plot(self) -> dict[str, Any]:
+        """Vega-Lite scatter of the truth's mass over the generator's, one point a bin; the diagonal is calibrated."""
+        import altair as alt
+
+        worst = np.sort(np.argsort(-np.abs(self.p - self.g), kind="stable")[:SHOWN])
+        rows = [{"bin": int(i), "generator": float(self.g[i]), "truth": float(self.p[i])} for i in worst]
+        top = max([*(r["generator"] for r in rows), *(r["truth"] for r in rows)])
+        x = alt.X("generator:Q", title="mass under the generator")
+        y = alt.Y("truth:Q", title="mass under the truth")
+        ends = [{"generator": v, "truth": v} for v in (0.0, top)]
+        line = alt.Chart(alt.Data(values=ends)).mark_line(strokeDash=[4, 3]).encode(x=x, y=y)
+        dots = alt.Chart(alt.Data(values=rows)).mark_point(filled=True, size=45)
+        return (line + dots.encode(x=x, y=y, tooltip=["bin:Q", "generator:Q", "truth:Q"])).to_dict()
+
+
+class Miscalibration(float):
+    """Mis, a number between 0 and 1 that knows the bins it was summed over."""
+
+    masses: BinMasses
+
+    def __new__(cls, value: float, masses: BinMasses) -> "Miscalibration":
+        """Half the sum of the differences of the bins' masses."""
+        made = super().__new__(cls, value)
+        made.masses = masses
+        return made
+
+    def __getnewargs__(self) -> tuple[float, BinMasses]:  # type: ignore[override]
+        return float(self), self.masses
+
+    def to_dict(self) -> dict[str, Any]:
+        """The value and the mass of each bin, as JSON values."""
+        return {"value": float(self), "bins": self.masses.to_dict()}
+
+    def plot(self) -> dict[str, Any]:
+        """See `BinMasses.plot`."""
+        return self.masses.plot()
+
+
+@dataclass(frozen=True)
+class HeldOutMiscalibration:
+    """An estimate from held-out facts, with its bootstrap interval; unpacks into the three numbers."""
 
     value: float
     low: float
     high: float
+    masses: BinMasses
+    """The truth's are shares of the held-out facts; the last bin is of facts that the generator does not know."""
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.value, self.low, self.high))
+
+    def __float__(self) -> float:
+        return self.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return asdict(self) | {"masses": self.masses.to_dict()}
+
+    def plot(self) -> dict[str, Any]:
+        """See `BinMasses.plot`."""
+        return self.masses.plot()
 
 
-def miscalibration(g: Any, p: Any, bins: Bins = "levels") -> float:
+def miscalibration(g: Any, p: Any, bins: Bins = "levels") -> Miscalibration:
     """How far a generator's probabilities are from the truth, seen through its own confidence.
 
     Parameters
@@ -38,8 +107,8 @@ def miscalibration(g: Any, p: Any, bins: Bins = "levels") -> float:
 
     Returns
     -------
-    float
-        Between 0 and 1.
+    Miscalibration
+        A float between 0 and 1, with the masses of its bins and `to_dict` and `plot` of them.
 
     Raises
     ------
@@ -47,7 +116,10 @@ def miscalibration(g: Any, p: Any, bins: Bins = "levels") -> float:
         For negative values, sums other than 1 (tolerance 1e-6), different lengths, fewer than 1 bin.
     """
     g_values, p_values = aligned(g, p)
-    return grouped_miscalibration(g_values, g_values, p_values, bins)
+    bin_of, n_bins = bins_by_level(g_values, g_values, bins)
+    g_mass: Floats = np.bincount(bin_of, weights=g_values, minlength=n_bins)
+    p_mass: Floats = np.bincount(bin_of, weights=p_values, minlength=n_bins)
+    return Miscalibration(grouped_miscalibration(g_values, g_values, p_values, bins), BinMasses(g_mass, p_mass))
 
 
 def grouped_miscalibration(level: Floats, g_mass: Floats, p_mass: Floats, bins: Bins = "levels") -> float:
@@ -65,7 +137,7 @@ def grouped_miscalibration(level: Floats, g_mass: Floats, p_mass: Floats, bins: 
 
 def bins_by_level(level: Floats, g_mass: Floats, bins: Bins) -> tuple[NDArray[np.int64], int]:
     """Bin number of each entry, and how many bins there are; a bin begins at its first level's lower end."""
-    if bins != "levels" and (isinstance(bins, (str, bool)) or int(bins) != bins or bins < 1):
+    if bins != "levels" and (not isinstance(bins, Real) or isinstance(bins, bool) or bins != bins // 1 or bins < 1):
         raise ValueError(f"bins must be 'levels' or a number of at least 1, got {bins!r}")
     order = np.argsort(level)
     ordered = level[order]
@@ -114,7 +186,9 @@ def heldout_miscalibration(
     drawn = generator.multinomial(len(rows), share, size=samples) / len(rows)
     again = 0.5 * np.abs(drawn - g_mass).sum(1)
     low, high = np.quantile(again - again.mean(), [delta / 2, 1 - delta / 2])
-    return HeldOutMiscalibration(value, max(0.0, value + float(low)), min(1.0, value + float(high)))
+    return HeldOutMiscalibration(
+        value, max(0.0, value + float(low)), min(1.0, value + float(high)), BinMasses(g_mass, share)
+    )
 
 
 def aligned(g: Any, p: Any) -> tuple[Floats, Floats]:
