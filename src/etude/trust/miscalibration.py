@@ -117,8 +117,8 @@ def miscalibration(g: Any, p: Any, bins: Bins = "levels") -> Miscalibration:
     """
     g_values, p_values = aligned(g, p)
     bin_of, n_bins = bins_by_level(g_values, g_values, bins)
-    g_mass: Floats = np.bincount(bin_of, weights=g_values, minlength=n_bins)
-    p_mass: Floats = np.bincount(bin_of, weights=p_values, minlength=n_bins)
+    g_mass = np.bincount(bin_of, weights=g_values, minlength=n_bins).astype(float)
+    p_mass = np.bincount(bin_of, weights=p_values, minlength=n_bins).astype(float)
     return Miscalibration(grouped_miscalibration(g_values, g_values, p_values, bins), BinMasses(g_mass, p_mass))
 
 
