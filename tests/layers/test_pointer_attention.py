@@ -114,3 +114,18 @@ def test_second_derivatives():
         lambda q: (torch.tanh(q[:, :, None] + inputs[1][:, None]) @ inputs[2]).sum(), inputs[0]
     )
     torch.testing.assert_close(hessian, plain)
+
+
+def test_torch_func_gives_the_same_values_and_gradients():
+    g = torch.Generator().manual_seed(0)
+    query, keys, v = (torch.randn(*shape, generator=g) for shape in ((4, 3, 5), (4, 6, 5), (5,)))
+
+    def loss(q, k, w):
+        return additive_logits(q[None], k[None], w).logsumexp(-1).sum()
+
+    rows = torch.func.vmap(torch.func.grad(loss, (0, 1, 2)), (0, 0, None))(query, keys, v)
+    for i in range(4):
+        inputs = [t.clone().requires_grad_() for t in (query[i], keys[i], v)]
+        alone = torch.autograd.grad(loss(*inputs), inputs)
+        for a, b in zip(rows, alone, strict=True):
+            torch.testing.assert_close(a[i], b)

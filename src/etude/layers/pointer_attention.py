@@ -42,8 +42,11 @@ class _AdditiveScores(torch.autograd.Function):
         return inner.sum(2) * (4 * v), inner.sum(1) * (4 * v), dv
 
 
-def _beyond(projection: Tensor) -> bool:
-    return projection.numel() > 0 and bool(projection.detach().abs().max() > LIMIT)
+def _pair_by_pair(query: Tensor, keys: Tensor, v: Tensor) -> bool:
+    """Whether tanh is taken of every pair: beyond the limit, and inside `torch.func`, which takes its own gradients."""
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (query, keys, v)):
+        return True
+    return any(p.numel() > 0 and bool(p.detach().abs().max() > LIMIT) for p in (query, keys))
 
 
 def _scores_of_pairs(query: Tensor, keys: Tensor, v: Tensor) -> Tensor:
@@ -79,7 +82,7 @@ def additive_logits(query: Tensor, keys: Tensor, v: Tensor, mask: Tensor | None 
     if query.dtype in (torch.bfloat16, torch.float16):  # under autocast the exponentials stay exact
         query, keys, v = query.float(), keys.float(), v.float()
     with torch.autocast(query.device.type, enabled=False):
-        scores = _scores_of_pairs if _beyond(query) or _beyond(keys) else _AdditiveScores.apply
+        scores = _scores_of_pairs if _pair_by_pair(query, keys, v) else _AdditiveScores.apply
         logits = [scores(part, keys, v) for part in query.split(step, dim=1)]
     out = logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
     if mask is None:
