@@ -143,6 +143,7 @@ def test_the_library_gives_the_same_as_the_command_line(done):
         (("run", SLUG, "--seeds", "2"), ("--seeds 2", "at least 3")),
         (("run", SLUG, "--seed", "5"), ("--seed",)),
         (("run", SLUG, "--set", "epochz=3"), ("epochz",)),
+        (("run", SLUG, "--set", "protocols=[]"), ("protocols", "at least one")),
         (("run", SLUG, "--set", "epochs"), ("name=value",)),
         (("run", SLUG, "--on", "mars"), ("mars", "ray")),
         (("run", SLUG, "--jobs", "0"), ("--jobs 0",)),
@@ -256,6 +257,7 @@ def test_new_paper_in_a_copy_of_the_checkout(tmp_path):
     assert made.returncode == 0, made.stderr
     again = etude("new", "my-paper", "--room", "trust", "--folder", tmp_path, cwd=tmp_path, env=env)
     one_line(again, 2, "exists already")
+    one_line(etude("new", "class", "--folder", tmp_path, cwd=tmp_path, env=env), 2, "word of Python")
     run = etude("run", "my-paper", "--json", "--no-report", "--set", "steps=5", cwd=tmp_path, env=env)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)[0]["state"] == "done"

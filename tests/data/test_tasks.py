@@ -149,3 +149,10 @@ def test_numbers_of_classes_are_ordered_by_value():
     assert names == ("-1", "2", "10")
     assert codes.tolist() == [2, 1, 0, 1]
     assert numbered(["b", "10", "a"])[0] == ("10", "a", "b")
+
+
+def test_classes_named_by_numbers_of_any_size_keep_their_order():
+    names = ["12345678901234567891", "-3", "12345678901234567890", "7"]
+    classes, codes = numbered(names)
+    assert classes == ("-3", "7", "12345678901234567890", "12345678901234567891")
+    assert [classes[c] for c in codes] == names

@@ -136,7 +136,11 @@ def test_skipping_leaves_out_what_cannot_be_used(write):
         ("a,y\n", "y", r"has no rows \(columns: a, y\)"),
         (TABLE, "Y", r"no column 'Y' \(did you mean 'y'\?\); it has id, age, colour, when, y"),
         (TABLE, "colr", r"did you mean 'colour'"),
-        ("a,b\n1,2\n3,4\n", None, r"say which column of my.csv holds the classes: target=...; it has a, b"),
+        (
+            "a,b\n1,2\n3,4\n",
+            None,
+            r"say which column of my.csv holds the classes: target=... .--target COLUMN.; it has a, b",
+        ),
         ("a,y\n1,x\n2,x\n", "y", r"column 'y' of my.csv has only the class 'x': a classifier needs two"),
         ("a,y\n1,x\n2,x\n3,\n4,z\n5,z\n", "y", r"has no value in 1 of 5 rows \(row 3, the first being 1\)"),
         ("a,y\n1,x\n2,x\n4,z\n5,z\n6,q\n", "y", r"classes with a single row: q; they cannot stand"),

@@ -121,6 +121,26 @@ def test_control_by_loses_to():
     assert verdict_for(it, table, slug="x", protocol="p", tier="laptop").verdict is None
 
 
+def test_a_control_loses_by_diverging_but_not_to_one_that_diverges():
+    arms = {"method": "ablated", "baseline": "ours", "control": {"arm": "untrained", "loses_to": "rival"}}
+    it = claim(arms=arms, relation="less", margin=-2.0)
+    known = dict(ours=[90, 91, 92], ablated=[80, 81, 82])
+    for rival, untrained, word in (
+        ([90, 91, 93], [10, float("nan"), 9], "holds"),
+        ([90, float("inf"), 93], [10, 11, 9], None),
+        ([float("nan"), 91, 93], [10, float("nan"), 9], None),
+    ):
+        v = verdict_for(it, rows(**known, rival=rival, untrained=untrained), slug="x", protocol="p", tier="laptop")
+        assert v.verdict == word
+
+
+def test_seeds_of_one_arm_only_are_named():
+    table = rows(ours=[90, 91, 92, 93], plain=[87, 88, 89], shuffled=[1, 2, 3, 4])
+    v = verdict_for(claim(), table, slug="x", protocol="p", tier="laptop")
+    assert (v.verdict, v.n) == ("holds", 3)
+    assert "without seeds [1003]: not measured in both arms" in v.notes
+
+
 def test_a_diverged_seed_is_reported_not_dropped():
     table = rows(ours=[90, float("nan"), 92, 93], plain=[87, 88, 89, 90], shuffled=[1, 2, 3, 4])
     v = verdict_for(claim(), table, slug="x", protocol="p", tier="laptop")

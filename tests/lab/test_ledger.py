@@ -124,6 +124,7 @@ def test_export_and_import_rebuild_the_ledger(toy, tmp_path):
         (lambda t: t.replace('"slug"', '"slog"', 1), "damaged at"),
         (lambda t: t.replace('"seed":1000', '"seed":"x"', 1), "damaged at jobs.0.seed"),
         (lambda t: "[1, 2]", "damaged"),
+        (lambda t: json.dumps(json.loads(t) | {"jobs": []}), "damaged at jobs: no job measured protocol"),
     ],
 )
 def test_corrupted_result_file_is_named_and_nothing_is_stored(toy, tmp_path, spoil, text):

@@ -35,7 +35,9 @@ def read_images(folder: Path, *, size: int | tuple[int, int] | None = None, on_b
     if not by_class or len(empty) == len(by_class):
         raise DataError(f"{folder} holds no images in sub-folders: put each class into a folder of its own")
     if empty and on_bad == "raise":
-        raise DataError(f'class folders without an image: {listed(empty)}; fill or remove them, or on_bad="skip"')
+        raise DataError(
+            f'class folders without an image: {listed(empty)}; fill or remove them, or on_bad="skip" (--skip-bad)'
+        )
     pictures: list[Tensor] = []
     labels: list[str] = []
     bad: list[str] = []
@@ -54,7 +56,9 @@ def read_images(folder: Path, *, size: int | tuple[int, int] | None = None, on_b
         pictures.append(picture)
         labels.append(name)
     if bad and on_bad == "raise":
-        raise DataError(f'unreadable images in {folder}: {listed(bad)}; mend or remove them, or on_bad="skip"')
+        raise DataError(
+            f'unreadable images in {folder}: {listed(bad)}; mend or remove them, or on_bad="skip" (--skip-bad)'
+        )
     rows, classes, y, notes = keep_classes(labels, np.arange(len(labels)), str(folder), "image", on_bad)
     x = _stack([pictures[i] for i in rows])
     meta = {**notes, "left_out_files": bad}

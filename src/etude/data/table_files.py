@@ -129,7 +129,10 @@ def _target(path: Path, columns: list[str], target: str | None) -> str:
     if target is None:
         found = [c for c in columns if c.lower() in TARGETS]
         if len(found) != 1:
-            raise DataError(f"say which column of {path.name} holds the classes: target=...; it has {listed(columns)}")
+            raise DataError(
+                f"say which column of {path.name} holds the classes: target=... (--target COLUMN); "
+                f"it has {listed(columns)}"
+            )
         return found[0]
     if target not in columns:
         raise DataError(f"{path.name} has no column {target!r}{nearest(target, columns)}; it has {listed(columns)}")
@@ -145,7 +148,8 @@ def _classes(path: Path, series: Any, on_bad: OnBad) -> tuple[list[str], np.ndar
         missing = [str(i + 1) for i in np.flatnonzero(holes)]
         raise DataError(
             f"column {series.name!r} of {path.name} has no value in {len(missing)} of {len(series)} rows (row "
-            f'{listed(missing)}, the first being 1); fill them in, or leave these rows out with on_bad="skip"'
+            f"{listed(missing)}, the first being 1); fill them in, or leave these rows out with "
+            'on_bad="skip" (--skip-bad)'
         )
     known = series[~holes]
     numeric = pd.api.types.is_numeric_dtype(known) and not pd.api.types.is_bool_dtype(known)

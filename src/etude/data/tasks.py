@@ -83,7 +83,7 @@ def numbered(labels: Sequence[Any]) -> tuple[tuple[str, ...], np.ndarray]:
     """Class names in order (by value where all are whole numbers) and each row's int64 number into them."""
     names, codes = np.unique(np.array(labels, dtype=str), return_inverse=True)
     if all(name.removeprefix("-").isdecimal() for name in names.tolist()):
-        order = np.argsort(names.astype(int), kind="stable")
+        order = np.array(sorted(range(len(names)), key=[int(name) for name in names.tolist()].__getitem__))
         return tuple(names[order].tolist()), np.argsort(order)[codes].astype(np.int64)
     return tuple(names.tolist()), codes.astype(np.int64)
 

@@ -67,7 +67,7 @@ def read_text_folder(folder: Path, *, on_bad: OnBad = "raise") -> TextDataset:
         names.append(str(place))
         labels.append(place.parts[0] if len(place.parts) > 1 else "")
     if bad and on_bad == "raise":
-        raise DataError(f'unusable text files in {folder}: {listed(bad)}; mend them, or on_bad="skip"')
+        raise DataError(f'unusable text files in {folder}: {listed(bad)}; mend them, or on_bad="skip" (--skip-bad)')
     if not texts:
         raise DataError(f"{folder} holds no text file (.txt)")
     labelled = any(labels)
@@ -127,7 +127,7 @@ def _documents(
             own = row.get(GROUP)
             groups.append(f"alone in {where}" if own is None or own != own else str(own))
     if bad and on_bad == "raise":
-        raise DataError(f'unusable entries in {path.name}: {listed(bad)}; mend them, or on_bad="skip"')
+        raise DataError(f'unusable entries in {path.name}: {listed(bad)}; mend them, or on_bad="skip" (--skip-bad)')
     if not texts:
         raise DataError(f"{path} holds no document")
     return _set(path, texts, labels if labelled else None, groups if grouped else None, bad, "", on_bad, {})

@@ -50,7 +50,7 @@ def keep_classes(
         if on_bad == "raise":
             raise DataError(
                 f"{where} has classes with a single {what}: {listed(names)}; they cannot stand in training and test: "
-                'merge them, or leave them out with on_bad="skip"'
+                'merge them, or leave them out with on_bad="skip" (--skip-bad)'
             )
         kept = counts[codes] > 1
         rows, codes = rows[kept], codes[kept]

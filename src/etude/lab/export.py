@@ -148,11 +148,20 @@ def read_result(path: Path) -> ResultFile:
     if isinstance(version, int) and version > RESULT_SCHEMA:
         raise ResultError(f"{path} has schema {version}, this Etude knows {RESULT_SCHEMA}: update Etude")
     try:
-        return ResultFile.model_validate(raw)
+        result = ResultFile.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "top level"
         raise ResultError(f"{path} is damaged at {where}: {first['msg']}; export it again with etude export") from error
+    jobs = {(j.protocol, j.seed) for j in result.jobs}
+    rows: list[_Row | _ArtifactRow] = [*result.measurements, *result.artifacts]
+    for row in rows:
+        if (row.protocol, row.seed) not in jobs:
+            raise ResultError(
+                f"{path} is damaged at jobs: no job measured protocol {row.protocol!r}, seed {row.seed}, of which it "
+                "has numbers; export it again with etude export"
+            )
+    return result
 
 
 def import_results(ledger: Ledger, folder: str | Path = "results") -> tuple[int, int]:

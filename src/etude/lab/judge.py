@@ -135,6 +135,10 @@ def _mean(x: dict[int, float] | float | None) -> float | None:
     return x if not isinstance(x, dict) else float(np.mean(list(x.values())))
 
 
+def _diverged(x: dict[int, float] | float) -> bool:
+    return not np.isfinite(list(x.values()) if isinstance(x, dict) else x).all()
+
+
 def control_loses(control: Control, claim: Claim, table: "_Table", alpha: float = 0.05) -> bool | None:
     """Whether the control arm lost as it must; None when it was not measured on 3 seeds."""
     assert claim.metric and claim.arms and claim.relation and claim.margin is not None
@@ -149,7 +153,7 @@ def control_loses(control: Control, claim: Claim, table: "_Table", alpha: float 
         if d.size < 3:
             return None
         if not np.isfinite(d).all():
-            return True
+            return _diverged(ours)
         return judge(d, claim.relation, claim.margin, alpha).word != "holds"
     winner = table.side(control.loses_to, claim.metric.name)
     if winner is None:
@@ -158,7 +162,7 @@ def control_loses(control: Control, claim: Claim, table: "_Table", alpha: float 
     if d.size < 3:
         return None
     if not np.isfinite(d).all():
-        return True
+        return _diverged(ours) and not _diverged(winner)
     gain = d if claim.metric.better == "higher" else -d
     return t_interval(gain, 1 - alpha).low > 0
 
@@ -200,6 +204,9 @@ def verdict_for(
             control_mean=_mean(table.side(control.arm, claim.metric.name)) if control else None,
         )  # fmt: skip
 
+    half = sorted(set[int]().union(*(x for x in (method, baseline) if isinstance(x, dict))) - set(seeds))
+    if half:
+        notes.append(f"without seeds {half}: not measured in both arms")
     if d.size < 3:
         notes.append(f"too few seeds ({d.size}, a verdict needs 3)")
         return row(None, None, None, None)

@@ -98,7 +98,9 @@ def configure(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
-        raise UsageError(f"{the_study.slug}: setting {where} = {first.get('input')!r}: {first['msg']}") from error
+        raise UsageError(
+            f"{the_study.slug}: setting {where} = {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}"
+        ) from error
     if config.n_seeds < 3:
         raise UsageError(f"--set n_seeds={config.n_seeds}: a verdict needs at least 3 seeds")
     return config

@@ -1,5 +1,6 @@
 """`etude new SLUG`: the files of a new paper, ready to be filled in."""
 
+import keyword
 import re
 from importlib import resources
 from pathlib import Path
@@ -144,6 +145,8 @@ def scaffold(slug: str, room: str, folder: str | Path | None = None) -> list[Pat
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", slug):
         raise UsageError(f"{slug!r} is no slug: lower-case words joined by hyphens, e.g. pointer-networks")
+    if keyword.iskeyword(slug):
+        raise UsageError(f"{slug!r} is a word of Python itself and cannot name a module: add a word to it")
     if room not in ROOMS:
         raise UsageError(f"unknown room {room!r}: choose one of {', '.join(ROOMS)}")
     package = Path(folder) / "src" / "etude" if folder else Path(str(resources.files("etude")))

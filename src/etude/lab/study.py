@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 FIRST_SEED = 1000  # pilots used lower seeds; a verdict never does
 
@@ -60,6 +60,13 @@ class StudyConfig(BaseModel):
     """Paired repetitions, numbered from 1000; the interval is computed over these."""
     protocols: tuple[str, ...] = ("default",)
     """Data protocols to run, each with its own verdicts."""
+
+    @field_validator("protocols")
+    @classmethod
+    def _some_and_different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"name at least one protocol, each once; got {list(value)}")
+        return value
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -151,5 +151,7 @@ def test_auroc_equals_scikit_learns_and_counts_ties_as_half(seed):
     assert auroc(scores, y) == pytest.approx(sk.roc_auc_score(y, scores))
     assert auroc([1.0, 1.0], [True, False]) == 0.5
     assert np.isnan(auroc([np.nan, 1.0], [1, 0]))
+    many, positive = rng.random(100_000), rng.random(100_000) < 0.5
+    assert auroc(many, positive) == pytest.approx(sk.roc_auc_score(positive, many), rel=1e-12)
     with pytest.raises(ValueError, match="positive and negative"):
         auroc(scores, np.ones(60))

@@ -185,5 +185,6 @@ def auroc(scores: Any, positive: Any) -> float:
     if torch.isnan(s).any():
         return math.nan
     _, place, count = s.unique(return_inverse=True, return_counts=True)
+    count = count.double()  # beyond 2^24 rows float32 would lose ranks
     middle = count.cumsum(0) - (count - 1) / 2  # mean rank of a group of ties, from 1
     return float((middle[place][p].sum() - pos * (pos + 1) / 2) / (pos * neg))
