@@ -1,6 +1,5 @@
 """The page through its HTTP surface: lists, search, votes, imports, subscriptions, feeds, API, guards."""
 
-import json
 import os
 import re
 import shutil
@@ -312,16 +311,6 @@ def test_atom_is_well_formed_and_cached(page):
     assert len(ids) == len(set(ids)) > 3
     again = page.get("/feed.atom", params={"q": "networks"}, headers={"if-none-match": answer.headers["etag"]})
     assert again.status_code == 304
-
-
-def test_snapshot_is_a_site_without_a_server(tmp_path):
-    from etude.page.snapshot import write_site
-
-    assert write_site(tmp_path / "site", str(tmp_path / "p.sqlite")) > 100
-    text = (tmp_path / "site" / "paper" / "pointer-networks.html").read_text()
-    for target in re.findall(r'(?:href|src)="(\.\./[^"#]+)"', text):
-        assert (tmp_path / "site" / "paper" / target).resolve().exists(), target
-    assert len(json.loads((tmp_path / "site" / "api" / "papers.json").read_text())["papers"]) == 52
 
 
 @pytest.mark.parametrize(

@@ -231,20 +231,22 @@ def import_papers(file: Path, *, ledger: LedgerOption = None, dry_run: Annotated
         out.print(f"line {bad.line}: {bad.reason}: {bad.text[:80]}", markup=False)
 
 
-def snapshot(folder: Path, *, ledger: LedgerOption = None) -> None:
+def snapshot(folder: Path, *, base_url: str = "", ledger: LedgerOption = None) -> None:
     """Write the page as a static site that any web server can show.
 
     Parameters
     ----------
     folder
         Where it goes.
+    base_url
+        Where it will be read, such as https://papers.example.org: an Atom feed is written only with it.
     ledger
         Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
     """
     _need("fastapi", "the page (etude snapshot)")
     from etude.page.snapshot import write_site
 
-    out.print(f"{write_site(folder, ledger)} pages in {folder}")
+    out.print(f"{write_site(folder, ledger, base_url)} files in {folder}")
 
 
 def backup(target: Path, *, ledger: LedgerOption = None) -> None:

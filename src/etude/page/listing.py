@@ -141,12 +141,13 @@ def listing(
         raise UsageError(f"unknown window {window!r}: choose day, week, month or all")
     key: Any = p[COLUMN[sort]] if sort in COLUMN else p.submitted_at
     query = sa.select(t.paper)
-    if sort == "top":
+    if sort == "top" and window == "all":  # papers without a vote come last, the newest of them first
+        key = p.votes
+        query = query.add_columns(key.label("window_votes"))
+    elif sort == "top":
         v = t.vote.c
         recent = sa.select(v.paper_id, sa.func.count().label("n")).group_by(v.paper_id)
-        if window != "all":
-            recent = recent.where(v.at > now - SECONDS[window])
-        counted = recent.subquery()
+        counted = recent.where(v.at > now - SECONDS[window]).subquery()
         query = query.join(counted, counted.c.paper_id == p.id)
         key = counted.c.n
         query = query.add_columns(key.label("window_votes"))

@@ -36,6 +36,8 @@ class Settings:
     """Addresses whose X-Forwarded-For is believed."""
     embed: bool = True
     """Search by meaning, when the extra `hf` is installed."""
+    static: bool = False
+    """Pages to be kept as files: without search, votes and all else that needs a server."""
 
     @property
     def address(self) -> str:

@@ -96,6 +96,7 @@ def _text(request: Request, name: str, who: Reader, values: dict[str, Any]) -> s
 
     values = values | {
         "request": request, "body": body, "reader": who, "settings": s.settings, "now": s.now, "version": __version__,
+        "feed": not s.settings.static or bool(s.settings.base_url),
         "link": lambda **changes: with_query(request, **changes),
     }  # fmt: skip
     return _env.get_template(name).render(**values)
