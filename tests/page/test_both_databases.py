@@ -17,8 +17,11 @@ from etude.page import tables as t
 from etude.page.database import Database, steps
 from etude.page.digest.compose import due
 from etude.page.digest.send import Folder, send_due
+from etude.page.listing import Filters, listing
 from etude.page.records import make_record
+from etude.page.search.hybrid import search
 from etude.page.search.lexical import index_matches
+from etude.page.search.query import parse
 from etude.page.settings import Settings
 from etude.page.web.app import create_app
 
@@ -117,6 +120,37 @@ def test_subscribe_digest_and_out(app):
     assert [r["status"] for r in site.db.rows(sa.select(t.subscriber))] == ["unsubscribed"]
     site.clock.now += 30 * DAY
     assert due(site.db, site.settings, site.now) == 0
+
+
+def test_filters_reach_papers_that_words_alone_rank_far_down(database, now):
+    rare = make_record(
+        title="Old", abstract="widgets " + "of many other words " * 40, authors=["Zoë Ray"], tags=["rare"]
+    )
+    many = [make_record(title=f"Widgets {i}", abstract="widgets", tags=["common"]) for i in range(260)]
+    store.add_all(database, [rare, *many], source="form", now=now, after=index_matches)
+    found = [h.row["title"] for h in search(database, parse("widgets"), limit=200)]
+    assert len(found) == 200
+    assert "Old" not in found
+    for text in ("widgets tag:rare", 'widgets author:"zoë ray"'):
+        assert [h.row["title"] for h in search(database, parse(text))] == ["Old"]
+    for filters in (Filters(tags=("rare", "none")), Filters(authors=("nobody", "Zoë"))):
+        assert [h.row["title"] for h in search(database, parse("widgets"), filters=filters)] == ["Old"]
+        assert [r["title"] for r in listing(database, filters=filters, now=now).rows] == ["Old"]
+    assert search(database, parse("widgets"), filters=Filters(rooms=("layers", "text"))) == []
+
+
+def test_typos_and_joined_words_find_titles(database, now):
+    titles = (
+        "Sparse Transformers at scale",
+        "Auto-GNN: search of graph networks",
+        "Learning trains: scaling, and ranking",
+    )
+    many = [make_record(title=f"On learning and training, part {i}", abstract="words") for i in range(300)]
+    store.add_all(database, [*many, *(make_record(title=x, abstract="y") for x in titles)], source="form", now=now,
+                  after=index_matches)  # fmt: skip
+    for text, title in (("transfomers", titles[0]), ("autognn", titles[1]), ("transfomers room:none", None)):
+        found = [h.row["title"] for h in search(database, parse(text))]
+        assert found[:1] == ([title] if title else [])
 
 
 def test_every_migration_down_and_up_keeps_what_it_can(database, now):

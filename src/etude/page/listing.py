@@ -35,6 +35,10 @@ class Filters:
     since: int | None = None
     until: int | None = None
     followed: tuple[Follow, ...] | None = None
+    rooms: tuple[str, ...] = ()
+    """Any of these, as with `tags` and `authors` (parts of names)."""
+    tags: tuple[str, ...] = ()
+    authors: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, query: Query, base: "Filters | None" = None) -> "Filters":
@@ -55,10 +59,15 @@ def condition(f: Filters) -> sa.ColumnElement[bool]:
     parts: list[Any] = [p.hidden.is_(False)]
     if f.room:
         parts.append(p.room == f.room)
-    if f.tag:
-        parts.append(p.id.in_(sa.select(t.paper_tag.c.paper_id).where(t.paper_tag.c.tag == f.tag)))
-    if f.author:
-        parts.append(sa.cast(p.authors, sa.Text).ilike(_like(json.dumps(f.author)[1:-1]), escape="\\"))
+    if f.rooms:
+        parts.append(p.room.in_(f.rooms))
+    for tags in ((f.tag,), f.tags):
+        if any(tags):
+            parts.append(p.id.in_(sa.select(t.paper_tag.c.paper_id).where(t.paper_tag.c.tag.in_(tags))))
+    for names in ((f.author,), f.authors):
+        said = [_like(json.dumps(name)[1:-1]) for name in names if name]
+        if said:
+            parts.append(sa.or_(*(sa.cast(p.authors, sa.Text).ilike(name, escape="\\") for name in said)))
     if f.venue:
         parts.append(p.venue.ilike(_like(f.venue), escape="\\"))
     stated = p.extra["year"].as_integer()  # of a card, which knows no day

@@ -44,22 +44,12 @@ def clean_filters(raw: dict[str, Any]) -> dict[str, Any]:
 def _candidates(
     db: Database, filters: dict[str, Any], since: int, now: int, followed: tuple[Follow, ...] | None
 ) -> list[dict[str, Any]]:
-    narrowed = Filters(since=since, followed=followed)
+    rooms, tags, names = (tuple(filters.get(k, ())) for k in ("rooms", "tags", "authors"))
+    narrowed = Filters(since=since, followed=followed, rooms=rooms, tags=tags, authors=names)
     if filters.get("q"):
         hits = search(db, parse(filters["q"]), filters=narrowed, limit=200)
-        rows = sorted((h.row for h in hits), key=lambda r: -r["heat_72"])
-    else:
-        rows = listing(db, filters=narrowed, limit=500, now=now).rows
-    if filters.get("rooms"):
-        rows = [r for r in rows if r["room"] in filters["rooms"]]
-    if filters.get("tags"):
-        tagged = sa.select(t.paper_tag.c.paper_id).where(t.paper_tag.c.tag.in_(filters["tags"]))
-        having = {r["paper_id"] for r in db.rows(tagged)}
-        rows = [r for r in rows if r["id"] in having]
-    if filters.get("authors"):
-        names = [n.casefold() for n in filters["authors"]]
-        rows = [r for r in rows if any(n in a["name"].casefold() for a in r["authors"] for n in names)]
-    return rows
+        return sorted((h.row for h in hits), key=lambda r: -r["heat_72"])
+    return listing(db, filters=narrowed, limit=500, now=now).rows
 
 
 def reader_of(db: Database, settings: Settings, row: dict[str, Any]) -> int | None:

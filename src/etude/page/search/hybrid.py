@@ -16,6 +16,7 @@ from etude.page.search.query import Query
 
 RRF = 60
 DEPTH = 200
+NARROWED_DEPTH = 5000  # by meaning, where filters let only a part through
 COMMON = frozenset(("a", "an", "and", "by", "for", "from", "in", "is", "of", "on", "or", "that", "the", "to", "with"))
 
 
@@ -59,8 +60,12 @@ def search(
         return [Hit(row, (value,), False) for row in by_ids(db, ids, filters)]
     narrowed = Filters.of(query, filters)
     with db.engine.connect() as c:
-        words = lexical.rank(c, query, depth=DEPTH)
-    similar = meaning.rank(query.text, DEPTH) if meaning is not None and query.text else []
+        within = None if narrowed == Filters() else sa.select(t.paper.c.id).where(condition(narrowed))
+        words = lexical.rank(c, query, depth=DEPTH, within=within)
+    similar = []
+    if meaning is not None and query.text:
+        deep = meaning.rank(query.text, DEPTH if within is None else NARROWED_DEPTH)
+        similar = _let_through(db, deep, narrowed)[:DEPTH]
     if query.phrases and similar:
         similar = [i for i in similar if all(_holds_any(db, i, [phrase]) for phrase in query.phrases)]
     if query.excluded and similar:

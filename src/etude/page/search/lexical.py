@@ -13,9 +13,11 @@ from etude.page.store import Match
 DEPTH = 200
 COMMON = 2000  # papers that hold all words, from which on not all of them are ranked
 FEW = 20
+ALIKE = 0.5  # share of a query's trigrams that a title must hold
 AT_ONCE = 5000  # ids in one question; SQLite takes 32,766
 # Weights of bm25(): title, tags, authors, abstract.
 WEIGHTS = "5.0, 3.0, 2.0, 1.0"
+Within = sa.Select[Any] | None
 _INSERT = "INSERT INTO fts(rowid, title, tags, authors, abstract) VALUES (:id, :title, :tags, :authors, :abstract)"
 _INSERT_PG = (
     "INSERT INTO fts(rowid, title, tags, authors, abstract, document) VALUES (:id, :title, :tags, :authors, :abstract, "
@@ -55,26 +57,32 @@ def reindex(c: sa.Connection, paper_ids: list[int]) -> None:
         index(c, [document(dict(r), tags.get(r["id"], [])) for r in rows])
 
 
-def rank(c: sa.Connection, query: Query, *, depth: int = DEPTH) -> list[int]:
-    """Paper ids by relevance, best first; typos are looked for when few papers hold all words."""
+def rank(c: sa.Connection, query: Query, *, depth: int = DEPTH, within: Within = None) -> list[int]:
+    """Paper ids by relevance, best first; typos are looked for when few papers hold all words.
+
+    `within`: a select of the ids that may be found (None: all).
+    """
     if not (query.words or query.phrases):
         return []
-    hits = _words_sqlite(c, query, depth) if c.dialect.name == "sqlite" else _words_postgres(c, query, depth)
-    if len(hits) < 5 and query.words and c.dialect.name == "sqlite":
-        hits += [i for i in _trigrams(c, query, depth) if i not in set(hits)]
+    found = _words_sqlite if c.dialect.name == "sqlite" else _words_postgres
+    hits = found(c, query, depth, within)
+    if len(hits) < 5 and query.words:
+        alike = _alike_sqlite if c.dialect.name == "sqlite" else _alike_postgres
+        wanted = sorted(set().union(*(trigrams(w) for w in query.words)))
+        hits += [i for i in (alike(c, wanted, depth, within) if wanted else []) if i not in set(hits)]
     return hits[:depth]
 
 
-def _words_sqlite(c: sa.Connection, query: Query, depth: int) -> list[int]:
-    hits = _ranked(c, fts5(query, prefix=False), depth)
+def _words_sqlite(c: sa.Connection, query: Query, depth: int, within: Within) -> list[int]:
+    hits = _ranked(c, fts5(query, prefix=False), depth, within)
     if len(hits) < FEW:  # the last word may be the beginning of one
-        hits += [i for i in _ranked(c, fts5(query), depth) if i not in set(hits)]
+        hits += [i for i in _ranked(c, fts5(query), depth, within) if i not in set(hits)]
     if not hits and len(query.words) > 1:  # no paper holds all words: take those that hold most of them
-        hits = _ranked(c, " OR ".join(f'"{w}"' for w in query.words), depth)
+        hits = _ranked(c, " OR ".join(f'"{w}"' for w in query.words), depth, within)
     return hits
 
 
-def _ranked(c: sa.Connection, match: str, depth: int) -> list[int]:
+def _ranked(c: sa.Connection, match: str, depth: int, within: Within) -> list[int]:
     """Papers of an FTS5 query by BM25.
 
     BM25 costs some microseconds a paper that matches. Words that more than 2,000 papers hold tell papers apart hardly
@@ -83,38 +91,43 @@ def _ranked(c: sa.Connection, match: str, depth: int) -> list[int]:
     """
     if not match:
         return []
-    if _from(c, match) is None:
-        return _bm25(c, match, depth, 0)
+    if _from(c, match, within) is None:
+        return _bm25(c, match, depth, 0, within)
     hits: list[int] = []
     for part in (f"{{title tags}} : ({match})" if " NOT " not in match else match, match):
         if len(hits) < depth:
-            hits += [i for i in _bm25(c, part, depth, _from(c, part) or 0) if i not in set(hits)]
+            hits += [i for i in _bm25(c, part, depth, _from(c, part, within) or 0, within) if i not in set(hits)]
     return hits[:depth]
 
 
-def _from(c: sa.Connection, match: str) -> int | None:
+def _select(columns: str, tables: str, match: str, within: Within) -> sa.Select[Any]:
+    """A question to the index. The plus keeps SQLite from asking the index once for each id that may be found."""
+    query = sa.select(sa.text(columns)).select_from(sa.text(tables)).where(sa.text(match))
+    return query if within is None else query.where(sa.literal_column("+rowid").in_(within))
+
+
+def _from(c: sa.Connection, match: str, within: Within) -> int | None:
     """Id from which on 2,000 papers match, counted from the newest; None when fewer do."""
-    sql = "SELECT rowid FROM fts WHERE fts MATCH :q ORDER BY rowid DESC LIMIT 1 OFFSET :n"
-    found: int | None = c.execute(sa.text(sql), {"q": match, "n": COMMON}).scalar()
+    query = _select("rowid", "fts", "fts MATCH :q", within).order_by(sa.text("rowid DESC")).limit(1).offset(COMMON)
+    found: int | None = c.execute(query, {"q": match}).scalar()
     return found
 
 
-def _bm25(c: sa.Connection, match: str, depth: int, low: int) -> list[int]:
-    sql = f"SELECT rowid FROM fts WHERE fts MATCH :q AND rowid >= :low ORDER BY bm25(fts, {WEIGHTS}), rowid LIMIT :n"
-    return list(c.execute(sa.text(sql), {"q": match, "n": depth, "low": low}).scalars())
+def _bm25(c: sa.Connection, match: str, depth: int, low: int, within: Within) -> list[int]:
+    query = _select("rowid", "fts", "fts MATCH :q AND rowid >= :low", within)
+    query = query.order_by(sa.text(f"bm25(fts, {WEIGHTS}), rowid")).limit(depth)
+    return list(c.execute(query, {"q": match, "low": low}).scalars())
 
 
-def _words_postgres(c: sa.Connection, query: Query, depth: int) -> list[int]:
+def _words_postgres(c: sa.Connection, query: Query, depth: int, within: Within) -> list[int]:
     words = " & ".join(f"{w}:*" for w in query.words)
-    sql = (
-        "SELECT rowid FROM fts, to_tsquery('english', :q) q WHERE document @@ q "
-        "ORDER BY ts_rank('{0.1, 0.2, 0.4, 1.0}', document, q) DESC, rowid LIMIT :n"
-    )
+    asked = _select("rowid", "fts, to_tsquery('english', :q) q", "document @@ q", within)
+    asked = asked.order_by(sa.text("ts_rank('{0.1, 0.2, 0.4, 1.0}', document, q) DESC, rowid")).limit(depth)
     if query.phrases:
         words = " & ".join([w for w in [words] if w] + ["(" + " <-> ".join(p.split()) + ")" for p in query.phrases])
     if query.excluded:
         words += "".join(f" & !({' <-> '.join(w.split())})" for w in query.excluded)
-    return list(c.execute(sa.text(sql), {"q": words, "n": depth}).scalars())
+    return list(c.execute(asked, {"q": words}).scalars())
 
 
 def trigrams(text: str) -> set[str]:
@@ -122,20 +135,35 @@ def trigrams(text: str) -> set[str]:
     return {w[i : i + 3] for w in text.lower().split() for i in range(len(w) - 2)}
 
 
-def _trigrams(c: sa.Connection, query: Query, depth: int) -> list[int]:
-    """Titles by the share of the query's trigrams that they hold (blanks ignored, so "autognn" finds "Auto-GNN")."""
-    wanted = set().union(*(trigrams(w) for w in query.words)) if query.words else set()
-    if not wanted:
-        return []
-    match = " OR ".join('"' + g.replace('"', '""') + '"' for g in sorted(wanted))
-    sql = "SELECT rowid, title FROM fts_title WHERE fts_title MATCH :q LIMIT 2000"
+def _alike_sqlite(c: sa.Connection, wanted: Sequence[str], depth: int, within: Within) -> list[int]:
+    """Titles by the share of these trigrams that they hold (blanks ignored, so "autognn" finds "Auto-GNN").
+
+    Only titles with one of the rare trigrams are looked at, where there are any: the others tell titles apart hardly.
+    """
+    quoted = {g: '"' + g.replace('"', '""') + '"' for g in wanted}
+    some = sa.text("SELECT count(*) FROM (SELECT 1 FROM fts_title WHERE fts_title MATCH :q LIMIT :n)")
+    held = {g: c.execute(some, {"q": q, "n": COMMON}).scalar_one() for g, q in quoted.items()}
+    rare = [g for g, n in held.items() if 0 < n < COMMON] or wanted
+    asked = _select("rowid, title", "fts_title", "fts_title MATCH :q", within).limit(10 * COMMON)
     scored = []
-    for rowid, title in c.execute(sa.text(sql), {"q": match}):
+    for rowid, title in c.execute(asked, {"q": " OR ".join(quoted[g] for g in rare)}):
         letters = "".join(filter(str.isalnum, title.lower()))
         share = sum(g in letters for g in wanted) / len(wanted)
-        if share >= 0.5:
+        if share >= ALIKE:
             scored.append((-share, len(title), rowid))
     return [rowid for _, _, rowid in sorted(scored)[:depth]]
+
+
+def _alike_postgres(c: sa.Connection, wanted: Sequence[str], depth: int, within: Within) -> list[int]:
+    """As `_alike_sqlite`, by one look at every title: PostgreSQL's own trigrams are an extension."""
+    letters = "lower(regexp_replace(title, '[^[:alnum:]]', '', 'g'))"
+    share = "+".join(f"(position(:g{i} in letters) > 0)::int" for i in range(len(wanted)))
+    table = f"(SELECT rowid, title, {letters} AS letters FROM fts) AS titles"
+    asked = _select("rowid", table, f"{share} >= :least", within).order_by(
+        sa.text(f"{share} DESC, length(title), rowid")
+    )
+    values: dict[str, Any] = {f"g{i}": g for i, g in enumerate(wanted)}
+    return list(c.execute(asked.limit(depth), values | {"least": ALIKE * len(wanted)}).scalars())
 
 
 def index_matches(c: sa.Connection, matches: Sequence[Match]) -> None:
