@@ -86,7 +86,7 @@ def _paper_page(paper: Paper, folder: Path, results: Path) -> None:
         lines += ["", "## Plots", ""]
     for plot in plots:
         svg = folder / f"{paper.slug}-{plot['name']}.svg"
-        text = to_svg(plot["spec"]).replace(
+        text = to_svg(plot["spec"], plot["caption"]).replace(
             "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" ', 1
         )
         for name, colour in (("--ink", "#333"), ("--soft", "#777"), ("--rule", "#bbb")):

@@ -24,8 +24,9 @@ import sqlalchemy as sa
 pytest.importorskip("fastapi", reason="the extra web is not installed")
 from fastapi.testclient import TestClient
 
-from etude.page import accounts, security
+from etude.page import accounts, security, store
 from etude.page import tables as t
+from etude.page.records import make_record
 from etude.page.settings import Settings
 from etude.page.web.app import create_app
 
@@ -295,6 +296,23 @@ def test_two_edits_of_one_paper(single):
     assert post(single, "/paper/draft/edit", **(again | {"arxiv_id": "1506.03134"})).status_code == 422
     assert post(single, "/paper/draft/edit", **(again | {"url": "javascript:x"})).status_code == 422
     assert "A title" in single.get("/search", params={"q": "tag:x"}).text
+
+
+def test_the_day_of_a_paper_is_edited(single):
+    new = make_record(title="Dated", abstract="y", published_at=1_500_000_000, published_inferred=True)
+    store.add_all(single.site.db, [new], source="saved-page", now=single.site.now)
+    assert "14 July 2017 (year inferred)" in single.get("/paper/dated").text
+    same = {"version": "1", "title": "Dated", "abstract": "z"}
+    assert post(single, "/paper/dated/edit", **same, published_at="2017-07-14").status_code == 303
+    (row,) = rows(single, t.paper, t.paper.c.slug == "dated")
+    assert (row["published_at"], row["published_inferred"], row["abstract"]) == (1_500_000_000, True, "z")
+    refused = post(single, "/paper/dated/edit", **(same | {"version": "2"}), published_at="14.7.2018")
+    assert refused.status_code == 422
+    assert "write it as 2017-06-12" in refused.text
+    assert post(single, "/paper/dated/edit", **(same | {"version": "2"}), published_at="2018-07-14").status_code == 303
+    assert "14 July 2018 <" not in single.get("/paper/dated").text
+    assert "14 July 2018" in single.get("/paper/dated").text
+    assert "(year inferred)" not in single.get("/paper/dated").text
 
 
 def test_library_in_place(single):

@@ -224,3 +224,20 @@ def test_many_at_once_are_stored_as_one_by_one(database, tmp_path, now, monkeypa
     assert [m.status for m in together][2:4] == ["changed", "duplicate"]
     assert rows_of(database) == rows_of(single)
     single.close()
+
+
+def test_a_paper_twice_in_one_file_does_not_overwrite_itself_at_every_import(database, now):
+    first = make_record(title="One", abstract="first words", arxiv_id="2601.00001v1", venue="A")
+    second = make_record(
+        title="One", abstract="other words", arxiv_id="2601.00001v1", venue="B", url="https://b.example"
+    )
+    read = [first, second]
+    store.add_all(database, read, source="form", now=now)
+    (row,) = database.rows(sa.select(t.paper))
+    assert (row["abstract"], row["venue"], row["url"]) == ("first words", "A", "https://b.example")
+    assert [m.status for m in store.preview(database, read)] == ["duplicate", "duplicate"]
+    assert [m.status for m in store.add_all(database, read, source="form", now=now)] == ["duplicate", "duplicate"]
+    newer = make_record(title="One", abstract="third words", arxiv_id="2601.00001v2")
+    for expected in ("changed", "duplicate"):
+        assert [m.status for m in store.add_all(database, [first, newer], source="form", now=now)][1] == expected
+        assert database.rows(sa.select(t.paper.c.abstract))[0]["abstract"] == "third words"

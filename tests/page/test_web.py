@@ -373,3 +373,37 @@ def test_a_year_of_weekdays_sends_once_a_day_whatever_the_clocks_do(zone):
         at = next_run(at, "weekdays", zone, 2)
         seen.append(period(at, "weekdays", zone))
     assert len(set(seen)) == 262
+
+
+def test_what_is_known_elsewhere_and_names_for_screen_readers(page):
+    from etude.lab.export import import_results
+    from etude.lab.ledger import Ledger
+
+    new = make_record(title="Loved elsewhere", abstract="y", extra={"hf_upvotes": 57, "hf_comments": 3})
+    store.add_all(page.site.db, [new], source="hf", now=page.site.now)
+    text = page.get("/paper/loved-elsewhere").text
+    assert "57 upvotes and 3 comments at Hugging Face" in text
+    assert 'id="vote-loved-elsewhere"' in text  # so that the button keeps the focus when it is replaced
+    import_results(Ledger(page.site.settings.database), Path(__file__).parents[2] / "results" / "train-longer")
+    figures = re.findall(r"<figure><svg ([^>]*)>", page.get("/paper/train-longer").text)
+    assert figures
+    assert all(re.search(r'aria-label="[^"]{5,}"', figure) for figure in figures)
+
+
+def test_hosts_are_named_in_any_case(page):
+    assert page.get("/", headers={"host": "LOCALHOST:8000"}).status_code == 200
+    assert page.get("/", headers={"host": "evil.example"}).status_code == 421
+    settings = Settings(secret=SECRET, mode="accounts", host="0.0.0.0", base_url="https://Papers.Example.org")
+    assert "papers.example.org" in settings.allowed_hosts
+
+
+def test_a_long_page_is_pasted_as_well_as_uploaded(page):
+    entries = "".join(
+        f"@article{{k{i}, title={{A paper on matter {i}}}, abstract={{{'word ' * 1000}}}}}\n" for i in range(250)
+    )
+    assert len(entries) > 1.1 * 2**20
+    fields = {"csrf": (None, token(page)), "text": (None, entries)}
+    answer = page.post("/import", files=fields)  # multipart, as a browser sends the form
+    assert answer.status_code == 200, answer.text[:300]
+    assert "<b>250</b> new" in answer.text
+    assert page.post("/import", files={"csrf": (None, "wrong"), "text": (None, entries)}).status_code == 403

@@ -16,7 +16,7 @@ from etude.lab.forest import forest_row
 from etude.lab.judge import Verdict
 from etude.lab.ledger import Ledger, now
 from etude.lab.registry import runnable
-from etude.lab.vega import to_svg
+from etude.lab.vega import figure
 from etude.lab.verdicts import run_verdicts
 
 _ORDER = {"gpu": 0, "laptop": 1, "quick": 2}
@@ -36,13 +36,6 @@ def _minutes(seconds: float) -> str:
 
 def _megabytes(value: float | None) -> str:
     return "-" if not value else f"{value / 2**20:.0f} MB"
-
-
-def _figure(plot: Mapping[str, Any]) -> dict[str, str]:
-    try:
-        return {"svg": to_svg(plot["spec"]), "caption": plot["caption"], "name": plot["name"]}
-    except ValueError as error:  # a plot of an older version must not hide the verdicts
-        return {"svg": "", "caption": f"{plot['caption']} (cannot be drawn: {error})", "name": plot["name"]}
 
 
 def _claim_row(v: Verdict, claim: catalogue.Claim) -> dict[str, Any]:
@@ -72,7 +65,7 @@ def _section(ledger: Ledger, run: Mapping[str, Any]) -> dict[str, Any]:
         "unmeasured": [
             c for c in paper.claims if c.status == "tested" and c.id not in {v.claim for v in said}
         ],
-        "plots": [_figure(p) for p in record.get("plots", [])],
+        "plots": [figure(p) for p in record.get("plots", [])],
         "stale": any(v.stale for v in said), "broken": run["state"] == "broken",
         "seeds": sorted({s for _, _, s in ledger.finished(run["id"])}),
     }  # fmt: skip

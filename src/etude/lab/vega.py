@@ -1,6 +1,10 @@
 """Vega-Lite specifications as inline SVG that follows the page's light or dark colours."""
 
+import json
 import re
+from collections.abc import Mapping
+from functools import lru_cache
+from html import escape
 from typing import Any
 
 # Sentinels: drawn in these colours, then replaced by the page's variables.
@@ -33,8 +37,25 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def to_svg(spec: dict[str, Any]) -> str:
-    """Draw one specification.
+def figure(plot: Mapping[str, Any]) -> dict[str, str]:
+    """A study's plot as svg, caption and name; one that cannot be drawn says so in its caption."""
+    try:
+        return {
+            "svg": _drawn(json.dumps(plot["spec"]), plot["caption"]),
+            "caption": plot["caption"],
+            "name": plot["name"],
+        }
+    except ValueError as error:  # a plot of an older version must not hide the verdicts
+        return {"svg": "", "caption": f"{plot['caption']} (cannot be drawn: {error})", "name": plot["name"]}
+
+
+@lru_cache(maxsize=300)  # drawing takes a hundred times as long as the rest of a page
+def _drawn(spec: str, name: str) -> str:
+    return to_svg(json.loads(spec), name)
+
+
+def to_svg(spec: dict[str, Any], name: str = "") -> str:
+    """Draw one specification; `name` is what a screen reader says of it.
 
     Raises
     ------
@@ -48,4 +69,5 @@ def to_svg(spec: dict[str, Any]) -> str:
     for sentinel, variable in _VARIABLES.items():
         svg = svg.replace(sentinel, variable)
     svg = re.sub(r'\s(?:xmlns|xmlns:xlink|version)="[^"]*"', "", svg, count=3)
-    return svg.replace("<svg ", '<svg role="img" ', 1)
+    label = f' aria-label="{escape(name)}"' if name else ""
+    return svg.replace("<svg ", f'<svg role="img"{label} ', 1)

@@ -20,7 +20,7 @@ MAX_NOTE = 5000
 MODERATORS = ("moderator", "admin")
 STATES = ("shown", "hidden")
 KINDS = ("note", "dispute")
-EDITED = ("title", "abstract", "authors", "venue", "room", "arxiv_id", "doi", "url", "code_url")
+EDITED = ("title", "abstract", "authors", "venue", "room", "arxiv_id", "doi", "url", "code_url", "published_at")
 
 
 def add_note(
@@ -151,6 +151,8 @@ def edit_paper(
                 raise UsageError(f"{value} is another paper of this page")
         new = record.columns()
         changes = {k: new[k] for k in EDITED if new[k] != row[k]}
+        if "published_at" in changes:  # somebody has said it
+            changes["published_inferred"] = False
         tagged = set(c.execute(sa.select(t.paper_tag.c.tag).where(t.paper_tag.c.paper_id == paper_id)).scalars())
         if not changes and tagged == set(record.tags) and row["version"] == expected:
             return ()

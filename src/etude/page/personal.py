@@ -68,6 +68,7 @@ class _Kept(_At):
 
 class _Note(_At):
     claim: str | None = None
+    kind: str = "note"
     text: str
 
 
@@ -114,7 +115,7 @@ def export(db: Database, settings: Settings, account: dict[str, Any], now: int) 
 
     parts = {
         "votes": mine(t.vote, "at"), "library": mine(t.library, "at", "tags", "note", "read"),
-        "notes": mine(t.note, "at", "claim", "text", "state"), "dismissals": mine(t.dismissal, "at"),
+        "notes": mine(t.note, "at", "claim", "kind", "text", "state"), "dismissals": mine(t.dismissal, "at"),
     }  # fmt: skip
     ids = {r["paper_id"] for rows in parts.values() for r in rows}
     p = t.paper.c
@@ -251,7 +252,9 @@ def restore(db: Database, account: dict[str, Any], bundle: Bundle, now: int) -> 
         for note in bundle.notes:
             if note.paper in ids and note.text.strip() and (ids[note.paper], note.text) not in said:
                 known = frozenset({note.claim} if note.claim else ())
-                notes.add_note(c, ids[note.paper], account, note.text, claim=note.claim, now=when(note.at), known=known)
+                kind = note.kind if note.claim else "note"
+                more: dict[str, Any] = {"claim": note.claim, "kind": kind, "now": when(note.at), "known": known}
+                notes.add_note(c, ids[note.paper], account, note.text, **more)
                 new["notes"] += 1
         for search in bundle.searches[: library.MAX_SEARCHES]:
             if search.query.strip():

@@ -46,7 +46,7 @@ class Settings:
     @property
     def allowed_hosts(self) -> frozenset[str]:
         """Values of the Host header that are answered (a guard against DNS rebinding)."""
-        named = urlsplit(self.address).netloc
+        named = urlsplit(self.address).netloc.lower()
         local = {f"{h}:{self.port}" for h in ("127.0.0.1", "localhost", "[::1]")} if self._is_local else set()
         return frozenset({named, *local})
 

@@ -62,10 +62,15 @@ _MERGED = (
 )  # fmt: skip
 
 
-def changed_fields(row: dict[str, Any], record: PaperRecord) -> dict[str, Any]:
-    """What a re-import would change: never a value into nothing, never a newer version into an older one."""
+def changed_fields(row: dict[str, Any], record: PaperRecord, *, again: bool = False) -> dict[str, Any]:
+    """What a re-import would change: never a value into nothing, never a newer version into an older one.
+
+    A paper that came `again` in the same import fills gaps only, unless it is a newer version: else the two would
+    overwrite each other whenever the file is imported.
+    """
     new = record.columns()
-    if (record.arxiv_version or 0) < (row["arxiv_version"] or 0):
+    newer = (record.arxiv_version or 0) - (row["arxiv_version"] or 0)
+    if newer < 0 or (again and newer == 0):
         return {k: new[k] for k in _MERGED if new[k] and not row[k]}
     if row["source"] == "catalogue":  # our own cards know better; only gaps are filled, and not by a day inferred
         inferred = ("published_at",) if record.published_inferred else ()
@@ -73,8 +78,13 @@ def changed_fields(row: dict[str, Any], record: PaperRecord) -> dict[str, Any]:
     return {k: new[k] for k in _MERGED if new[k] and new[k] != row[k]}
 
 
-def _changes(row: dict[str, Any], record: PaperRecord, may_change: MayChange | None) -> dict[str, Any]:
-    changes = changed_fields(row, record)
+def _changes(
+    row: dict[str, Any], record: PaperRecord, may_change: MayChange | None, met: set[int] | None = None
+) -> dict[str, Any]:
+    """`changed_fields` where changes are allowed; `met` are the papers that this import has met, and this one joins."""
+    met = set() if met is None else met
+    changes = changed_fields(row, record, again=row["id"] in met)
+    met.add(row["id"])
     return changes if changes and (may_change is None or may_change(row)) else {}
 
 
@@ -82,12 +92,13 @@ def preview(db: Database, records: Iterable[PaperRecord], may_change: MayChange 
     """What `add_all` would do; nothing is written. A record twice in the same import is a duplicate of itself."""
     out: list[Match] = []
     fresh: dict[str, list[PaperRecord]] = {}
+    met: set[int] = set()
     keys: dict[tuple[str, str], None] = {}
     with db.engine.connect() as c:
         for record in records:
             row = find_existing(c, record)
             if row is not None:
-                changes = tuple(_changes(row, record, may_change))
+                changes = tuple(_changes(row, record, may_change, met))
                 out.append(Match(record, "changed" if changes else "duplicate", row["id"], changes))
             elif any(k in keys for k in _aliases(record)) or any(
                 same_abstract(f.abstract, record.abstract) for f in fresh.get(record.norm_hash, ())
@@ -103,6 +114,7 @@ def preview(db: Database, records: Iterable[PaperRecord], may_change: MayChange 
 def add(
     c: sa.Connection, record: PaperRecord, *, source: str, now: int, by: str = "import", account: int | None = None,
     weight: float = h.NEW, taken: set[str] | None = None, may_change: MayChange | None = None,
+    met: set[int] | None = None,
 ) -> Match:  # fmt: skip
     """Store one record: new, merged into what we have (as a new version), or nothing to do.
 
@@ -110,7 +122,7 @@ def add(
     """
     row = find_existing(c, record)
     if row is not None:
-        changes = _changes(row, record, may_change)
+        changes = _changes(row, record, may_change, met)
         if changes:
             edit(c, row["id"], changes, expected=row["version"], by=by, now=now)
         return Match(record, "changed" if changes else "duplicate", row["id"], tuple(changes))
@@ -161,6 +173,7 @@ def add_all(
     with db.begin() as c:
         taken = set(c.execute(sa.select(t.paper.c.slug)).scalars())
         matches: list[Match] = []
+        met: set[int] = set()
         for start in range(0, len(records), TOGETHER):
             part = records[start : start + TOGETHER]
             seen = _known(c, part)
@@ -170,7 +183,8 @@ def add_all(
                 if keys & seen:
                     matches += _add_new(c, fresh, source=source, now=now, by=by, weight=weight, taken=taken)
                     fresh = []
-                    more: dict[str, Any] = {"weight": weight, "taken": taken, "may_change": may_change}
+                    met |= {m.paper_id for m in matches if m.paper_id is not None}
+                    more: dict[str, Any] = {"weight": weight, "taken": taken, "may_change": may_change, "met": met}
                     matches.append(add(c, record, source=source, now=now, by=by, **more))
                 else:
                     fresh.append(record)

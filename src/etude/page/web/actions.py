@@ -1,10 +1,12 @@
 """What readers do: vote, save, run, import, submit. Always a POST with the form's token; then back to a page."""
 
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Form, Request, UploadFile
+from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 
 from etude import ROOMS
 from etude.errors import DataError, UsageError
@@ -12,7 +14,7 @@ from etude.lab.registry import runnable
 from etude.page import store
 from etude.page import tables as t
 from etude.page.importers import read
-from etude.page.importers.reading import decode, guess
+from etude.page.importers.reading import MAX_BYTES, decode, guess
 from etude.page.records import check_identifiers, make_record
 from etude.page.search.lexical import index_matches, reindex
 from etude.page.security import limit, new_token, safe_next, token_hash
@@ -59,13 +61,22 @@ def run_here(request: Request, slug: str, csrf: Token, tier: Token = "quick") ->
 
 
 @router.post("/import")
-def import_preview(request: Request, csrf: Token, text: Token = "", file: UploadFile | None = None) -> Response:
+async def import_form(request: Request) -> Response:
+    """What was pasted or uploaded; a pasted text may be as long as a file."""
+    form = await request.form(max_part_size=MAX_BYTES)
+    csrf, text, file = form.get("csrf"), form.get("text"), form.get("file")
+    typed, pasted = (value if isinstance(value, str) else "" for value in (csrf, text))
+    upload = file.file if isinstance(file, UploadFile) and file.filename else None
+    return await run_in_threadpool(_preview, request, typed, pasted, upload)
+
+
+def _preview(request: Request, csrf: str, text: str, upload: BinaryIO | None) -> Response:
     """Read an import and show what it would do; nothing is stored but the text itself, for the confirmation."""
     check_form(request, csrf)
     account = require_account(request)
     s = site(request)
     count(request, "import")
-    raw: bytes | str = file.file.read() if file is not None and file.filename else text
+    raw: bytes | str = text if upload is None else upload.read()
     try:
         plain = decode(raw)
         reading = read(plain, now=s.now)

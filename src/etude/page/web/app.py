@@ -93,7 +93,7 @@ def create_app(settings: Settings, **site_options: Any) -> FastAPI:
 async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
     """Host, size, cookie and origin before a view; headers after it."""
     s: Site = request.app.state.site
-    if request.headers.get("host", "") not in s.settings.allowed_hosts:
+    if request.headers.get("host", "").lower() not in s.settings.allowed_hosts:
         return PlainTextResponse("unknown host", status_code=421)
     most = MAX_API_BODY if request.url.path.startswith("/api/") else MAX_BODY
     if int(request.headers.get("content-length") or 0) > most:
@@ -103,7 +103,7 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
     request.state.cookie = cookie = secrets.token_urlsafe(32) if fresh else cookie
     if request.method not in SAFE and not _exempt(request):
         origin = request.headers.get("origin")
-        if origin not in (None, "null") and urlsplit(origin).netloc not in s.settings.allowed_hosts:
+        if origin not in (None, "null") and urlsplit(origin).netloc.lower() not in s.settings.allowed_hosts:
             return await _etude_error(request, Forbidden("this form was sent from another site"))
     if request.method not in SAFE and "transfer-encoding" in request.headers:
         return PlainTextResponse("say how long it is", status_code=411)

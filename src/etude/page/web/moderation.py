@@ -1,5 +1,6 @@
 """Notes on claims, the moderators' page, pins and hidden papers, edits with a check of the version."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import sqlalchemy as sa
@@ -15,11 +16,13 @@ from etude.page.records import check_identifiers, make_record
 from etude.page.store import EditConflict
 from etude.page.web.context import Forbidden, Site, check_form, count, require_account, require_role, site
 from etude.page.web.pages import find_paper
-from etude.page.web.render import render
+from etude.page.web.render import iso, render
 
 router = APIRouter(include_in_schema=False)
 Text = Annotated[str, Form()]
-FIELDS = ("title", "abstract", "authors", "venue", "room", "arxiv_id", "doi", "url", "code_url", "tags")
+FIELDS = (
+    "title", "abstract", "authors", "published_at", "venue", "room", "arxiv_id", "doi", "url", "code_url", "tags",
+)  # fmt: skip
 
 
 @router.post("/paper/{slug}/notes")
@@ -105,7 +108,23 @@ def _values(s: Site, paper: dict[str, Any]) -> dict[str, str]:
     own = t.paper_tag.c
     tags = s.db.rows(sa.select(own.tag).where(own.paper_id == paper["id"]).order_by(own.tag))
     lists = {"authors": "; ".join(a["name"] for a in paper["authors"]), "tags": ", ".join(r["tag"] for r in tags)}
-    return {k: paper[k] or "" for k in FIELDS if k not in lists} | lists
+    return (
+        {k: paper[k] or "" for k in FIELDS if k not in lists}
+        | lists
+        | {"published_at": iso(paper["published_at"])[:10]}
+    )
+
+
+def _day(text: str, paper: dict[str, Any]) -> int | None:
+    """A day as typed; the time of a day that is unchanged stays."""
+    if not text.strip():
+        return None
+    if text.strip() == iso(paper["published_at"])[:10]:
+        return int(paper["published_at"])
+    try:
+        return int(datetime.strptime(text.strip(), "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
+    except ValueError:
+        raise UsageError(f"{text[:40]!r} is no day: write it as 2017-06-12") from None
 
 
 def _form(
@@ -129,19 +148,23 @@ def edit_page(request: Request, slug: str) -> Response:
 def edit_form(
     request: Request, slug: str, csrf: Text, version: Annotated[int, Form()], title: Text = "", abstract: Text = "",
     authors: Text = "", venue: Text = "", room: Text = "", arxiv_id: Text = "", doi: Text = "", url: Text = "",
-    code_url: Text = "", tags: Text = "",
+    code_url: Text = "", tags: Text = "", published_at: Annotated[str | None, Form()] = None,
 ) -> Response:  # fmt: skip
     """Change a paper; when somebody was quicker, both texts are shown and nothing is overwritten."""
     check_form(request, csrf)
     s, paper = site(request), _editable(request, slug)
     account = require_account(request)
     count(request, "edit")
-    values = {"title": title, "abstract": abstract, "authors": authors, "venue": venue, "room": room,
-              "arxiv_id": arxiv_id, "doi": doi, "url": url, "code_url": code_url, "tags": tags}  # fmt: skip
+    published_at = iso(paper["published_at"])[:10] if published_at is None else published_at
+    values = {
+        "title": title, "abstract": abstract, "authors": authors, "venue": venue, "room": room, "arxiv_id": arxiv_id,
+        "doi": doi, "url": url, "code_url": code_url, "tags": tags, "published_at": published_at,
+    }  # fmt: skip
     try:
         if room and room not in ROOMS:
             raise UsageError(f"there is no room {room!r}")
-        lists = {"authors": [a for a in authors.split(";") if a.strip()], "tags": tags.split(",")}
+        lists: dict[str, Any] = {"authors": [a for a in authors.split(";") if a.strip()], "tags": tags.split(",")}
+        lists["published_at"] = _day(published_at, paper)
         check_identifiers(values)
         record = make_record(**(values | lists | {"room": room or None, "venue": venue or None}))
         notes.edit_paper(s.db, paper["id"], record, expected=version, by=account, now=s.now)

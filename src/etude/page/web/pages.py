@@ -213,9 +213,9 @@ def paper_page(request: Request, slug: str) -> Response:
     runs = [r for r in s.ledger.latest(slug) if not r["record"].get("user_data")] if card else []
     plots = []
     if runs:
-        from etude.lab.vega import to_svg
+        from etude.lab.vega import figure
 
-        plots = [{"svg": to_svg(p["spec"]), "caption": p["caption"]} for p in runs[0]["record"].get("plots", [])]
+        plots = [figure(p) for p in runs[0]["record"].get("plots", [])]
     stale = bool(runs) and is_stale(runs[0]["record"], s.digest(slug, runs[0]["tier"]))
     log = t.verdict_log.c
     history = s.db.rows(
