@@ -263,6 +263,12 @@ def test_new_paper_in_a_copy_of_the_checkout(tmp_path):
     assert json.loads(run.stdout)[0]["state"] == "done"
     test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "tests")]
     assert subprocess.run(test, cwd=tmp_path, env=os.environ | env, check=False).returncode == 0
+    study = tmp_path / "src" / "etude" / "studies" / "my_paper.py"
+    study.write_text(study.read_text() + "def broken(:\n")
+    one_line(etude("run", "my-paper", cwd=tmp_path, env=env), 3, "my_paper.py", "line")
+    said = etude("verdicts", "my-paper", "--json", cwd=tmp_path, env=env)  # what was measured is still shown
+    assert said.returncode == 0, said.stderr
+    assert all(v["stale"] for v in json.loads(said.stdout))
 
 
 def test_confirm(done):

@@ -126,14 +126,14 @@ def confirm(
     """
     from etude.lab.confirm import confirm as measure_again
     from etude.lab.console import StudyProgress
-    from etude.lab.digest import code_digest, is_stale
+    from etude.lab.digest import is_stale
     from etude.lab.ledger import Ledger
-    from etude.lab.registry import runnable
+    from etude.lab.registry import present_digest, runnable
 
     store = Ledger(ledger)
     stale = [
         r["slug"] for r in store.latest() if r["tier"] == tier and r["slug"] in runnable()
-        and not r["record"].get("user_data") and is_stale(r["record"], code_digest(r["slug"], tier))
+        and not r["record"].get("user_data") and is_stale(r["record"], present_digest(r["slug"], tier))
     ]  # fmt: skip
     found = []
     for slug in slugs or stale:

@@ -6,10 +6,10 @@ from typing import Any
 
 from etude import catalogue
 from etude.errors import UsageError
-from etude.lab.digest import code_digest, is_stale
+from etude.lab.digest import is_stale
 from etude.lab.judge import Verdict, verdict_for
 from etude.lab.ledger import Ledger
-from etude.lab.registry import runnable
+from etude.lab.registry import present_digest
 
 
 def run_verdicts(ledger: Ledger, run: Mapping[str, Any]) -> list[Verdict]:
@@ -18,7 +18,7 @@ def run_verdicts(ledger: Ledger, run: Mapping[str, Any]) -> list[Verdict]:
     paper = catalogue.load(slug)
     rows = ledger.measurements(run["id"])
     protocols = list(dict.fromkeys(r["protocol"] for r in rows))
-    stale = is_stale(run["record"], code_digest(slug, run["tier"]) if slug in runnable() else None)
+    stale = is_stale(run["record"], present_digest(slug, run["tier"]))
     out = []
     for claim in paper.claims:
         for protocol in protocols:

@@ -10,10 +10,9 @@ import sqlalchemy as sa
 from fastapi import Request
 
 from etude.errors import EtudeError
-from etude.lab.digest import code_digest
 from etude.lab.ledger import Ledger
 from etude.lab.queue import Queue
-from etude.lab.registry import runnable
+from etude.lab.registry import present_digest
 from etude.page import tables as t
 from etude.page.accounts import rotate, session_of
 from etude.page.authorship import authors_of
@@ -44,7 +43,7 @@ class Site:
     kept: Kept = field(init=False)
     searches: dict[str, list[int]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _digests: dict[tuple[str, str], str] = field(default_factory=dict)
+    _digests: dict[tuple[str, str], str | None] = field(default_factory=dict)
     _verdicts: tuple[int | None, dict[str, list[dict[str, Any]]]] = (-1, {})
 
     def __post_init__(self) -> None:
@@ -85,10 +84,8 @@ class Site:
 
     def digest(self, slug: str, tier: str) -> str | None:
         """Today's code digest of a study at a tier, None where there is none; computed once a process."""
-        if slug not in runnable():
-            return None
         if (slug, tier) not in self._digests:
-            self._digests[slug, tier] = code_digest(slug, tier)
+            self._digests[slug, tier] = present_digest(slug, tier)
         return self._digests[slug, tier]
 
     def verdicts(self, slugs: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
