@@ -151,6 +151,7 @@ def test_the_library_gives_the_same_as_the_command_line(done):
         (("run", SLUG, "--resume", "--fresh"), ("contradict",)),
         (("run", SLUG, "--tier", "gpu"), ("CUDA",)),
         (("show", "nothing"), ("nothing",)),
+        (("show", "gpicl", "--settings"), ("no study yet",)),
         (("verdicts", "nothing"), ("nothing",)),
         (("papers", "--room", "attic"), ("attic", "layers")),
         (("data", "fetch", "mnisd"), ("mnisd", "mnist")),
@@ -269,6 +270,18 @@ def test_new_paper_in_a_copy_of_the_checkout(tmp_path):
     said = etude("verdicts", "my-paper", "--json", cwd=tmp_path, env=env)  # what was measured is still shown
     assert said.returncode == 0, said.stderr
     assert all(v["stale"] for v in json.loads(said.stdout))
+
+
+def test_settings_of_a_study(tmp_path):
+    text = etude("show", SLUG, "--settings", cwd=tmp_path)
+    assert text.returncode == 0, text.stderr
+    assert "n_seeds" in text.stdout
+    found = json.loads(etude("show", SLUG, "--settings", "--json", cwd=tmp_path).stdout)
+    assert found["kinds"]
+    by_name = {s["name"]: s for s in found["settings"]}
+    assert by_name["n_seeds"]["values"]["quick"] == 3
+    assert "seeds" in by_name["n_seeds"]["what"] or "repetitions" in by_name["n_seeds"]["what"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_confirm(done):

@@ -65,6 +65,7 @@ def test_the_thesis_settings_and_the_users_documents_run():
     assert len(task.test) == config.test_rows * 8 + 1
     for arm in ("grid_ensemble", "grid_mc_dropout"):
         found = list(the_study.measure(Job("trained", arm, (1,), config, task)))
+        assert {m.arm for m in found} <= set(the_study.arms)
         assert {m.metric for m in found if m.arm == arm} >= {"perplexity", "perplexity_change", "signal_change"}
 
 

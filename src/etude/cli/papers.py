@@ -54,21 +54,29 @@ def papers(
     out.print(f"{len(found)} papers, {sum(p.slug in can for p in found)} run. Next: etude show SLUG")
 
 
-def show(slug: str, *, ledger: LedgerOption = None, json_: Json = False) -> None:
+def show(
+    slug: str, *, settings: Annotated[bool, Flag] = False, ledger: LedgerOption = None, json_: Json = False
+) -> None:  # fmt: skip
     """Show a paper: its card, its claims with the newest verdicts, how to use the method.
 
     Parameters
     ----------
     slug
         The paper, e.g. pointer-networks.
+    settings
+        Show instead what `etude run SLUG --set name=value` can change, with the values of each tier, and which kinds
+        of data `--data` takes.
     ledger
         Path or URL of the ledger (default: ETUDE_LEDGER or etude.sqlite).
     json_
         One JSON document on standard output.
     """
-    from etude.lab.paperview import known_verdicts, print_paper
+    from etude.lab.paperview import known_verdicts, print_paper, print_settings, study_settings
 
     paper = catalogue.load(slug)
+    if settings:
+        found = study_settings(slug)
+        return emit(found) if json_ else print_settings(out, found)
     said = known_verdicts(ledger, slug)
     if json_:
         return emit(paper.model_dump(mode="json") | {"verdicts": [finite(v.record()) for v in said]})

@@ -92,7 +92,9 @@ def run(
             err.print(f"[yellow]skipped[/] {r.slug}, {protocol}: {escape(why)}", soft_wrap=True)
         if r.errors:
             more = f" (and {len(r.errors) - 1} more)" if len(r.errors) > 1 else ""
-            err.print(f"[red]broken[/] {r.slug}: {escape(r.errors[0])}{more}", soft_wrap=True)
+            if user is not None:
+                more += f"; if your data are too few for it, set smaller sizes: etude show {r.slug} --settings"
+            err.print(f"[red]broken[/] {r.slug}: {escape(r.errors[0])}{escape(more)}", soft_wrap=True)
     if page is not None and not json_:
         out.print(f"Report: {page}", soft_wrap=True)
     wholly_skipped = [r for r in results if r.state == "skipped" and r.slug in slugs]

@@ -1,5 +1,6 @@
 """The terminal's view of a paper, of the data sources and of the installation."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from etude.catalogue.card import Paper
 from etude.lab.console import STYLE, interval, plain_table, rule
 from etude.lab.judge import Verdict
 from etude.lab.ledger import Ledger, default_url
-from etude.lab.registry import runnable
+from etude.lab.registry import runnable, study
 from etude.lab.verdicts import verdicts
 
 
@@ -57,7 +58,40 @@ def print_paper(console: Console, paper: Paper, said: Sequence[Verdict]) -> None
         console.print("\n[bold]Use it[/]")
         console.print(Syntax(paper.usage.strip(), "python", background_color="default"))
     runs = paper.slug in runnable()
-    console.print(f"\nRe-test it: etude run {paper.slug}" if runs else "\nNo study yet: not runnable.")
+    again = f"Re-test it: etude run {paper.slug} (its settings: etude show {paper.slug} --settings)"
+    console.print(f"\n{again}" if runs else "\nNo study yet: not runnable.")
+
+
+def study_settings(slug: str) -> dict[str, Any]:
+    """What a run of a paper can be told: kinds of one's own data, and each setting with its value at every tier.
+
+    Raises
+    ------
+    UsageError
+        If no such paper exists, or it has no study yet.
+    """
+    found = study(slug)
+    values = {tier: config.model_dump(mode="json") for tier, config in found.configs.items()}
+    settings = [
+        {"name": name, "values": {tier: v[name] for tier, v in values.items()}, "what": field.description or ""}
+        for name, field in type(found.configs["quick"]).model_fields.items()
+    ]
+    return {"slug": slug, "kinds": list(found.kinds), "settings": settings}
+
+
+def print_settings(console: Console, found: Mapping[str, Any]) -> None:
+    """A table of `study_settings`."""
+    tiers = list(found["settings"][0]["values"])
+    table = plain_table("setting", *tiers, "what")
+    for one in found["settings"]:
+        cells = [escape(json.dumps(one["values"][t])) for t in tiers]
+        table.add_row(one["name"], *cells, escape(" ".join(one["what"].split())))
+    console.print(table)
+    kinds = ", ".join(found["kinds"])
+    console.print(f"Change one: etude run {found['slug']} --set {found['settings'][0]['name']}=...")
+    console.print(
+        f"Your own data (--data PATH): {kinds}" if kinds else "This study takes no data of your own (--data)."
+    )
 
 
 def source_records() -> list[dict[str, Any]]:

@@ -73,6 +73,7 @@ class RecodingStudy(Study):
         "trained_without_tested_without": Arm("trained without, tested without", role="baseline", derived=True),
         "garden_path": Arm("strings whose cue contradicts their likely reading", role="reference", protocols=WORDS),
         **{name: Arm("trained and tested with the thesis' settings", protocols=("trained",)) for name in GRID},
+        **{f"{name}_tested_without": Arm("the same net, read without", role="ablation", derived=True) for name in GRID},
     }  # fmt: skip
 
     def task(self, protocol: str, config: RecodingConfig) -> problems.Corpus:
