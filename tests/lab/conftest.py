@@ -99,9 +99,6 @@ def toy(monkeypatch, tmp_path):
     registry.study.cache_clear()
     registry.runnable.cache_clear()
     monkeypatch.setattr(registry, "runnable", lambda: ("toy-study",))
-    from etude.lab import verdicts
-
-    monkeypatch.setattr(verdicts, "runnable", lambda: ("toy-study",))
     old = digest._path
     monkeypatch.setattr(
         digest, "_path", lambda m: folder / "toy_study.py" if m == "etude.studies.toy_study" else old(m)

@@ -74,3 +74,16 @@ def test_a_broken_study_is_said(queue, toy, monkeypatch):
     row = queue.get(request)
     assert row["state"] == "broken"
     assert "no luck" in row["error"]
+
+
+def test_a_fault_outside_the_study_ends_the_request_not_the_worker(queue, toy, monkeypatch, capsys):
+    def boom(*_, **__):
+        raise ImportError("half loaded")
+
+    monkeypatch.setattr("etude.lab.queue.run_study", boom)
+    request = queue.ask(toy)
+    assert work_one(queue, "w", jobs=1)
+    row = queue.get(request)
+    assert (row["state"], row["error"]) == ("broken", "ImportError: half loaded")
+    assert "half loaded" in capsys.readouterr().err
+    assert not work_one(queue, "w", jobs=1)

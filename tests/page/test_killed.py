@@ -214,3 +214,21 @@ def test_a_worker_ends_with_its_killed_server(tmp_path, make_server):
         server.start()
     finally:
         server.stop()
+
+
+def test_a_killed_worker_is_replaced(tmp_path, make_server):
+    """kill -9 of the worker alone: the server starts another one."""
+    import psutil
+
+    server = make_server(tmp_path, 1).start()
+    try:
+        own = psutil.Process(server.process.pid)
+        (worker,) = own.children()
+        worker.kill()
+        until = time.monotonic() + 60
+        while not (alive := [c for c in own.children() if c.pid != worker.pid and c.status() != "zombie"]):
+            assert time.monotonic() < until, "no other worker was started"
+            time.sleep(0.2)
+        assert "worker" in alive[0].cmdline()
+    finally:
+        server.stop()

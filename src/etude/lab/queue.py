@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -170,6 +171,9 @@ def work_one(queue: Queue, worker: str, *, jobs: int | None = None) -> bool:
         return True
     except EtudeError as error:
         queue.finish(request["id"], worker, "broken", error=str(error))
+    except Exception as error:  # a fault of ours: said on the page, and the worker goes on with the next request
+        traceback.print_exc()
+        queue.finish(request["id"], worker, "broken", error=f"{type(error).__name__}: {error}")
     finally:
         ended.set()
         keeper.join(timeout=5)

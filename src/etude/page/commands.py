@@ -80,15 +80,31 @@ def serve(
     command = [sys.executable, "-m", "etude.cli", "worker"] + (["--ledger", ledger] if ledger else [])
     environment = os.environ | {PARENT: str(os.getpid())}
     children = [subprocess.Popen(command, env=environment) for _ in range(workers)]
+    keeper = threading.Thread(target=_keep, args=(children, command, environment, stop), daemon=True)
+    keeper.start()
     out.print(f"Etude on {settings.address} (Ctrl-C stops it)")
     try:
         uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
     finally:
         stop.set()
+        keeper.join(timeout=10)  # so that it starts none that nobody ends
         for child in children:
             child.terminate()
         for child in children:
             child.wait()
+
+
+def _keep(children: list[Any], command: list[str], environment: dict[str, str], stop: threading.Event) -> None:
+    """Put another worker in the place of one that died; sooner or later, should it die at once every time."""
+    import subprocess
+
+    pause = 1.0
+    while not stop.wait(pause):
+        dead = [i for i, child in enumerate(children) if child.poll() is not None]
+        for i in dead:
+            out.print(f"worker {children[i].pid} ended with {children[i].returncode}: another one is started")
+            children[i] = subprocess.Popen(command, env=environment)
+        pause = min(60.0, 2 * pause) if dead else max(1.0, 0.9 * pause)
 
 
 def _send_mails(settings: Any, stop: threading.Event) -> None:
@@ -127,9 +143,11 @@ def worker(*, ledger: LedgerOption = None, jobs: int | None = None, once: Annota
         return
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    threading.Thread(target=_embed, args=(ledger, stop), daemon=True).start()
+    ready = threading.Event()  # two threads that import large packages at once can find each other's half done
+    threading.Thread(target=_embed, args=(ledger, stop, ready), daemon=True).start()
     threading.Thread(target=_follow_ledger, args=(ledger, stop), daemon=True).start()
     threading.Thread(target=_leave_with_parent, args=(stop,), daemon=True).start()
+    ready.wait()
     work(queue, jobs=jobs, stop=stop)
 
 
@@ -171,8 +189,11 @@ def _leave_with_parent(stop: threading.Event) -> None:
             stop.set()
 
 
-def _embed(ledger: str | None, stop: threading.Event) -> None:
-    """Make the vectors of new papers while the worker has nothing else to say about it, after everybody else."""
+def _embed(ledger: str | None, stop: threading.Event, ready: threading.Event) -> None:
+    """Make the vectors of new papers while the worker has nothing else to say about it, after everybody else.
+
+    `ready` is set when all that it needs is loaded, or cannot be.
+    """
     import os
 
     from etude.errors import EtudeError
@@ -184,8 +205,11 @@ def _embed(ledger: str | None, stop: threading.Event) -> None:
     db = Database(ledger)
     try:
         encode = load_encoder()
+        encode(["the first call loads what is left"])
     except EtudeError:  # without the extra `hf` search is by words, and the page says so
         return
+    finally:
+        ready.set()
     forget_other_models(db)
     while not stop.is_set():
         if embed_pending(db, encode) == 0:

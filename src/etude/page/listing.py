@@ -65,7 +65,9 @@ def condition(f: Filters) -> sa.ColumnElement[bool]:
         if any(tags):
             parts.append(p.id.in_(sa.select(t.paper_tag.c.paper_id).where(t.paper_tag.c.tag.in_(tags))))
     for names in ((f.author,), f.authors):
-        said = [_like(json.dumps(name)[1:-1]) for name in names if name]
+        # LIKE is blind to the case of plain letters only; the others are escapes in the stored text
+        cases = dict.fromkeys(case for name in names if name for case in (name, name.lower(), name.title()))
+        said = [_like(json.dumps(case)[1:-1]) for case in cases]
         if said:
             parts.append(sa.or_(*(sa.cast(p.authors, sa.Text).ilike(name, escape="\\") for name in said)))
     if f.venue:
