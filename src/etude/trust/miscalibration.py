@@ -119,7 +119,7 @@ def miscalibration(g: Any, p: Any, bins: Bins = "levels") -> Miscalibration:
     bin_of, n_bins = bins_by_level(g_values, g_values, bins)
     g_mass = np.bincount(bin_of, weights=g_values, minlength=n_bins).astype(float)
     p_mass = np.bincount(bin_of, weights=p_values, minlength=n_bins).astype(float)
-    return Miscalibration(grouped_miscalibration(g_values, g_values, p_values, bins), BinMasses(g_mass, p_mass))
+    return Miscalibration(_half_gap(bin_of, n_bins, g_values, p_values), BinMasses(g_mass, p_mass))
 
 
 def grouped_miscalibration(level: Floats, g_mass: Floats, p_mass: Floats, bins: Bins = "levels") -> float:
@@ -131,6 +131,10 @@ def grouped_miscalibration(level: Floats, g_mass: Floats, p_mass: Floats, bins: 
         (m,): probability of one fact, and mass of all the facts of the entry under g and under p.
     """
     bin_of, n_bins = bins_by_level(level, g_mass, bins)
+    return _half_gap(bin_of, n_bins, g_mass, p_mass)
+
+
+def _half_gap(bin_of: NDArray[np.int64], n_bins: int, g_mass: Floats, p_mass: Floats) -> float:
     gap = np.bincount(bin_of, weights=p_mass - g_mass, minlength=n_bins)
     return float(0.5 * np.abs(gap).sum())
 

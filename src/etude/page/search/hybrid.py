@@ -64,8 +64,9 @@ def search(
         words = lexical.rank(c, query, depth=DEPTH, within=within)
     similar = []
     if meaning is not None and query.text:
-        deep = meaning.rank(query.text, DEPTH if within is None else NARROWED_DEPTH)
-        similar = _let_through(db, deep, narrowed)[:DEPTH]
+        similar = meaning.rank(query.text, DEPTH if within is None else NARROWED_DEPTH)
+        if within is not None:
+            similar = _let_through(db, similar, narrowed)[:DEPTH]
     if query.phrases and similar:
         similar = [i for i in similar if all(_holds_any(db, i, [phrase]) for phrase in query.phrases)]
     if query.excluded and similar:
