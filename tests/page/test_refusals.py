@@ -4,6 +4,8 @@ import base64
 import json
 import time
 from datetime import datetime
+from email import message_from_string
+from email.policy import SMTP
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -187,6 +189,11 @@ def test_old_mails_links_work_after_coming_back(single):  # noqa: F811
     assert subscribe.by_token(s.db, s.settings, old) is not None
 
 
+def bodies(raw):
+    """What a reader sees of a mail: its message id and its boundaries are drawn anew each time."""
+    return [part.get_content() for part in message_from_string(raw, policy=SMTP).walk() if not part.is_multipart()]
+
+
 def test_a_mail_that_is_sent_is_short_enough(single):  # noqa: F811
     s, now = single.site, int(single.site.now)
     with s.db.begin() as c:
@@ -199,5 +206,5 @@ def test_a_mail_that_is_sent_is_short_enough(single):  # noqa: F811
     assert compose.due(s.db, s.settings, now) == 1
     sent = s.db.rows(sa.select(t.outbox))[-1]["raw"]
     assert len(sent.encode()) <= mail.MAX_BYTES
-    assert len(seen.raw) == len(sent)
+    assert bodies(seen.raw) == bodies(sent)
     assert len(s.db.rows(sa.select(t.sent_item))) < 10
