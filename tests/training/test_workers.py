@@ -71,6 +71,13 @@ def test_values_errors_and_deaths(pool: WorkerPool) -> None:
     assert outcomes[("a", "key")].value == 10
 
 
+def test_workers_keep_their_memory_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    with WorkerPool(1) as made:
+        kept = made.map(lambda name: os.environ.get(name), ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"])
+    assert kept == [str(2**25), "1000000"]
+
+
 def test_workers_stay_warm_and_are_single_threaded(pool: WorkerPool) -> None:
     def look() -> tuple[int, int, str, bool]:
         return os.getpid(), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], in_worker()
