@@ -151,6 +151,7 @@ def test_the_library_gives_the_same_as_the_command_line(done):
         (("run", SLUG, "--resume", "--fresh"), ("contradict",)),
         (("run", SLUG, "--tier", "gpu"), ("CUDA",)),
         (("show", "nothing"), ("nothing",)),
+        (("show", SLUG, "gpicl"), ("'gpicl'", "etude show --help")),
         (("show", "gpicl", "--settings"), ("no study yet",)),
         (("verdicts", "nothing"), ("nothing",)),
         (("papers", "--room", "attic"), ("attic", "layers")),

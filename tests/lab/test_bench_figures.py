@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from etude.cli.results import bench
+from etude.errors import UsageError
 from etude.lab.bench import Figure, Ratio, Reading, read_off, run, save
 
 
@@ -53,3 +54,14 @@ def test_what_one_file_measured_stays_when_a_later_one_breaks(tmp_path):
     with pytest.raises(ZeroDivisionError):
         bench(folder=tmp_path)
     assert "| first | reads | 2 ms |" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_only_the_benchmarks_that_are_named_run(tmp_path):
+    made = "from etude.lab.bench import Figure\ndef cases():\n    return [Figure('reads', lambda: {}, 'ms')]\n"
+    for name, value in (("first", "1.0"), ("second", "2.0"), ("third", "1 / 0")):
+        (tmp_path / f"{name}.py").write_text(made.format(value))
+    bench("second", "first", "second", folder=tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| first | reads | 1 ms |" in text and "| second | reads | 2 ms |" in text
+    with pytest.raises(UsageError, match="unknown benchmark 'fourth'"):
+        bench("first", "fourth", folder=tmp_path)

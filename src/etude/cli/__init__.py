@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 from rich.markup import escape
 
 from etude import __version__
@@ -26,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; a user's mistake is one line, never a traceback."""
     try:
         code = app(list(sys.argv[1:] if argv is None else argv), exit_on_error=False, print_error=False)
+    except UnusedCliTokensError as error:
+        extra = " ".join(error.unused_tokens or ())
+        command = " ".join(("etude", *(error.command_chain or ())))
+        return _complain(f"{command} does not take {extra!r}: see {command} --help", 2)
     except CycloptsError as error:
         return _complain(" ".join(str(error).split()), 2)
     except EtudeError as error:

@@ -101,13 +101,13 @@ def import_results(folder: Path = Path("results"), *, ledger: LedgerOption = Non
     out.print(f"{new} runs imported, {known} known already")
 
 
-def bench(name: str | None = None, *, folder: Path = Path("benchmarks"), repeats: int = 5, json_: Json = False) -> None:
+def bench(*names: str, folder: Path = Path("benchmarks"), repeats: int = 5, json_: Json = False) -> None:
     """Measure ours beside the named peers, and the figures to reach, and write the table RESULTS.md.
 
     Parameters
     ----------
-    name
-        Only this benchmark file.
+    names
+        Only these benchmark files (default: all).
     folder
         Where the benchmark files lie.
     repeats
@@ -120,7 +120,8 @@ def bench(name: str | None = None, *, folder: Path = Path("benchmarks"), repeats
     if repeats < 5:
         raise UsageError(f"--repeats {repeats}: a spread needs at least 5 alternations")
     rows: list[lab_bench.Row] = []
-    for file in lab_bench.find(folder, name):
+    files = [file for name in names or (None,) for file in lab_bench.find(folder, name)]
+    for file in dict.fromkeys(files):
         done = []
         for row in lab_bench.run(folder, file.stem, repeats=repeats):
             done.append(row)

@@ -92,7 +92,9 @@ class Database:
     def rows(self, query: Any, parameters: Any = None) -> list[dict[str, Any]]:
         """A read as plain records."""
         with self.engine.connect() as c:
-            return [dict(r._mapping) for r in c.execute(query, parameters)]
+            found = c.execute(query, parameters)
+            names = tuple(found.keys())
+            return [dict(zip(names, row, strict=True)) for row in found.all()]
 
     def stamp(self) -> int | str:
         """A mark that differs from an earlier one when anything was committed in between, by whomever."""

@@ -94,8 +94,11 @@ def _text(request: Request, name: str, who: Reader, values: dict[str, Any]) -> s
         key = (*shown, repr(row["badge"]), tuple(row["tags"]), row.get("reason"))
         return s.kept.piece(key, lambda: _env.get_template("_body.html.j2").render(row=row))
 
+    url = request.url
+    here = f"{url.path}?{url.query}" if url.query and request.method == "GET" else url.path
     values = values | {
-        "request": request, "body": body, "reader": who, "settings": s.settings, "now": s.now, "version": __version__,
+        "request": request, "here": here, "body": body, "reader": who, "settings": s.settings, "now": s.now,
+        "version": __version__,
         "feed": not s.settings.static or bool(s.settings.base_url),
         "link": lambda **changes: with_query(request, **changes),
     }  # fmt: skip
