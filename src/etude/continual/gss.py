@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from etude.continual.buffers import warn_if_few
+from etude.continual.gradient_directions import Directions, FlatGradients, factored_gradients, linear_chain
 from etude.continual.heads import check_labels
 from etude.data.randomness import stream
-from etude.layers.distances import cosine_similarities
 from etude.layers.modes import evaluating
 from etude.training.gradients import per_sample_gradients
 
@@ -116,8 +116,8 @@ class GSSBuffer:
             return places
         with evaluating(self.model), torch.no_grad():
             check_labels(self.model(x[:1]), y)
-        g = self.gradients(x, y)
-        fine = torch.isfinite(g).all(1).nonzero()[:, 0]
+        g = self._directions(x[:, None], y[:, None])
+        fine = g.finite().nonzero()[:, 0]
         self.num_rejected += len(x) - len(fine)
         room = fine[: max(0, self.size - len(self))]
         rest = fine[len(room) :]
@@ -159,17 +159,17 @@ class GSSBuffer:
         self._y = y if self._y is None else torch.cat([self._y, y.to(self._y)])
         self.scores = torch.cat([self.scores, scores])
 
-    def _replace(self, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    def _replace(self, x: Tensor, y: Tensor, g: Directions) -> Tensor:
         """The rule for a full buffer."""
         assert self._x is not None and self._y is not None
         memory = self._memory()
         places = torch.full((len(x),), -1)
-        if float(cosine_similarities(g.mean(0, keepdim=True), memory).max()) >= self.threshold:
+        if float(g.mean().cosines(memory).max()) >= self.threshold:
             return places
         weights = candidate_weights(self.scores) + 1e-9  # equal scores: any sample may go
         count = min(len(x), len(self))
         chosen = torch.multinomial(weights, count, generator=self.generator)
-        new = cosine_similarities(g[:count], memory).max(1).values.cpu()
+        new = g[torch.arange(count)].cosines(memory).max(1).values.float().cpu()
         p = replacement_probability(self.scores[chosen], new)
         taken = torch.rand(count, generator=self.generator) < p
         at, rows = chosen[taken], taken.nonzero()[:, 0]
@@ -179,15 +179,23 @@ class GSSBuffer:
         places[rows] = at
         return places
 
-    def _scores(self, g: Tensor) -> Tensor:
-        return cosine_similarities(g, self._memory()).max(1).values.cpu()
+    def _scores(self, g: Directions) -> Tensor:
+        return g.cosines(self._memory()).max(1).values.float().cpu()
 
-    def _memory(self) -> Tensor:
-        """Gradients of random replay batches, (num_gradients, P)."""
+    def _memory(self) -> Directions:
+        """Gradients of random replay batches, `num_gradients` groups."""
         n = min(self.batch_size, len(self))
         places = torch.stack([self.draw(n) for _ in range(self.num_gradients)])
         x, y = self.rows(places)
-        return self._gradients(x, y)
+        return self._directions(x, y)
+
+    def _directions(self, x: Tensor, y: Tensor) -> Directions:
+        """What is compared, of G groups (G, n, ...): factors where the net allows, else flat gradients."""
+        chain = linear_chain(self.model) if self.parameters == "all" and self.project is None else None
+        if chain is None:
+            return FlatGradients(self._gradients(x, y))
+        with evaluating(self.model):
+            return factored_gradients(chain, self.loss_fn, x, y)
 
     def _gradients(self, x: Tensor, y: Tensor) -> Tensor:
         """Gradients of the mean loss of G groups (G, n, ...), (G, P)."""
