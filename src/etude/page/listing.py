@@ -15,10 +15,11 @@ from etude.page.database import Database
 from etude.page.following import Follow, any_of
 from etude.page.search.query import Query
 
-Sort = Literal["trending", "hot", "slow", "new", "top"]
+Sort = Literal["trending", "hot", "slow", "new", "top", "random"]
 Window = Literal["day", "week", "month", "all"]
 SECONDS = {"day": 86_400, "week": 7 * 86_400, "month": 30 * 86_400}
 COLUMN = {"trending": "heat_72", "hot": "heat_12", "slow": "heat_720"}
+SHUFFLE = 999_983  # a prime: places of the random order
 HALF_LIFE = {"trending": 72.0, "hot": 12.0, "slow": 720.0}
 
 
@@ -136,9 +137,11 @@ def decode_cursor(text: str) -> list[Any]:
 
 def listing(
     db: Database, *, sort: Sort = "trending", window: Window = "all", filters: Filters | None = None, limit: int = 25,
-    cursor: str | None = None, now: int,
+    cursor: str | None = None, now: int, seed: int | None = None,
 ) -> Page:  # fmt: skip
     """Papers in order, pinned ones first on the first page.
+
+    `seed` (None: another one every day) fixes the random order, so that its pages follow one another.
 
     Raises
     ------
@@ -146,12 +149,15 @@ def listing(
         For an unknown sort or window, or a broken cursor.
     """
     p = t.paper.c
-    if sort not in (*COLUMN, "new", "top"):
-        raise UsageError(f"unknown order {sort!r}: choose trending, hot, slow, new or top")
+    if sort not in (*COLUMN, "new", "top", "random"):
+        raise UsageError(f"unknown order {sort!r}: choose trending, hot, slow, new, top or random")
     if window not in (*SECONDS, "all"):
         raise UsageError(f"unknown window {window!r}: choose day, week, month or all")
     key: Any = p[COLUMN[sort]] if sort in COLUMN else p.submitted_at
     query = sa.select(t.paper)
+    if sort == "random":
+        key = _place(p.id, now // 86_400 if seed is None else seed)
+        query = query.add_columns(key.label("place"))
     if sort == "top" and window == "all":  # papers without a vote come last, the newest of them first
         key = p.votes
         query = query.add_columns(key.label("window_votes"))
@@ -176,9 +182,16 @@ def listing(
     following = None
     if len(rows) > limit:
         rows = rows[:limit]
-        name = COLUMN.get(sort, "window_votes" if sort == "top" else "submitted_at")
+        name = (COLUMN | {"top": "window_votes", "random": "place"}).get(sort, "submitted_at")
         following = encode_cursor((rows[-1][name], rows[-1]["id"]))
     return Page([*pinned, *rows], following)
+
+
+def _place(number: Any, seed: int) -> Any:
+    """Where a paper stands in the order of a seed: its number, mixed twice so that neighbours part."""
+    factor = 1 + (seed * 7919 + 104_729) % (SHUFFLE - 1)
+    once = (sa.cast(number, sa.BigInteger) * factor + seed % SHUFFLE) % SHUFFLE
+    return (once * once + factor * once) % SHUFFLE
 
 
 def by_ids(db: Database, ids: Sequence[int], filters: Filters | None = None) -> list[dict[str, Any]]:

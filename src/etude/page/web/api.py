@@ -1,7 +1,6 @@
 """The JSON API: papers, claims, related; and the daily papers in the shape that existing clients read."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
@@ -10,10 +9,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from etude.errors import UsageError
 from etude.lab.registry import runnable
 from etude.page import tables as t
 from etude.page.citations import bibtex, year_of
 from etude.page.listing import listing
+from etude.page.periods import period_of
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, site
 from etude.page.web.finding import find
@@ -23,6 +24,7 @@ from etude.page.web.render import iso
 router = APIRouter(prefix="/api", tags=["papers"])
 Limit = Annotated[int, Query(ge=1, le=100)]
 Since = Annotated[int | None, Query(ge=0, lt=2**62)]
+Seed = Annotated[int | None, Query(ge=0, lt=10**9)]
 
 
 class Problem(BaseModel):
@@ -49,20 +51,23 @@ def public(row: dict[str, Any]) -> dict[str, Any]:
 
 @router.get("/papers", responses=problems(400, 429))
 def papers(
-    request: Request, sort: Literal["trending", "hot", "slow", "new", "top"] = "trending",
+    request: Request, sort: Literal["trending", "hot", "slow", "new", "top", "random"] = "trending",
     window: Literal["day", "week", "month", "all"] = "all", q: Annotated[str, Query(max_length=500)] = "",
     room: str | None = None, since: Since = None, limit: Limit = 25, cursor: str | None = None,
+    seed: Seed = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """A page of papers; `next` is the cursor of the following one. With `q`: what a search finds, best first."""
+    """A page of papers; `next` is the cursor of the following one. With `q`: what a search finds, best first.
+
+    The random order follows `seed`, which is the day's where none is given.
+    """
     s = site(request)
     filters = filters_of(s, request)
+    filters = filters if since is None else replace(filters, since=since)
     if q:
         count_search(request)
-        hits = find(s, parse(q), replace(filters, since=since), limit=limit)
+        hits = find(s, parse(q), filters, limit=limit)
         return {"papers": [public(h.row) | {"reason": h.reason} for h in hits], "next": None}
-    page = listing(
-        s.db, sort=sort, window=window, filters=replace(filters, since=since), limit=limit, cursor=cursor, now=s.now
-    )
+    page = listing(s.db, sort=sort, window=window, filters=filters, limit=limit, cursor=cursor, now=s.now, seed=seed)
     return {"papers": [public(r) for r in page.rows], "next": page.cursor}
 
 
@@ -104,26 +109,6 @@ def claims(request: Request, slug: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "strip"} for row in s.verdicts([slug]).get(slug, [])]
 
 
-def _period(date: str | None, week: str | None, month: str | None, now: int) -> tuple[int, int] | None:
-    try:
-        if date:
-            start = datetime.strptime(date, "%Y-%m-%d").replace(tzinfo=UTC)
-            end = start + timedelta(days=1)
-        elif week:
-            start = datetime.strptime(week + "-1", "%G-W%V-%u").replace(tzinfo=UTC)
-            end = start + timedelta(days=7)
-        elif month:
-            start = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
-            end = (start + timedelta(days=32)).replace(day=1)
-        else:
-            return None
-    except (ValueError, OverflowError) as error:
-        raise HTTPException(400, f"not a date: {date or week or month}") from error
-    if start.timestamp() > now:
-        raise HTTPException(400, "the date lies in the future")
-    return int(start.timestamp()), int(end.timestamp())
-
-
 def _published(row: dict[str, Any]) -> str:
     """When it came out; 1 January where only the year is known, the day of the list where nothing is."""
     year = None if row["published_at"] else year_of(row)
@@ -153,9 +138,12 @@ def daily_papers(
     """Papers of a day, week or month, or the newest, in the shape of the Hugging Face daily papers."""
     s, c = site(request), t.paper.c
     query = sa.select(t.paper).where(c.hidden.is_(False))
-    span = _period(date, week, month, s.now)
+    try:
+        span = period_of({"date": date, "week": week, "month": month}, s.now)
+    except UsageError as error:
+        raise HTTPException(400, str(error)) from error
     if span:
-        query = query.where(c.submitted_at >= span[0], c.submitted_at < span[1])
+        query = query.where(c.submitted_at >= span.start, c.submitted_at < span.end)
     order = c.heat_72 if sort == "trending" else c.submitted_at
     rows = s.db.rows(query.order_by(order.desc(), c.id.desc()).limit(limit).offset(p * limit))
     return [daily(s, r) for r in rows]

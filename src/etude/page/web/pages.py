@@ -26,13 +26,16 @@ from etude.page.identity import arxiv_id, doi
 from etude.page.library import saved_of
 from etude.page.listing import HALF_LIFE, Filters, by_ids, by_slugs, listing, spread, why
 from etude.page.notes import disputed, may_edit, notes_of
+from etude.page.periods import archive, period_of
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, reader, site
 from etude.page.web.finding import find, with_verdict
 from etude.page.web.render import render, render_kept
 
 router = APIRouter(include_in_schema=False)
-SORTS = {"trending": "Trending", "hot": "Hot now", "slow": "Slow burn", "new": "New", "top": "Top"}
+SORTS = {
+    "trending": "Trending", "hot": "Hot now", "slow": "Slow burn", "new": "New", "top": "Top", "random": "Random",
+}  # fmt: skip
 WINDOWS = {"day": "Day", "week": "Week", "month": "Month", "all": "All time"}
 VERDICTS = ("holds", "fails", "inconclusive")
 
@@ -43,9 +46,10 @@ def filters_of(s: Site, request: Request) -> Filters:
     Raises
     ------
     UsageError
-        For a room, year or verdict that does not exist.
+        For a room, year, verdict or period that does not exist.
     """
     q = request.query_params
+    span = period_of(q, s.now)
     room, year, verdict = q.get("room") or None, q.get("year") or None, q.get("verdict") or None
     if room and room not in ROOMS:
         raise UsageError(f"there is no room {room!r}")
@@ -60,7 +64,8 @@ def filters_of(s: Site, request: Request) -> Filters:
         having = with_verdict(s, verdict)
         slugs = having if slugs is None else slugs & having
     years = (int(year), int(year)) if year else (None, None)
-    return Filters(room=room, tag=q.get("tag") or None, year=years, slugs=slugs)
+    since, until = (span.start, span.end) if span else (None, None)
+    return Filters(room=room, tag=q.get("tag") or None, year=years, slugs=slugs, since=since, until=until)
 
 
 def decorate(s: Site, rows: list[dict[str, Any]], account: int | None, sort: str = "trending") -> list[dict[str, Any]]:
@@ -94,15 +99,35 @@ def home(request: Request) -> Response:
 
 def _home(request: Request) -> dict[str, Any]:
     s, q = site(request), request.query_params
-    sort, window = q.get("sort") or "trending", q.get("window") or "all"
-    filters = filters_of(s, request)
-    page = listing(s.db, sort=sort, window=window, filters=filters, cursor=q.get("cursor") or None, now=s.now)  # type: ignore[arg-type]
+    filters, period = filters_of(s, request), period_of(q, s.now)
+    sort = q.get("sort") or ("top" if period else "trending")
+    window = "all" if period else q.get("window") or "all"
+    seed = _seed(q.get("seed"), s.now)
+    page = listing(
+        s.db, sort=sort, window=window, filters=filters, cursor=q.get("cursor") or None, now=s.now, seed=seed  # type: ignore[arg-type]
+    )  # fmt: skip
     rows = spread(page.rows) if sort in HALF_LIFE else page.rows
     return {
         "rows": decorate(s, rows, reader(request).id, sort), "cursor": page.cursor, "sort": sort, "window": window,
         "sorts": SORTS, "windows": WINDOWS, "rooms": ROOMS, "verdict_words": VERDICTS, "formula": FORMULA,
-        "filtered": any(q.get(k) for k in ("room", "tag", "year", "verdict", "runs")),
+        "filtered": any(q.get(k) for k in ("room", "tag", "year", "verdict", "runs")), "period": period, "seed": seed,
+        "following": period.after if period and period.end <= s.now else None,
     }  # fmt: skip
+
+
+def _seed(text: str | None, now: int) -> int:
+    """The seed of the random order in an address; without one it is the day's."""
+    if not text:
+        return now // 86_400
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UsageError(f"{text[:40]!r} is no seed: give a whole number")
+    return int(text)
+
+
+@router.get("/archive", response_class=HTMLResponse)
+def archive_page(request: Request) -> Response:
+    s = site(request)
+    return render_kept(request, "archive.html.j2", lambda: {"months": archive(s.db)})
 
 
 @router.get("/search", response_class=HTMLResponse)

@@ -1,0 +1,153 @@
+"""Days, weeks and months of the archive, and the random order: addresses, pages, API, feeds, both data bases."""
+
+import re
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("fastapi", reason="the extra web is not installed")
+from tests.page.test_community import single  # noqa: F401
+
+from etude.errors import UsageError
+from etude.page import store
+from etude.page import tables as t
+from etude.page.listing import listing
+from etude.page.periods import KINDS, archive, containing, period_of
+from etude.page.records import make_record
+
+NOW = 1_790_000_000  # Monday 21 September 2026
+DAY = 86_400
+TIMES = st.integers(40 * DAY, 4_000_000_000)
+
+
+def at(text):
+    return int(datetime.strptime(text, "%Y-%m-%d %H:%M").replace(tzinfo=UTC).timestamp())
+
+
+@given(st.sampled_from(KINDS), TIMES)
+def test_periods_tile_time(kind, moment):
+    period = containing(kind, moment)
+    assert period.start <= moment < period.end
+    assert period.after.before == period == period.before.after
+    assert period.after.start == period.end
+    assert period_of({kind: period.name}, 5_000_000_000) == period
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "first", "words"),
+    [
+        ("date", "2024-02-29", "2024-02-29 00:00", "29 February 2024"),
+        ("week", "2020-W53", "2020-12-28 00:00", "week 53 of 2020"),
+        ("week", "2021-W01", "2021-01-04 00:00", "week 01 of 2021"),
+        ("month", "2025-12", "2025-12-01 00:00", "December 2025"),
+    ],
+)
+def test_names_are_those_of_the_calendar(kind, name, first, words):
+    period = period_of({kind: name}, NOW)
+    assert (period.start, period.name, period.words) == (at(first), name, words)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"date": "2026-02-30"}, {"date": "tomorrow"}, {"week": "2026-W60"}, {"month": "2026-13"}, {"month": "9999-12"},
+     {"date": "2026-09-22"}, {"date": "0001-01-01"}, {"month": "1969-12"}, {"date": "2026-09-20' OR 1=1"}],
+)  # fmt: skip
+def test_what_is_no_period_is_refused(values):
+    with pytest.raises(UsageError, match="date|1970"):
+        period_of(values, NOW)
+
+
+def spread_over_days(site, times):
+    with site.db.begin() as c:
+        ids = [r.id for r in c.execute(sa.select(t.paper.c.id).order_by(t.paper.c.id))]
+        c.execute(sa.update(t.paper).values(submitted_at=at("2026-09-20 12:00")))
+        for number, moment in zip(ids, times):
+            c.execute(sa.update(t.paper).where(t.paper.c.id == number).values(submitted_at=moment))
+    return [r["slug"] for r in site.db.rows(sa.select(t.paper.c.slug).order_by(t.paper.c.id).limit(len(times)))]
+
+
+def slugs(page):
+    return re.findall(r'id="vote-([^"]+)"', page.text)
+
+
+def test_the_list_of_a_day_week_and_month(single):  # noqa: F811
+    mine = spread_over_days(
+        single.site, [at("2026-08-31 23:59"), at("2026-09-01 00:00"), at("2026-09-01 23:59"), at("2026-09-02 00:00")]
+    )
+    assert sorted(slugs(single.get("/?date=2026-09-01"))) == sorted(mine[1:3])
+    assert sorted(slugs(single.get("/?week=2026-W36"))) == sorted(mine)
+    assert slugs(single.get("/?month=2026-08")) == mine[:1]
+    assert len(slugs(single.get("/?month=2026-09"))) == 25
+    assert "<h1>Papers of 1 September 2026</h1>" in single.get("/?date=2026-09-01").text
+    assert "No paper came then" in single.get("/?date=2020-01-01").text
+    day = single.get("/?date=2026-09-01&sort=new").text
+    assert '"/?date=2026-08-31" rel="prev"' in day and '"/?date=2026-09-02" rel="next"' in day
+    assert 'rel="next"' not in single.get("/?date=2026-09-21").text, "tomorrow has no papers yet"
+    assert 'name="date" value="2026-09-01"' in day, "filters are set inside the day"
+    found = {p["slug"] for p in single.get("/api/papers?date=2026-09-01").json()["papers"]}
+    assert found == set(mine[1:3])
+    assert single.get("/feed.atom?date=2026-09-01").text.count("<entry>") == 2
+    for address in ("/?date=x", "/api/papers?week=x", "/feed.atom?month=2026-10"):
+        assert single.get(address).status_code == 400, address
+    daily = {p["paper"]["title"] for p in single.get("/api/daily_papers?date=2026-09-01").json()}
+    assert len(daily) == 2
+    assert "not a date" in single.get("/api/daily_papers?date=x").json()["error"]
+
+
+def test_the_archive_counts_and_leads_to_every_day(single):  # noqa: F811
+    mine = spread_over_days(single.site, [at("2026-08-31 23:59"), at("2026-09-01 00:00")])
+    with single.site.db.begin() as c:
+        c.execute(sa.update(t.paper).where(t.paper.c.slug == mine[1]).values(hidden=True))
+    months = archive(single.site.db)
+    assert [(m["period"].name, m["papers"]) for m in months] == [("2026-09", 50), ("2026-08", 1)]
+    page = single.get("/archive").text
+    for address in ("/?month=2026-08", "/?date=2026-08-31", "/?week=2026-W36", "/?date=2026-09-20"):
+        assert f'href="{address}"' in page
+        assert slugs(single.get(address))
+    assert "2026-09-01" not in page, "a hidden paper leaves no trace"
+    assert 'href="/archive"' in single.get("/").text
+
+
+def test_random_order_shows_every_paper_once_and_stays_while_one_turns_pages(single):  # noqa: F811
+    def walk(seed):
+        seen, address = [], f"/?sort=random&seed={seed}"
+        while address:
+            page = single.get(address)
+            seen += slugs(page)
+            found = re.search(r'class="more"><a href="([^"]+)"', page.text)
+            address = found and found.group(1).replace("&amp;", "&")
+        return seen
+
+    first, second = walk(1), walk(2)
+    assert len(first) == len(set(first)) == 52
+    assert sorted(first) == sorted(second) and first != second
+    assert walk(1) == first
+    assert sum(a == b for a, b in zip(first, second)) < 10
+    today = single.get("/?sort=random")
+    assert slugs(today) == slugs(single.get(f"/?sort=random&seed={NOW // DAY}"))
+    assert "Shuffle again" in today.text and f"seed={NOW // DAY + 1}" in today.text
+    again = single.get("/api/papers?sort=random&seed=1&limit=25").json()["papers"]
+    assert [p["slug"] for p in again] == first[:25]
+    assert single.get("/?sort=random&seed=abc").status_code == 400
+    assert single.get("/?sort=random&seed=99999999999").status_code == 400
+    assert single.get("/api/papers?sort=random&seed=-1").status_code == 422
+
+
+def test_both_data_bases_have_the_same_random_order_and_archive(database):
+    records = [make_record(title=f"A paper of number {i} with its own title", abstract=f"words {i}") for i in range(40)]
+    for i, record in enumerate(records):
+        store.add_all(database, [record], source="test", now=NOW + i * DAY)
+    got, cursor = [], None
+    while True:
+        page = listing(database, sort="random", seed=3, limit=7, cursor=cursor, now=NOW)
+        got += [r["title"] for r in page.rows]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    numbers = [int(re.search(r"number (\d+)", title).group(1)) for title in got]
+    assert sorted(numbers) == list(range(40)) and numbers != sorted(numbers, reverse=True)
+    assert sum(m["papers"] for m in archive(database)) == 40
+    assert [m["period"].name for m in archive(database)] == ["2026-10", "2026-09"]
