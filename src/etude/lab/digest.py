@@ -33,8 +33,10 @@ class _Module:
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imports: dict[str, Target] = field(default_factory=dict)
     effects: list[ast.stmt] = field(default_factory=list)
+    names: dict[ast.stmt, "_Names"] = field(default_factory=dict)  # what its statements refer to, as it is asked for
 
 
+@cache
 def _root() -> Path:
     return Path(str(resources.files("etude")))
 
@@ -114,11 +116,11 @@ def _is_docstring(node: ast.stmt) -> bool:
 
 
 def _strip(node: ast.AST) -> str:
-    tree = ast.parse(ast.unparse(node))
+    """The syntax tree as text; docstrings are taken out of `node` itself."""
+    tree = node if isinstance(node, ast.Module) else ast.Module([node], [])  # type: ignore[list-item]
     for inner in ast.walk(tree):
         if isinstance(inner, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            body = [n for n in inner.body if not _is_docstring(n)]
-            inner.body = body or [ast.Pass()]
+            inner.body = [n for n in inner.body if not _is_docstring(n)] or [ast.Pass()]
     return ast.dump(tree)
 
 
@@ -164,20 +166,40 @@ class _Names(ast.NodeVisitor):
         self.imports |= _imported(node)
 
 
-def _references(module: str, node: ast.stmt) -> Iterator[Target]:
-    """What the statement of `module` names, inside or outside the module."""
-    top, names = _module(module), _Names()
-    assert top is not None
-    names.visit(node)
-    known = top.imports | names.imports
-    for base, *attributes in names.chains:
-        if base in known:
-            target = _resolve(*known[base])
-            while target[1] is None and attributes:
-                target = _resolve(target[0], attributes.pop(0))
-            yield target
-        elif base in top.definitions:
-            yield module, base
+class _Reading:
+    """What the files hold at one moment: no file is looked up twice for one digest."""
+
+    def __init__(self) -> None:
+        self.modules: dict[str, _Module | None] = {}
+        self.resolved: dict[Target, Target] = {}
+
+    def module(self, name: str) -> _Module | None:
+        if name not in self.modules:
+            self.modules[name] = _module(name)
+        return self.modules[name]
+
+    def resolve(self, target: Target) -> Target:
+        if target not in self.resolved:
+            self.resolved[target] = _resolve(*target)
+        return self.resolved[target]
+
+    def references(self, module: str, node: ast.stmt) -> Iterator[Target]:
+        """What the statement of `module` names, inside or outside the module."""
+        top = self.module(module)
+        assert top is not None
+        if node not in top.names:
+            top.names[node] = _Names()
+            top.names[node].visit(node)
+        names = top.names[node]
+        for base, *attributes in names.chains:
+            imported = names.imports.get(base) or top.imports.get(base)
+            if imported is not None:
+                target = self.resolve(imported)
+                while target[1] is None and attributes:
+                    target = self.resolve((target[0], attributes.pop(0)))
+                yield target
+            elif base in top.definitions:
+                yield module, base
 
 
 @cache
@@ -195,27 +217,31 @@ def reached(slug: str) -> tuple[Target, ...]:
     todo: list[Target] = [(f"etude.studies.{slug.replace('-', '_')}", None)]
     seen: set[Target] = set()
     pieces: set[Target] = set()
+    files = _Reading()
 
     def add(module: str, name: str | None, nodes: list[ast.stmt]) -> None:
         if (module, name) not in pieces:
             pieces.add((module, name))
             for node in nodes:
-                todo.extend(_references(module, node))
+                todo.extend(files.references(module, node))
 
     while todo:
         module, name = target = todo.pop()
-        found = _module(module)
-        outside = any(module == o or module.startswith(o + ".") for o in _OUTSIDE)
-        if target in seen or found is None or outside or module == "etude":
+        if target in seen:
             continue
         seen.add(target)
+        found = files.module(module)
+        outside = any(module == o or module.startswith(o + ".") for o in _OUTSIDE)
+        if found is None or outside or module == "etude":
+            continue
         add(module, None, found.effects)
         if name in found.definitions:
             add(module, name, found.definitions[name])
             continue
         for each, nodes in found.definitions.items():  # the module as an object, or a name made on the fly
             add(module, each, nodes)
-        todo.extend(_resolve(*t) for t in found.imports.values() if _path(module) and _is_package(module))
+        if _is_package(module):
+            todo.extend(files.resolve(t) for t in found.imports.values())
     return tuple(sorted(pieces, key=lambda t: (t[0], t[1] or "")))
 
 

@@ -242,7 +242,9 @@ class Ledger:
 
     def _rows(self, query: sa.Select) -> list[dict[str, Any]]:
         with self._transaction() as c:
-            return [dict(r._mapping) for r in c.execute(query)]
+            found = c.execute(query)
+            names = tuple(found.keys())
+            return [dict(zip(names, row, strict=True)) for row in found]
 
     def find(self, key: str) -> dict[str, Any] | None:
         """The newest run with this key, or None."""

@@ -17,12 +17,13 @@ def run_verdicts(ledger: Ledger, run: Mapping[str, Any]) -> list[Verdict]:
     slug = run["slug"]
     paper = catalogue.load(slug)
     rows = ledger.measurements(run["id"])
-    protocols = list(dict.fromkeys(r["protocol"] for r in rows))
+    by_protocol: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_protocol.setdefault(row["protocol"], []).append(row)
     stale = is_stale(run["record"], present_digest(slug, run["tier"]))
     out = []
     for claim in paper.claims:
-        for protocol in protocols:
-            mine = [r for r in rows if r["protocol"] == protocol]
+        for protocol, mine in by_protocol.items():
             verdict = verdict_for(claim, mine, slug=slug, protocol=protocol, tier=run["tier"])
             if verdict is not None:
                 notes = (*verdict.notes, "stale: the code moved since") if stale else verdict.notes
