@@ -8,6 +8,7 @@ of every seed agree to 1e-3, or 2e-2 for the convolutional net (batch norm's idl
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from etude.data import Split, seeded_build, stream
 from etude.lab.bench import Case
 from etude.layers import convnet, mlp
-from etude.training import TrainConfig, train
-from etude.training.workers import cores
+from etude.training import TrainConfig, train, workers
+from etude.training.workers import WorkerPool, cores
 
 
 def rows(n: int, *shape: int, classes: int = 10) -> Split:
@@ -74,10 +75,11 @@ def cross_entropy(model: Any, batch: Any) -> Tensor:
 
 
 def by_hand(
-    build: Callable[[int], nn.Module], data: Split, seeds: Sequence[int], steps: int, batch: int, fused: bool
-) -> Tensor:
-    """One seed after another, all threads; returns the outputs on the first rows."""
-    torch.set_num_threads(cores())
+    build: Callable[[int], nn.Module], data: Split, seeds: Sequence[int], steps: int, batch: int, fused: bool,
+    threads: int | None = None,
+) -> Tensor:  # fmt: skip
+    """One seed after another, by default with all threads; returns the outputs on the first rows."""
+    torch.set_num_threads(threads or cores())
     outputs = []
     for seed in seeds:
         model = seeded_build(functools.partial(build, seed), stream(seed, "init"))
@@ -125,6 +127,24 @@ def case(
     )
 
 
+@functools.cache
+def _worker(keep: bool) -> WorkerPool:
+    """A warm worker, with or without the settings that let it keep freed memory."""
+    with mock.patch.object(workers, "KEEP_MEMORY", workers.KEEP_MEMORY if keep else {}):
+        pool = WorkerPool(1)
+        pool.start()
+    return pool
+
+
+def _in_worker(keep: bool) -> Tensor:
+    data = rows(2048, 1, 14, 14)
+
+    def call(seed: int) -> Tensor:
+        return by_hand(lambda _: convnet((1, 14, 14), (16, 32), 10), data, [seed], 60, 128, True, threads=1)
+
+    return _worker(keep).map(call, [0])[0]
+
+
 def cases() -> list[Case]:
     small, wide = rows(4096, 20), rows(4096, 64)
     images, series = rows(2048, 1, 14, 14), rows(2048, 18, 12)
@@ -137,4 +157,6 @@ def cases() -> list[Case]:
              128, 1.3, tolerance=2e-2),
         case("5 seeds of a transformer 64 x 4, batch 64", lambda s: Transformer(), series, 5, 120, 64, 1.4),
         case("5 seeds of an LSTM 64, batch 64", lambda s: Lstm(), series, 5, 300, 64, 1.4),
+        Case("60 updates of the convnet in a worker process", functools.partial(_in_worker, True),
+             functools.partial(_in_worker, False), "malloc as it comes", torch.equal, 1.0),
     ]  # fmt: skip
