@@ -148,6 +148,7 @@ def test_skipping_leaves_out_what_cannot_be_used(write):
         ("y\nx\nz\nx\nz\n", "y", r"no column to learn from \('y' is its only column\)"),
         ("a,y\n" + "".join(f"{i},{i * 0.37}\n" for i in range(50)), "y", r"looks like a measurement \(50 different"),
         ("a,y\n,x\n,x\n,z\n,z\n", "y", r"no column to learn from \(a: empty\)"),
+        ("a,y\n1,0\n2,0\n3,1\n4,1\n5,inf\n6,-inf\n", "y", r"classes of my.csv holds an infinite number: leave its"),
     ],
 )
 def test_bad_tables_are_named(write, text, target, message):
@@ -345,6 +346,9 @@ def test_a_table_with_a_column_of_texts(write):
     assert data.kind == "documents"
     assert data.classes == ("0", "1")
     assert load_user(path, kind="documents").texts == data.texts
+    endless = write("text,label\n" + "".join(f"some words {i},{i % 2}\n" for i in range(8)) + "more words,inf\n")
+    with pytest.raises(DataError, match="infinite number"):
+        load_user(endless, text="text", target="label")
 
 
 def test_a_folder_of_texts(tmp_path):
