@@ -1,7 +1,5 @@
 """The user's own files: a table, a folder of images, a set of documents."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -73,15 +71,19 @@ def load_user(
             raise DataError(f"{source} is not a folder: images lie in a folder with one sub-folder a class")
         return read_images(source, size=size, on_bad=on_bad)
     if found == "table":
-        with _finite_classes(source):
+        try:
             return read_table(source, target=target, on_bad=on_bad)
+        except OverflowError as error:  # a hole among the features, but no class
+            raise DataError(
+                f"the column of classes of {source.name} holds an infinite number: leave its rows out or name their "
+                "class"
+            ) from error
     if found != "documents":
         raise UsageError(f'kind must be "images", "table" or "documents", got {kind!r}')
     if source.is_dir() and not shards(source):
         return read_text_folder(source, on_bad=on_bad)
     if source.is_dir() or _suffix(source) in TABLES:
-        with _finite_classes(source):
-            return read_text_table(source, read_frame(source, on_bad), text=text, target=target, on_bad=on_bad)
+        return read_text_table(source, read_frame(source, on_bad), text=text, target=target, on_bad=on_bad)
     return read_json_lines(source, text=text, target=target, on_bad=on_bad)
 
 
@@ -108,14 +110,3 @@ def _kind(source: Path) -> Kind:
     if not images and not texts:
         raise DataError(f"{source} holds no images, no .txt files and no Parquet files")
     return "images" if images else "documents"
-
-
-@contextmanager
-def _finite_classes(source: Path) -> Iterator[None]:
-    """An infinite number is a hole among the features, but no class."""
-    try:
-        yield
-    except OverflowError as error:
-        raise DataError(
-            f"the column of classes of {source.name} holds an infinite number: leave its rows out or name their class"
-        ) from error
