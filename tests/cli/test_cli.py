@@ -174,6 +174,18 @@ def write(path, text):
 ROWS = "\n".join(f"{i},{i * 7 % 5},{'ab'[i % 2]}" for i in range(60))
 
 
+def test_data_with_too_few_classes_for_the_study_are_refused_before_it_runs(tmp_path):
+    from PIL import Image
+
+    for i in range(12):
+        file = tmp_path / "mine" / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (12, 12), 20 * i).save(file)
+    words = ("fast-slow-memory cannot use mine", "3 classes")
+    one_line(etude("run", "fast-slow-memory", "--data", "mine", cwd=tmp_path), 2, *words)
+    assert json.loads(etude("verdicts", "--json", cwd=tmp_path).stdout) == []
+
+
 def test_data_of_a_kind_that_the_study_does_not_take(tmp_path):
     one_line(etude("run", "pointer-networks", "--data", write(tmp_path / "t.csv", f"x,z,y\n{ROWS}"), cwd=tmp_path), 2)
 

@@ -1,6 +1,7 @@
 """The study at the quick tier: every laptop claim is measured, the control learns nothing inside an episode."""
 
 import json
+import os
 import warnings
 
 import numpy as np
@@ -64,6 +65,18 @@ def test_a_reused_feedback_and_its_control_are_measured():
     found = {m.arm: m.value for m in the_study.measure(job)}
     assert set(found) == {"fast", "feedback_reused", "feedback_permuted"}
     assert all(1 <= v <= 5 for v in found.values())
+
+
+@pytest.mark.skipif("ETUDE_DATA" not in os.environ, reason="optional: ETUDE_DATA is not set")
+def test_characters_of_omniglot_are_measured():
+    """Tiny, since the claim is one of the gpu tier."""
+    the_study = study("fast-slow-memory")
+    small = {"steps": 2, "batch_size": 2, "test_episodes": 4, "channels": 4, "omniglot_items": 20}
+    config = the_study.configs["quick"].model_copy(update=small)
+    task = the_study.task("omniglot", config)
+    for arm in ("fast", "plain", "labels_hidden", "prototypes"):
+        found = {m.metric: m.value for m in the_study.measure(Job("omniglot", arm, (1,), config, task))}
+        assert 0 <= found["omniglot_accuracy_fifth"] <= 100, arm
 
 
 def test_the_users_images_become_episodes():

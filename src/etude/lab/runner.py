@@ -112,8 +112,8 @@ def run_key(slug: str, tier: str, config: StudyConfig, code: str, user: UserData
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
 
 
-def check_user_data(the_study: Study, user: UserData) -> str:
-    """Load the user's data once, refuse a kind that the study does not take, return a content digest."""
+def check_user_data(the_study: Study, user: UserData, config: StudyConfig) -> str:
+    """Load the user's data once, refuse what the study cannot make a task of, return a content digest."""
     from etude.data.user import load_user
 
     if not the_study.kinds:
@@ -121,6 +121,10 @@ def check_user_data(the_study: Study, user: UserData) -> str:
     data = load_user(user.path, target=user.target, on_bad=user.on_bad)
     if data.kind not in the_study.kinds:
         raise UsageError(f"{the_study.slug} takes {' or '.join(the_study.kinds)}, but {user.path} holds {data.kind}")
+    try:
+        the_study.user_task(data, config)
+    except ValueError as error:  # too few rows or classes, say
+        raise UsageError(f"{the_study.slug} cannot use {user.path}: {error}") from error
     return _content_digest(Path(user.path))
 
 
@@ -172,7 +176,7 @@ def run_studies(
     for slug in dict.fromkeys(slugs):
         found = study(slug)
         config = configure(found, tier, seeds=seeds, settings=settings)
-        data = check_user_data(found, user) if user else ""
+        data = check_user_data(found, user, config) if user else ""
         code = code_digest(slug, tier)
         key = run_key(slug, tier, config, code, user, data)
         old = None if fresh else store.find(key)
