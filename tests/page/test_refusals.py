@@ -208,3 +208,13 @@ def test_a_mail_that_is_sent_is_short_enough(single):  # noqa: F811
     assert len(sent.encode()) <= mail.MAX_BYTES
     assert bodies(seen.raw) == bodies(sent)
     assert len(s.db.rows(sa.select(t.sent_item))) < 10
+
+
+def test_what_a_run_costs_is_what_the_last_one_was(single, monkeypatch):  # noqa: F811
+    from etude.page.web import pages
+
+    monkeypatch.setattr(pages, "cores", lambda: 2)
+    assert pages.costs([]) == {"quick": "seconds", "laptop": "some minutes"}
+    runs = [{"tier": "laptop", "seconds": 3530.0}, {"tier": "quick", "seconds": 23.0}, {"tier": "gpu", "seconds": 9.0}]
+    assert pages.costs(runs) == {"quick": "about 12 seconds", "laptop": "about 30 minutes"}
+    assert "some minutes" in single.get("/paper/pointer-networks").text

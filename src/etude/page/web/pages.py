@@ -1,6 +1,7 @@
 """What readers see: lists, search, papers, runs, imports. No view changes anything."""
 
 import json
+import math
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 from etude import ROOMS, catalogue
 from etude.errors import UsageError
 from etude.lab.digest import is_stale
+from etude.lab.environment import cores
 from etude.lab.export import export_run
 from etude.lab.forest import forest_row
 from etude.lab.judge import Verdict
@@ -259,8 +261,18 @@ def paper_page(request: Request, slug: str) -> Response:
         plots=plots, stale=stale, history=history[:60], versions=versions, requests=s.queue.recent(slug=slug, limit=5),
         parts=why(s.db, row["id"], s.now), bibtex=citations.bibtex(row), notes=notes_of(s.db, row["id"], who.id),
         saved=saved_of(s.db, row["id"], who.id), editable=editable, authors=authors, author_token=own,
-        mine_state=authorship.state_of(s.db, row["id"], who.id), disputed=disputed(s.db, row["id"]),
+        mine_state=authorship.state_of(s.db, row["id"], who.id), disputed=disputed(s.db, row["id"]), costs=costs(runs),
     )  # fmt: skip
+
+
+def costs(runs: list[dict[str, Any]]) -> dict[str, str]:
+    """What a quick and a laptop run take on this machine, from the work that the last ones were."""
+    spent = {r["tier"]: r["seconds"] / cores() for r in runs}
+    words = {"quick": "seconds", "laptop": "some minutes"} | {
+        tier: f"about {math.ceil(s)} seconds" if s < 90 else f"about {math.ceil(s / 60)} minutes"
+        for tier, s in spent.items()
+    }
+    return {tier: words[tier] for tier in ("quick", "laptop")}
 
 
 @router.get("/run/{run_id}.json")
