@@ -5,15 +5,16 @@ Every arm of a seed gets the same batches; one job trains them all, as one claim
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from etude.data import load_images
 from etude.data.images import ImageSet
 from etude.lab.study import FIRST_SEED, Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.studies._magnitude_plots import magnitude_plots
 from etude.studies._magnitude_problems import Denoiser, ShiftedImages, ShrunkImages
+from etude.studies._magnitude_registration import Registration
 from etude.studies._magnitude_training import OPTIONS, GradientSpread, build, final_loss, fit, report_of
 
 GRID = [(a, n, o) for a in ("relu", "gelu", "tanh") for n in (None, "layer", "batch") for o in ("adam", "sgd")]
@@ -29,6 +30,8 @@ class MagnitudeConfig(StudyConfig):
     steps_denoiser: PositiveInt = 300
     steps_cnn: PositiveInt = 300
     """Updates of the convnet on shrunk images (task A2, which no claim rests on)."""
+    steps_registration: NonNegativeInt = 0
+    """Updates on pairs of images to be brought into register (for the GPU; no claim rests on it)."""
     steps_cell: PositiveInt = 60
     """Updates in each of the 18 cells of the grid."""
     grid_seeds: PositiveInt = 3
@@ -52,7 +55,7 @@ class MagnitudeStudy(Study):
         "laptop": MagnitudeConfig(),
         "gpu": MagnitudeConfig(
             n_seeds=10, pool=1, grid_seeds=5, steps=2000, steps_sgd=2000, steps_denoiser=2000, steps_cnn=2000,
-            steps_cell=500,
+            steps_registration=2000, steps_cell=500,
         ),
     }  # fmt: skip
     arms: ClassVar = {
@@ -79,10 +82,7 @@ class MagnitudeStudy(Study):
                 loss = final_loss(fit(job, arm, seed, images, job.config.steps_sgd, "sgd", job.config.lr_sgd))
                 yield Measurement(arm, seed, "ln_test_loss_sgd", math.log(loss))
                 yield Measurement(arm, seed, "failed_sgd", float(not loss < 0.95 * math.log(images.classes)))
-                for name, problem, steps in (
-                    ("denoiser", Denoiser.of(seed, job.config.signals), job.config.steps_denoiser),
-                    ("cnn", ShrunkImages.of(job.task, seed), job.config.steps_cnn),
-                ):
+                for name, problem, steps in _others(job, seed):
                     loss = final_loss(fit(job, arm, seed, problem, steps, "adam", job.config.lr_adam))
                     yield Measurement(arm, seed, f"ln_test_loss_{name}", math.log(loss))
             if seed < FIRST_SEED + job.config.grid_seeds:
@@ -91,6 +91,14 @@ class MagnitudeStudy(Study):
     def plots(self, results: Results) -> list[Plot]:
         """Norm of the weights against the condition, loss by updates, gain over the grid."""
         return magnitude_plots(results)
+
+
+def _others(job: Job, seed: int) -> Iterator[tuple[str, Any, int]]:
+    """Tasks besides the shifted images, with their updates."""
+    yield "denoiser", Denoiser.of(seed, job.config.signals), job.config.steps_denoiser
+    yield "cnn", ShrunkImages.of(job.task, seed), job.config.steps_cnn
+    if job.config.steps_registration:
+        yield "registration", Registration.of(job.task, seed), job.config.steps_registration
 
 
 def _adam(job: Job, seed: int, images: ShiftedImages) -> Iterator[Measurement]:
