@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -38,3 +39,10 @@ def browser():
         )
         yield made
         made.close()
+
+
+def pytest_runtest_teardown():
+    """Wait for a page's encoder: transformers ties no weights in the whole process while a model loads in a thread."""
+    for thread in threading.enumerate():
+        if thread.name == "etude-meaning":
+            thread.join(timeout=120)
