@@ -29,7 +29,7 @@ from etude.training.wire import Mapped, WorkerError, dumps
 
 IN_WORKER = "ETUDE_WORKER"  # set in the environment of a worker and of whatever it starts
 # glibc's malloc returns large blocks to the system at every free and so faults their pages in again at the next
-# update (a quarter of a small convnet's time): a worker keeps them. Other allocators do not read these.
+# update (up to a quarter of a small convnet's time): a worker keeps them. Other allocators do not read these.
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
