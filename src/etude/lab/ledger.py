@@ -92,6 +92,12 @@ def default_url() -> str:
     return os.environ.get("ETUDE_LEDGER") or DEFAULT_FILE
 
 
+def records(result: sa.CursorResult[Any]) -> list[dict[str, Any]]:
+    """The rows of a result by their columns' names, quicker than through each row's own mapping."""
+    names = tuple(result.keys())
+    return [dict(zip(names, row, strict=True)) for row in result]
+
+
 class Ledger:
     """Open (and create) a ledger.
 
@@ -242,9 +248,7 @@ class Ledger:
 
     def _rows(self, query: sa.Select) -> list[dict[str, Any]]:
         with self._transaction() as c:
-            found = c.execute(query)
-            names = tuple(found.keys())
-            return [dict(zip(names, row, strict=True)) for row in found]
+            return records(c.execute(query))
 
     def find(self, key: str) -> dict[str, Any] | None:
         """The newest run with this key, or None."""

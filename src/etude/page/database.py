@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from etude.errors import LedgerError
-from etude.lab.ledger import default_url
+from etude.lab.ledger import default_url, records
 from etude.page import migrations
 
 THREADS = 40  # that a server answers with at once, each with a connection
@@ -92,9 +92,7 @@ class Database:
     def rows(self, query: Any, parameters: Any = None) -> list[dict[str, Any]]:
         """A read as plain records."""
         with self.engine.connect() as c:
-            found = c.execute(query, parameters)
-            names = tuple(found.keys())
-            return [dict(zip(names, row, strict=True)) for row in found.all()]
+            return records(c.execute(query, parameters))
 
     def stamp(self) -> int | str:
         """A mark that differs from an earlier one when anything was committed in between, by whomever."""

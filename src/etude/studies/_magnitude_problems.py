@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from etude.data import mnist1d
+from etude.data import Split, mnist1d
 from etude.data.images import ImageSet
 from etude.data.randomness import stream
 from etude.layers import HyperNetwork, mlp
@@ -26,6 +26,14 @@ class Drawn(NamedTuple):
     gamma: Tensor
 
 
+def train_and_test(images: ImageSet, seed: int) -> tuple[Split, Split]:
+    """Four fifths of the rows to train on, the rest to test, at most 5,000 in all."""
+    count = min(len(images.y), 5000)
+    task = images.task(seed, (int(0.8 * count), 0, count - int(0.8 * count)))
+    assert task.test is not None
+    return task.train, task.test
+
+
 @dataclass
 class ShiftedImages:
     """Images moved cyclically by round(6 gamma) pixels; the target is a perceptron."""
@@ -37,17 +45,15 @@ class ShiftedImages:
 
     @classmethod
     def of(cls, images: ImageSet, seed: int) -> "ShiftedImages":
-        """Four fifths of the rows to train on, the rest to test, at most 5,000 in all."""
-        count = min(len(images.y), 5000)
-        task = images.task(seed, (int(0.8 * count), 0, count - int(0.8 * count)))
-        assert task.test is not None
+        """Every shift of the rows of `train_and_test`."""
+        train, test_rows = train_and_test(images, seed)
 
         def moved(x: Tensor) -> Tensor:
             return torch.stack([x.roll(s, -1).flatten(1) for s in range(SHIFTS)])
 
         gammas = torch.linspace(0, 1, SHIFTS)
-        test = Drawn(moved(task.test.x), task.test.y.expand(SHIFTS, -1), gammas)
-        return cls(moved(task.train.x), task.train.y, test, task.num_classes)
+        test = Drawn(moved(test_rows.x), test_rows.y.expand(SHIFTS, -1), gammas)
+        return cls(moved(train.x), train.y, test, len(images.classes))
 
     def target(self) -> nn.Module:
         return mlp((self.train_x.shape[-1], 32, self.classes))
@@ -86,13 +92,11 @@ class ShrunkImages:
 
     @classmethod
     def of(cls, images: ImageSet, seed: int) -> "ShrunkImages":
-        """The rows of `ShiftedImages.of`."""
-        count = min(len(images.y), 5000)
-        task = images.task(seed, (int(0.8 * count), 0, count - int(0.8 * count)))
-        assert task.test is not None
-        gammas, x = torch.linspace(0, 1, 11), task.test.x.mean(1, keepdim=True)
-        test = Drawn(shrunk(x.expand(11, *x.shape), gammas), task.test.y.expand(11, -1), gammas)
-        return cls(task.train.x.mean(1, keepdim=True), task.train.y, test, task.num_classes)
+        """The rows of `train_and_test`."""
+        train, test_rows = train_and_test(images, seed)
+        gammas, x = torch.linspace(0, 1, 11), test_rows.x.mean(1, keepdim=True)
+        test = Drawn(shrunk(x.expand(11, *x.shape), gammas), test_rows.y.expand(11, -1), gammas)
+        return cls(train.x.mean(1, keepdim=True), train.y, test, len(images.classes))
 
     def target(self) -> nn.Module:
         first = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2) if self.train_x.shape[-1] > 8 else nn.Identity()]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from etude.data.images import ImageSet
 from etude.data.randomness import stream
 from etude.layers import HyperNetwork
-from etude.studies._magnitude_problems import ROWS, SETS, Drawn
+from etude.studies._magnitude_problems import ROWS, SETS, Drawn, train_and_test
 
 TEST_PAIRS = 200
 
@@ -81,14 +81,12 @@ class Registration:
 
     @classmethod
     def of(cls, images: ImageSet, seed: int) -> "Registration":
-        """The rows of `ShiftedImages.of`."""
-        count = min(len(images.y), 5000)
-        task = images.task(seed, (int(0.8 * count), 0, count - int(0.8 * count)))
-        assert task.test is not None
+        """The rows of `train_and_test`."""
+        train, test_rows = train_and_test(images, seed)
         g, gammas = stream(seed, "test_pairs"), torch.linspace(0, 1, 11)
-        x, y = Pairs(task.test.x, task.test.y).of(torch.randint(task.test.n, (TEST_PAIRS,), generator=g), g)
+        x, y = Pairs(test_rows.x, test_rows.y).of(torch.randint(test_rows.n, (TEST_PAIRS,), generator=g), g)
         test = Drawn(x.expand(11, *x.shape), y.expand(11, *y.shape), gammas)
-        return cls(Pairs(task.train.x, task.train.y), test)
+        return cls(Pairs(train.x, train.y), test)
 
     def target(self) -> nn.Module:
         return SmallUNet()
