@@ -21,7 +21,7 @@ from typing import Any
 _OUTSIDE = ("etude.lab", "etude.catalogue", "etude.page", "etude.cli", "etude.errors", "etude.data.progress")
 
 # Which way the seeds go, by what is quickest on the machine: the numbers are the same, and a run records it.
-_SCHEDULING = ("etude.training.plan", "etude.training.workers", "etude.training.wire", "etude.training.tally")
+_SCHEDULING = tuple(f"etude.training.{name}" for name in ("plan", "relay", "workers", "wire", "tally"))
 
 Target = tuple[str, str | None]  # a module and a name in it; no name: the module itself
 

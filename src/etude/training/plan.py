@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from etude.data.progress import track
 from etude.errors import StudyError
 from etude.training.batched import Batched, train_batched
 from etude.training.callbacks import Progress
+from etude.training.relay import can_change_process, relayed, repeatable
 from etude.training.run import Problem, Trained, train_one
 from etude.training.tally import tally
 from etude.training.workers import Outcome, WorkerDied, cores, in_worker, shared_pool
@@ -39,13 +40,12 @@ class SeedsFailed(StudyError):
 
 def run_plan(problem: Problem, seeds: tuple[int, ...], plan: str) -> list[Trained]:
     """Train `seeds` under a plan, choosing one first if it is "auto"."""
-    last_threads = 1
     if plan == "auto":
-        plan, last_threads = choose(problem, seeds)
+        plan = choose(problem, seeds)
     tally(plan, len(seeds))
     outer, _, inner = plan.partition("+")
     if outer == "processes":
-        return _in_processes(problem, seeds, inner, last_threads)
+        return _in_processes(problem, seeds, inner)
     with _progress(problem, seeds) as shown:
         if plan in ("stacked", "vmap"):
             return train_batched(shown, seeds, plan)
@@ -58,7 +58,7 @@ def _progress(problem: Problem, seeds: tuple[int, ...]) -> Iterator[Problem]:
     if in_worker() or not sys.stderr.isatty():
         yield problem
         return
-    total, every = problem.lengths(problem.feed(seeds[0])) if _can_rehearse(problem) else (0, 1)
+    total, every = problem.lengths(problem.feed(seeds[0])) if repeatable(problem) else (0, 1)
     bar = Progress(math.ceil(total / every) * len(seeds), f"training {len(seeds)} seed{'s' * (len(seeds) > 1)}")
     try:
         yield replace(problem, callbacks=(*problem.callbacks, bar))
@@ -69,69 +69,54 @@ def _progress(problem: Problem, seeds: tuple[int, ...]) -> Iterator[Problem]:
 # The choice
 
 
-class Choice(NamedTuple):
-    """A plan, and the threads of each seed in the last, not full round of worker processes."""
-
-    plan: str
-    last_threads: int = 1
-
-
-def choose(problem: Problem, seeds: tuple[int, ...]) -> Choice:
+def choose(problem: Problem, seeds: tuple[int, ...]) -> str:
     """The plan with the shortest expected time, from a few timed updates of copies."""
-    if len(seeds) == 1 or not _can_rehearse(problem):
-        return Choice("sequential")
+    if len(seeds) == 1 or not repeatable(problem):
+        return "sequential"
     total, _ = problem.lengths(problem.feed(seeds[0]))
     one = seconds_per_update(problem, seeds[0])
     reference = one * len(seeds)
     if reference * total < SHORT_SECONDS:
-        return Choice("sequential")
-    expected = {Choice("sequential"): reference * total}
+        return "sequential"
+    expected = {"sequential": reference * total}
     workers = min(cores(), len(seeds)) if _processes_possible(problem) else 1
     share = math.ceil(len(seeds) / workers)
     if workers > 1:
         with _one_thread():
             alone = seconds_per_update(problem, seeds[0])
-        expected[Choice("processes")] = alone * total * share
-        rounds, left = divmod(len(seeds), workers)
-        if left and workers // left > 1:  # the seeds of the last round may share the idle cores
-            expected[Choice("processes", workers // left)] = (alone * rounds + one) * total
+        rounds = len(seeds) / workers if can_change_process(problem) else share
+        expected["processes"] = alone * total * rounds
     quickest = min(expected.values()) / total
     for kind in ("stacked", "vmap"):
         seconds = _batched_seconds(problem, seeds, kind, quickest)
         if seconds is None or seconds >= reference:
             continue
-        expected[Choice(kind)] = seconds * total
+        expected[kind] = seconds * total
         if workers > 1 and share > 1:
             with _one_thread():
                 seconds = _batched_seconds(problem, seeds[:share], kind, alone * share)
             if seconds is not None:
-                expected[Choice(f"processes+{kind}")] = seconds * total
+                expected[f"processes+{kind}"] = seconds * total
     return _quickest(expected, reference * total, workers)
 
 
-def _quickest(expected: dict[Choice, float], reference: float, workers: int) -> Choice:
+def _quickest(expected: dict[str, float], reference: float, workers: int) -> str:
     """The choice of the least time, where it clearly beats the reference. Processes that still have to start cost."""
 
-    def best(start: float) -> Choice:
-        full = {c: s + start * c.plan.startswith("processes") for c, s in expected.items()}
+    def best(start: float) -> str:
+        full = {c: s + start * c.startswith("processes") for c, s in expected.items()}
         least = min(full, key=lambda c: full[c])
-        if least.plan not in UNBATCHED:  # a short timing flatters them: big batches come to cost page faults
-            rival = min((c for c in full if c.plan in UNBATCHED), key=lambda c: full[c])
+        if least not in UNBATCHED:  # a short timing flatters them: big batches come to cost page faults
+            rival = min((c for c in full if c in UNBATCHED), key=lambda c: full[c])
             least = least if full[least] < CLEARLY * full[rival] else rival
-        return least if full[least] < CLEARLY * reference else Choice("sequential")
+        return least if full[least] < CLEARLY * reference else "sequential"
 
     warm, pool = best(0.0), None if workers == 1 else shared_pool()
     if pool is None or pool.warm >= workers:
         return warm
-    if warm.plan.startswith("processes") and reference > START_SECONDS:
+    if warm.startswith("processes") and reference > START_SECONDS:
         pool.start(workers)  # meanwhile, so that the next run of this kind finds them
     return best(START_SECONDS)
-
-
-def _can_rehearse(problem: Problem) -> bool:
-    """Whether copies can be trained without using up the caller's data."""
-    data = problem.data
-    return isinstance(data, tuple) or callable(data) or hasattr(data, "draw")
 
 
 def _processes_possible(problem: Problem) -> bool:
@@ -195,7 +180,7 @@ def _one_thread() -> Iterator[None]:
 # Worker processes
 
 
-def _in_processes(problem: Problem, seeds: tuple[int, ...], inner: str, last_threads: int = 1) -> list[Trained]:
+def _in_processes(problem: Problem, seeds: tuple[int, ...], inner: str) -> list[Trained]:
     if problem.device.type != "cpu":
         raise ValueError(f"worker processes are for the CPU: with device {problem.device} use vmap or sequential")
     if in_worker():  # pools are never nested
@@ -207,23 +192,21 @@ def _in_processes(problem: Problem, seeds: tuple[int, ...], inner: str, last_thr
             "portable = True on a callback that keeps nothing for the caller"
         )
     pool = shared_pool()
-    workers = min(pool.num_workers, len(seeds))
-    size = math.ceil(len(seeds) / workers) if inner else 1
     label = f"processes+{inner}" if inner else "processes"
+    size = math.ceil(len(seeds) / min(pool.num_workers, len(seeds)))
     chunks = [seeds[i : i + size] for i in range(0, len(seeds), size)]
-    whole = len(chunks) - len(chunks) % workers if last_threads > 1 else len(chunks)
     job = replace(problem, alone=False)
     results: dict[int, Trained] = {}
     errors: dict[int, BaseException] = {}
 
-    def outcomes() -> Iterator[Outcome]:
-        for part, threads in ((chunks[:whole], 1), (chunks[whole:], last_threads)):
-            for chunk in part:
-                pool.submit(_job, job, chunk, inner or "sequential", label, threads, key=chunk)
-            yield from pool.as_completed()
+    def together() -> Iterator[Outcome]:
+        for chunk in chunks:
+            pool.submit(run_plan, job, chunk, inner, key=chunk)
+        yield from pool.as_completed()
 
+    outcomes = together() if inner else relayed(pool, job, seeds)
     try:
-        for outcome in track(outcomes(), f"training {len(seeds)} seeds", len(chunks)):
+        for outcome in track(outcomes, f"training {len(seeds)} seeds", len(chunks) if inner else len(seeds)):
             if outcome.error is not None:
                 errors |= dict.fromkeys(outcome.key, outcome.error)
             else:
@@ -234,21 +217,10 @@ def _in_processes(problem: Problem, seeds: tuple[int, ...], inner: str, last_thr
     for error in errors.values():
         if not isinstance(error, WorkerDied):
             raise error
-    done = [results[seed] for seed in seeds if seed in results]
+    done = [replace(results[seed], plan=label) for seed in seeds if seed in results]
     if errors:
         raise SeedsFailed(done, {seed: errors[seed] for seed in seeds if seed in errors})
     if problem.alone and isinstance(problem.build, nn.Module):  # trained in place, as the caller was promised
         problem.build.load_state_dict(done[0].module.state_dict())
         done[0].module = problem.build.eval()
-    return done
-
-
-def _job(problem: Problem, seeds: tuple[int, ...], inner: str, label: str, threads: int) -> list[Trained]:
-    torch.set_num_threads(threads)
-    try:
-        done = run_plan(problem, seeds, inner)
-    finally:
-        torch.set_num_threads(1)
-    for trained in done:
-        trained.plan = label
     return done
