@@ -1,5 +1,6 @@
 """The classifier: scikit-learn's rules, equality with the classifiers that the theory names, and bad input."""
 
+import math
 import warnings
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from etude.data import dirichlet_on_sphere
 from etude.kernels import DeepKernelClassifier, HermiteActivation, dual_activation, log_limit_ratio, optimal_activation
+from etude.kernels.dual import SineDual
 
 PAIR = ([3, 1, 2, 1, 1], [1, 2, 2, 2, 3])  # on the 4-sphere
 
@@ -136,9 +138,11 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(monkeypatch):
 
 def test_state_is_read_back(tmp_path):
     X, y, Z, _ = _data(60, 20)
-    labels = np.array(["no", "yes"])[y]
+    labels = np.array(["no", "yes"], dtype=object)[y]  # as pandas gives them
     for clf in (DeepKernelClassifier(), DeepKernelClassifier("erf", depth=2, lift=True),
-                DeepKernelClassifier(HermiteActivation(optimal_activation(2)))):  # fmt: skip
+                DeepKernelClassifier(HermiteActivation(optimal_activation(2))), DeepKernelClassifier(torch.erf),
+                DeepKernelClassifier(torch.sin, depth=np.int64(2), ridge=np.float32(0.5)),
+                DeepKernelClassifier(dim=np.array([2, 4])[1])):  # fmt: skip
         path = tmp_path / "deep.safetensors"
         clf.fit(X, labels).save(path)
         again = DeepKernelClassifier.load(path)
@@ -151,9 +155,9 @@ def test_saving_refuses_what_it_cannot_write(tmp_path):
 
     X, y, _, _ = _data(20, 5)
     with pytest.raises(ValueError, match="by name"):
-        DeepKernelClassifier(torch.erf).fit(X, y).save(tmp_path / "a")
+        DeepKernelClassifier(SineDual(0.7)).fit(X, y).save(tmp_path / "a")
     with pytest.raises(ValueError, match="cannot be written"):
-        DeepKernelClassifier().fit(X, np.array(["a", "b"], dtype=object)[y]).save(tmp_path / "a")
+        DeepKernelClassifier().fit(X, np.array(["2020", "2021"], dtype="datetime64[Y]")[y]).save(tmp_path / "a")
     save_file({"x": torch.zeros(1)}, str(tmp_path / "other"))
     with pytest.raises(ValueError, match="does not hold"):
         DeepKernelClassifier.load(tmp_path / "other")
@@ -242,8 +246,17 @@ def test_points_nearer_than_rounding_of_inner_products_are_told_apart():
     [
         ({"dim": 0}, "dim must be at least 1 .*, got 0"),
         ({"dim": "best"}, 'dim must be "auto", "ambient" or a number, got \'best\''),
-        ({"depth": -1}, "depth must be at least 0"),
-        ({"ridge": -1.0}, "ridge must be at least 0"),
+        ({"dim": None}, "dim must be .*, got None"),
+        ({"dim": math.inf}, "finite, got inf"),
+        ({"dim": 3000}, "too flat for float64"),
+        ({"dim": 3000, "depth": 5}, "too flat for float64"),
+        ({"activation": "sine", "dim": 300}, "too flat for float64"),
+        ({"activation": "sine", "dim": 1 + 1e-7}, "dim must be at least 1.0000.* for a sine"),
+        ({"depth": -1}, "depth must be a whole number of at least 0"),
+        ({"depth": 1.5}, "depth must be a whole number"),
+        ({"depth": math.inf}, "depth must be a whole number"),
+        ({"ridge": -1.0}, "ridge must be a number of at least 0"),
+        ({"ridge": math.nan}, "ridge must be a number of at least 0, got nan"),
         ({"activation": "swish"}, "unknown activation 'swish'"),
         ({"activation": "linear"}, "give depth=0"),
         ({"depth": 2, "kind": "cntk"}, "kind must be"),
@@ -254,6 +267,20 @@ def test_bad_parameters_are_named_at_fit(params, text):
     X, y, _, _ = _data(20, 5)
     with pytest.raises(ValueError, match=text):
         DeepKernelClassifier(**params).fit(X, y)
+
+
+def test_the_sine_takes_digits_wide_and_narrow():
+    rng = np.random.default_rng(0)
+    for columns in (5, 33, 66, 130):
+        x, y = rng.random((40, columns)), np.arange(40) % 2
+        model = DeepKernelClassifier("sine").fit(x, y)
+        assert model.score(x, y) == 1.0 and np.isfinite(model.decision_function(rng.random((5, columns)))).all()
+
+
+def test_a_whole_depth_may_be_a_float():
+    X, y, Z, _ = _data(20, 5)
+    whole, same = (DeepKernelClassifier("erf", depth=d).fit(X, y).decision_function(Z) for d in (2, 2.0))
+    np.testing.assert_array_equal(whole, same)
 
 
 def test_a_kernel_that_underflows_says_so():

@@ -74,6 +74,33 @@ def test_the_limit_solves_its_functional_equation(name, z):
     assert float(log_next - log_here) == pytest.approx(math.log(dual.slope_at_zero), abs=1e-8)
 
 
+@pytest.mark.parametrize("d", [16, 24, 33, 64, 110])
+def test_a_steep_dual_loses_no_digits_on_its_way(d):
+    """One layer of a fast sine carries u from near 0 to near 1, where z = 1 - u would have none left."""
+    mpmath = pytest.importorskip("mpmath")
+    mpmath.mp.dps = 60
+    dual = dual_activation("sine", d)
+    a = mpmath.mpf(dual._a)
+    u = [1e-6, 1e-3, 0.02, 0.1, 0.45, 0.7]
+    want, layer = [], []
+    for z in (1 - mpmath.mpf(v) for v in u):
+        start, steps = z, 0
+        layer.append(float(mpmath.sinh(a * (mpmath.sinh(a * z) / mpmath.sinh(a))) / mpmath.sinh(a)))
+        while z > mpmath.mpf(10) ** -30 * a / mpmath.sinh(a):
+            z, steps = mpmath.sinh(a * z) / mpmath.sinh(a), steps + 1
+        want.append(float(mpmath.log(z / start) - steps * mpmath.log(a / mpmath.sinh(a))))
+    given = torch.tensor(u, dtype=torch.float64)
+    assert log_limit_ratio(given, dual)[0].numpy() == pytest.approx(want, rel=1e-11, abs=1e-11)
+    assert deep_kernel(given, dual, 2, "nngp").numpy() == pytest.approx(layer, rel=1e-9)
+
+
+@pytest.mark.parametrize(("activation", "d"), [("optimal", 8), ("optimal", 64), ("optimal", 300), ("sine", 100)])
+def test_the_table_is_fine_enough_at_every_order(activation, d):
+    dual = dual_activation(activation, d)
+    u = torch.linspace(0.01, 0.98, 1000, dtype=torch.float64)
+    assert float((LimitKernel(dual).log_ratio(u) - log_limit_ratio(u, dual)[0]).abs().max()) < 1e-5
+
+
 def test_the_limit_is_what_deep_kernels_tend_to():
     dual = dual_activation("optimal", 4)
     u = torch.tensor([0.9, 0.5, 0.1, 1e-3], dtype=torch.float64)

@@ -103,6 +103,27 @@ def test_numpy_functions_and_modules_with_parameters_are_taken():
     assert prelu.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("at", [0.3, -1.234567, 2.0])
+def test_a_kink_may_lie_anywhere(at):
+    """phi = relu(x - t): E phi'^2 = P(g > t), E phi^2 = (1 + t^2) P(g > t) - t density(t)."""
+    above = 0.5 * math.erfc(at / math.sqrt(2))
+    square = (1 + at**2) * above - at * math.exp(-(at**2) / 2) / math.sqrt(2 * math.pi)
+    report = activation_report(lambda x: torch.relu(x - at))
+    assert report.B_prime == pytest.approx(above / square, rel=1e-7)
+    assert report.scale == pytest.approx(math.sqrt(square), rel=1e-7)
+
+
+def test_two_kinks_a_jump_and_a_noisy_function():
+    shrunk = activation_report(nn.Softshrink(0.3))  # E phi' = P(|g| > 0.3)
+    outside = math.erfc(0.3 / math.sqrt(2))
+    assert shrunk.A_prime * shrunk.scale == pytest.approx(outside, rel=1e-7)
+    assert shrunk.B_prime * shrunk.scale**2 == pytest.approx(outside, rel=1e-7)
+    assert activation_report(lambda x: torch.where(x > 0.3, 1.0, -0.6)).B_prime == math.inf
+    assert math.isfinite(activation_report(lambda x: x + 1e-9 * torch.sin(1e9 * x)).B_prime)
+    again = [activation_report(nn.RReLU()).B_prime for _ in range(2)]
+    assert again[0] == again[1], "in eval mode a random slope is its mean"
+
+
 def test_report_under_the_papers_names():
     table = activation_report(torch.erf).as_dict()
     assert list(table) == ["A", "A'", "B'", "alpha", "class"]

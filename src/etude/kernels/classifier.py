@@ -5,6 +5,8 @@ of the kernel outgrows everything else, so the prediction is the kernel-weighted
 """
 
 import json
+import math
+import numbers
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +21,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from etude.kernels.deep import FLATTEST, Kind, LimitKernel, deep_kernel, solve_kernel
-from etude.kernels.dual import DualActivation, PowerDual, dual_activation
+from etude.kernels.deep import KNOTS, Kind, LimitKernel, deep_kernel, solve_kernel
+from etude.kernels.dual import DualActivation, PowerDual, dual_activation, name_of, within_float64
 from etude.kernels.votes import CHUNK_PAIRS, nearest_weights
 from etude.layers.distances import squared_distances
 
@@ -30,6 +32,10 @@ _TUNING_ROWS = 1000  # rows that `dim="auto"` looks at
 
 def _array(X: Any) -> Any:
     return X.detach().cpu().numpy() if isinstance(X, Tensor) else X
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _is_integer(X: Any) -> bool:
@@ -106,7 +112,8 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         ------
         ValueError
             For NaN, rows of length 0 or (with ``normalize=False``) not 1, `dim` below 1 or beyond float64 (the optimal
-            activation's from about 960 on), a negative ridge, an unknown kind, a depth that is no whole number.
+            activation's from about 960 on, the sine's from about 115), a ridge that is negative or not finite, an
+            unknown kind, a depth that is no whole number.
         """
         X, y = _array(X), _array(y)
         counts = _is_integer(X)
@@ -114,23 +121,21 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         if self.kind not in ("ntk", "nngp"):
             raise ValueError(f'kind must be "ntk" or "nngp", got {self.kind!r}')
-        if self.depth is not None and self.depth != int(self.depth):
-            raise ValueError(f"depth must be a whole number or None for infinite, got {self.depth}")
-        if self.ridge < 0:
-            raise ValueError(f"ridge must be at least 0, got {self.ridge}")
-        if self.depth is not None and self.depth < 0:
-            raise ValueError(f"depth must be at least 0 or None for infinite, got {self.depth}")
-        if isinstance(self.dim, str) and self.dim not in ("auto", "ambient"):
+        if not (_is_number(self.ridge) and 0 <= self.ridge < math.inf):
+            raise ValueError(f"ridge must be a number of at least 0, got {self.ridge!r}")
+        if self.depth is not None and not (_is_number(self.depth) and 0 <= self.depth == self.depth // 1):
+            raise ValueError(f"depth must be a whole number of at least 0, or None for infinite, got {self.depth!r}")
+        if self.dim not in ("auto", "ambient") and not _is_number(self.dim):
             raise ValueError(f'dim must be "auto", "ambient" or a number, got {self.dim!r}')
-        if not isinstance(self.dim, str) and not self.dim >= 1:
-            raise ValueError(f"dim must be at least 1 (the sphere's own dimension), got {self.dim}")
+        if not isinstance(self.dim, str) and not 1 <= self.dim < math.inf:
+            raise ValueError(f"dim must be at least 1 (the sphere's own dimension) and finite, got {self.dim}")
         self.classes_, codes = np.unique(y, return_inverse=True)
         lengths = np.linalg.norm(X, axis=1)
         self.constant_ = (float(lengths.max()) if self.normalize else 1.0) if self.lift else 0.0
         self.X_ = self.on_sphere(X, counts)
         self.Y_ = torch.eye(len(self.classes_), dtype=torch.float64)[torch.from_numpy(codes)].to(self.device)
         if len(self.classes_) == 1:
-            warnings.warn(f"y has one class only: every prediction is {self.classes_[0]!r}", stacklevel=2)
+            warnings.warn(f"y has one class only: every prediction is {self.classes_[0]}", stacklevel=2)
         self._prepare(self._find_dim())
         return self
 
@@ -157,20 +162,28 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
             If the classes are neither numbers nor strings.
         """
         check_is_fitted(self)
-        if self.classes_.dtype.kind not in "biufU":
-            raise ValueError(
-                f"classes of type {self.classes_.dtype} cannot be written; encode them as numbers or strings"
-            )
-        params = self.get_params()
-        if not isinstance(params["activation"], str):
-            dual = self.dual_
-            if not isinstance(dual, PowerDual):
-                raise ValueError(f"give the activation by name to save it, not as {params['activation']!r}")
-            params["activation"] = [w**0.5 for w in dual.weights]
-        meta = {"params": params, "classes": self.classes_.tolist(), "kind": self.classes_.dtype.str, "dim": self.dim_}
+        classes = self.classes_
+        if classes.dtype.kind == "O" and all(isinstance(c, str) for c in classes):  # labels from pandas
+            classes = classes.astype(str)
+        if classes.dtype.kind not in "biufU":
+            raise ValueError(f"classes of type {classes.dtype} cannot be written; encode them as numbers or strings")
+        params = {name: getattr(v, "item", lambda v=v: v)() for name, v in self.get_params().items()
+                  if name != "activation"}  # fmt: skip
+        params["activation"] = self._activation_by_name()
+        meta = {"params": params, "classes": classes.tolist(), "kind": classes.dtype.str, "dim": float(self.dim_)}
         tensors = {"X": self.X_, "Y": self.Y_, "constant": torch.tensor(self.constant_, dtype=torch.float64)}
         tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
         save_file(tensors, str(path), {"deep_kernel_classifier": json.dumps(meta)})
+
+    def _activation_by_name(self) -> str | list[float]:
+        """The activation as JSON can hold it."""
+        if isinstance(self.activation, str):
+            return self.activation
+        if (name := name_of(self.dual_)) is not None:
+            return name
+        if isinstance(self.dual_, PowerDual):
+            return [w**0.5 for w in self.dual_.weights]
+        raise ValueError(f"give the activation by name to save it, not as {self.activation!r}")
 
     @classmethod
     def load(cls, path: str | Path) -> "DeepKernelClassifier":
@@ -195,8 +208,8 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         self.kernel_: LimitKernel | None = None
         self.weights_: Tensor | None = None
         if self.depth is not None:
-            train = deep_kernel(self._complement(self.X_), self.dual_, self.depth, self.kind)
-            self.weights_ = solve_kernel(train, self.Y_, self.ridge)
+            train = deep_kernel(self._complement(self.X_), self.dual_, int(self.depth), self.kind)
+            self.weights_ = solve_kernel(train, self.Y_, float(self.ridge))
         elif self.limit_ == "singular":
             self.kernel_ = LimitKernel(self.dual_, device=self.device)
         elif self.limit_ == "linear":
@@ -258,7 +271,7 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         """Scores (rows, classes) from 1 - z (rows, training points); rows orthogonal to all get the classes' shares."""
         if self.weights_ is not None:
             assert self.depth is not None
-            kernel = deep_kernel(u, self.dual_, self.depth, self.kind)
+            kernel = deep_kernel(u, self.dual_, int(self.depth), self.kind)
             if self.dual_.at_zero == 0 and not bool(kernel.any(1).all()):
                 warnings.warn("the kernel underflows at this depth; depth=None is the limit itself", stacklevel=4)
             return kernel @ self.weights_
@@ -280,13 +293,13 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         candidates = [2.0**k for k in range(12) if 2.0**k < ambient] + [ambient]
         if self.activation == "sine":
             candidates = [c for c in candidates if 1 < c < 1000] or [2.0]
-        candidates = [c for c in candidates if self._dual(c).slope_at_zero >= FLATTEST]
+        candidates = [c for c in candidates if within_float64(self.activation, c)]
         stride = -(-len(self.X_) // _TUNING_ROWS)
         rows, labels = self.X_[::stride], self.Y_[::stride]
         u = squared_distances(rows, rows, exact=True).div_(2)
         scored = []
         for dim in candidates:
-            kernel = LimitKernel(self._dual(dim), device=self.device)
+            kernel = LimitKernel(self._dual(dim), knots=KNOTS, device=self.device)  # fine enough for a comparison
             right = 0.0
             for start in range(0, len(rows), 256):
                 part = u[start : start + 256].clone()

@@ -21,6 +21,7 @@ from etude.kernels.hermite import (
 )
 
 _MAX_DEGREE = 200
+FLATTEST = 1e-146  # a smaller phi^'(0) leaves float64's range before phi^ is linear
 
 
 class DualActivation:
@@ -173,7 +174,8 @@ def dual_activation(
     Raises
     ------
     ValueError
-        For an unknown name, a missing `dim`, or an activation that cannot be expanded.
+        For an unknown name, a missing `dim` or one beyond float64 (the optimal activation's from about 960 on, the
+        sine's from about 115 on), or an activation that cannot be expanded.
     """
     if isinstance(activation, DualActivation):
         return activation
@@ -181,9 +183,9 @@ def dual_activation(
         if activation in ("optimal", "sine"):
             if dim is None:
                 raise ValueError(f'activation "{activation}" is made for a dimension: give dim')
-            if activation == "sine":
-                return SineDual(sine_frequency(dim))
-            return PowerDual(optimal_activation(dim).square())  # type: ignore[arg-type]
+            made = _made_for(activation, dim)
+            check_slope(made)
+            return made
         if activation not in _NAMED:
             names = ", ".join(("optimal", "sine", *_NAMED))
             raise ValueError(f"unknown activation {activation!r}: choose one of {names}")
@@ -199,6 +201,33 @@ def dual_activation(
     if activation is torch.erf:
         return ErfDual()
     return SineDual(1.0) if activation is torch.sin else _expand(activation)
+
+
+def name_of(dual: DualActivation) -> str | None:
+    """ "erf", "relu" or "sin" where it is the dual of that activation, else None."""
+    if isinstance(dual, SineDual):
+        return "sin" if dual.frequency == 1.0 else None
+    return {ErfDual: "erf", ReluDual: "relu"}.get(type(dual))
+
+
+def _made_for(activation: str, dim: float) -> DualActivation:
+    if activation == "sine":
+        return SineDual(sine_frequency(dim))
+    return PowerDual(optimal_activation(dim).square())  # type: ignore[arg-type]
+
+
+def check_slope(dual: DualActivation) -> None:
+    """ValueError where phi^'(0) is too small for the kernel to be followed to where phi^ is linear."""
+    if dual.slope_at_zero < FLATTEST:
+        raise ValueError(
+            f"the activation's dual has the slope {dual.slope_at_zero:.3g} at 0, too flat for float64: give a smaller "
+            "dim (the optimal activation reaches about 960, the sine about 115)"
+        )
+
+
+def within_float64(activation: str, dim: float) -> bool:
+    """Whether `dual_activation` can make "optimal" or "sine" for this dimension."""
+    return _made_for(activation, dim).slope_at_zero >= FLATTEST
 
 
 def _expand(activation: Activation) -> PowerDual:

@@ -15,8 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,24 +26,60 @@ Activation = Callable[[Tensor], Tensor]
 _ZERO = 1e-6  # an expectation below this is taken as 0: far above the quadrature's error
 _FLAT = 1e-9  # the same for A', which is 2^(-d/4) for the optimal activations and exact where it vanishes by symmetry
 _REACH, _PANEL, _NODES = 13.0, 0.5, 20  # the integral over [-13, 13] in panels that end at every multiple of 0.5
+_SETTLED, _HALVINGS = 1e-10, 40  # a panel whose halves add up to something else is halved
+_SLOWEST = 1e-3  # squared frequency of the slowest sine
+_KINKS = 8  # of the panels of a round, so that a noisy function ends
 
 
-@lru_cache(maxsize=1)
-def _nodes() -> tuple[Tensor, Tensor]:
-    """Points and weights of E f(g): Gauss-Legendre in panels, exact for kinks at multiples of 0.5."""
+def _nodes(panels: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Points and weights of E f(g): Gauss-Legendre in the panels (m, 2), exact for kinks at their ends."""
     x, w = np.polynomial.legendre.leggauss(_NODES)
-    edges = np.arange(-_REACH, _REACH, _PANEL)
-    points = (edges[:, None] + _PANEL * (x + 1) / 2).ravel()
-    weights = np.tile(w * _PANEL / 2, len(edges)) * np.exp(-(points**2) / 2) / math.sqrt(2 * math.pi)
+    low, width = panels[:, :1], panels[:, 1:] - panels[:, :1]
+    points = (low + width * (x + 1) / 2).ravel()
+    weights = (width * w / 2).ravel() * np.exp(-(points**2) / 2) / math.sqrt(2 * math.pi)
     return torch.from_numpy(points), torch.from_numpy(weights)
 
 
-def _value_and_slope(activation: Activation) -> tuple[Tensor, Tensor]:
-    """phi and phi' at the nodes. Takes functions of tensors and, failing that, functions of numpy arrays."""
-    x, _ = _nodes()
+class _Sampled(NamedTuple):
+    """Nodes, their weights, phi and phi' there."""
+
+    x: Tensor
+    w: Tensor
+    value: Tensor
+    slope: Tensor
+
+
+def _sample(activation: Activation) -> _Sampled:
+    """The activation at the nodes of panels that end at every multiple of 0.5 and close in on kinks between."""
+    edges = np.arange(-_REACH, _REACH, _PANEL)
+    unsettled, settled = np.stack([edges, edges + _PANEL], 1), []
+    for _ in range(_HALVINGS):
+        middle = unsettled.mean(1)
+        halves = np.stack([unsettled[:, 0], middle, middle, unsettled[:, 1]], 1).reshape(-1, 2)
+        finer = _integrals(activation, halves).reshape(-1, 2, 2).sum(1)
+        off = np.abs(_integrals(activation, unsettled) - finer).max(1)
+        split = (off > _SETTLED) & (off >= np.sort(off)[-_KINKS:][0])
+        settled.append(unsettled[~split])
+        unsettled = halves.reshape(-1, 2, 2)[split].reshape(-1, 2)
+        if not len(unsettled):
+            break
+    panels = np.concatenate([*settled, unsettled])
+    x, w = _nodes(panels[panels[:, 0].argsort()])
+    return _Sampled(x, w, *_value_and_slope(activation, x))
+
+
+def _integrals(activation: Activation, panels: np.ndarray) -> np.ndarray:
+    """What each panel adds to E phi and E phi', (m, 2)."""
+    x, w = _nodes(panels)
+    both = torch.stack(_value_and_slope(activation, x)) * w
+    return both.view(2, len(panels), -1).sum(-1).T.numpy()
+
+
+def _value_and_slope(activation: Activation, x: Tensor) -> tuple[Tensor, Tensor]:
+    """phi and phi' at x. Takes functions of tensors and, failing that, functions of numpy arrays."""
     given = x.clone().requires_grad_()
     if isinstance(activation, nn.Module):
-        activation = copy.deepcopy(activation).double()
+        activation = copy.deepcopy(activation).double().eval()
     slope = None
     try:
         with torch.enable_grad():
@@ -91,8 +126,7 @@ def hermite_coefficients(activation: Activation, degree: int = 100) -> Tensor:
     ValueError
         If the activation is not elementwise or not finite.
     """
-    x, w = _nodes()
-    value, _ = _value_and_slope(activation)
+    x, w, value, _ = _sample(activation)
     return (w * value) @ hermite_values(x, degree)
 
 
@@ -197,7 +231,9 @@ def sine_frequency(d: float) -> float:
         log_slope0 = math.log(2 * a) - a - math.log1p(-math.exp(-2 * a))  # log(a / sinh a)
         return -2 * log_slope0 / math.log(a / math.tanh(a))
 
-    return math.sqrt(brentq(lambda a: order(a) - d, 1e-3, 5000.0, xtol=1e-14, rtol=1e-14))
+    if d < order(_SLOWEST):
+        raise ValueError(f"dim must be at least {order(_SLOWEST):.7f} for a sine, got {d}")
+    return math.sqrt(brentq(lambda a: order(a) - d, _SLOWEST, 5000.0, xtol=1e-14, rtol=1e-14))
 
 
 @dataclass(frozen=True)
@@ -236,16 +272,15 @@ def activation_report(activation: Activation) -> ActivationReport:
     Parameters
     ----------
     activation
-        Any elementwise function of a tensor (or of a numpy array); modules and built-in functions alike. Kinks lie at
-        multiples of 0.5, as in every common activation, or cost some digits.
+        Any elementwise function of a tensor (or of a numpy array); modules (in eval mode) and built-in functions alike,
+        with up to eight kinks or jumps that are no multiples of 0.5.
 
     Raises
     ------
     ValueError
         If it is not elementwise, not finite, or zero.
     """
-    x, w = _nodes()
-    value, slope = _value_and_slope(activation)
+    x, w, value, slope = _sample(activation)
     scale = math.sqrt(float(w @ value.square()))
     if scale < _ZERO:
         raise ValueError("the activation is zero, so it cannot be scaled to E phi(g)^2 = 1")

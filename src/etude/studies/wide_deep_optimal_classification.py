@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
 from etude.data import dirichlet_on_sphere, load_images, numpy_stream
 from etude.kernels import SphereRules, comparison, kernel_profile
@@ -26,19 +26,34 @@ class WideDeepConfig(StudyConfig):
 
     n_seeds: int = 20
     protocols: tuple[str, ...] = ("d1", "d2", "d4", "d8", "digits")
-    sizes: tuple[PositiveInt, ...] = (100, 300, 1000, 3000)
+    sizes: tuple[PositiveInt, ...] = Field((100, 300, 1000, 3000), min_length=2)
     """Training points; the slope is taken over all of them, accuracies at the last."""
     n_test: PositiveInt = 2000
     n_depth: PositiveInt = 1000
     """Training points where depths and classifiers are compared; one of `sizes`."""
-    ridge: float = 1e-6
+    ridge: NonNegativeFloat = 1e-6
     """On the diagonal of kernels of finite depth."""
     relu_layers: PositiveInt = 1000
     relu_test: PositiveInt = 200
     n_regression: PositiveInt = 500
-    regression_layers: tuple[PositiveInt, ...] = (1, 2, 5, 20, 60)
-    train_share: PositiveFloat = 0.6
+    regression_layers: tuple[PositiveInt, ...] = Field((1, 2, 5, 20, 60), min_length=1)
+    train_share: float = Field(0.6, gt=0, lt=1)
     """Of the user's rows."""
+
+    @field_validator("sizes")
+    @classmethod
+    def _ascending(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if list(sizes) != sorted(set(sizes)):
+            raise ValueError(f"sizes must ascend, since the test points follow the last, got {sizes}")
+        return sizes
+
+    @model_validator(mode="after")
+    def _compared(self) -> "WideDeepConfig":
+        if self.n_depth not in self.sizes:
+            raise ValueError(
+                f"n_depth must be one of sizes {self.sizes}, where all rules are fitted, got {self.n_depth}"
+            )
+        return self
 
 
 class WideDeepStudy(Study):
@@ -116,7 +131,8 @@ def _sphere(job: Job, seed: int) -> Iterator[comparison.Score]:
     yield from (comparison.Score("optimal", "accuracy_by_depth", v, n) for n, v in value.items())
     yield from (comparison.Score(arm, "depth_accuracy", value[n]) for arm, n in LAYERS.items())
     if job.protocol in ("d4", "d8"):
-        drawn, layers = dirichlet_on_sphere(400, PAIRS[job.protocol], 0.4, seed), RELU | {"relu_deep": c.relu_layers}
+        drawn = dirichlet_on_sphere(2 * max(200, c.relu_test), PAIRS[job.protocol], 0.4, seed)
+        layers = RELU | {"relu_deep": c.relu_layers}
         yield from comparison.rectifier_majority(rules, drawn, layers, counts=(15, 35), n_test=c.relu_test)
     if job.protocol == "d4":
         depths = c.regression_layers
