@@ -28,6 +28,7 @@ _FLAT = 1e-9  # the same for A', which is 2^(-d/4) for the optimal activations a
 _REACH, _PANEL, _NODES = 13.0, 0.5, 20  # the integral over [-13, 13] in panels that end at every multiple of 0.5
 _SETTLED, _HALVINGS = 1e-10, 40  # a panel whose halves add up to something else is halved
 _SLOWEST = 1e-3  # squared frequency of the slowest sine
+_JUMP = 1e4  # what changes faster than this jumps
 _KINKS = 8  # of the panels of a round, so that a noisy function ends
 
 
@@ -93,6 +94,7 @@ def _value_and_slope(activation: Activation, x: Tensor) -> tuple[Tensor, Tensor]
         step = 1e-6
         low, high = (_plain(activation, x + s) for s in (-step, step))
         slope = (high - low) / (2 * step)
+        slope = slope.masked_fill(slope.abs() > _JUMP, 0.0)  # a jump has no slope, as autograd sees it
     value = torch.as_tensor(value, dtype=torch.float64).detach()
     if value.shape != x.shape:
         raise ValueError(f"an activation acts elementwise: {tuple(x.shape)} became {tuple(value.shape)}")
