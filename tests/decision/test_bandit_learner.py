@@ -188,8 +188,9 @@ def test_arms_are_drawn_by_the_distribution():
     ("settings", "text"),
     [
         ({"policy": "linucb"}, "unknown policy 'linucb': choose one of squarecb"),
-        ({"gamma": 0.0}, "gamma must be positive, got 0"),
+        ({"gamma": 0.0}, "gamma must be positive and finite, got 0"),
         ({"gamma": -3.0}, "gamma must be positive"),
+        ({"gamma": math.inf}, "gamma must be positive and finite, got inf"),
         ({"gamma": "auto"}, 'gamma must be a number, "theory" or "sqrt"'),
         ({"policy": "squarecb"}, "give horizon"),
         ({"perturb": "none"}, 'perturb must be "expected" or "sampled"'),

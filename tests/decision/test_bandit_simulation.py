@@ -121,6 +121,9 @@ def test_a_step_of_one_row_is_the_newest_alone():
     ("call", "text"),
     [
         (lambda: ClassificationBandit(torch.zeros(3, 2), torch.zeros(3)), "at least two classes"),
+        (lambda: ClassificationBandit(torch.eye(2), torch.tensor([-1, 1])), "classes 0 to 1, got -1 to 1"),
+        (lambda: ClassificationBandit(torch.eye(2), torch.tensor([0, 2]), num_classes=2), "classes 0 to 1, got 0 to 2"),
+        (lambda: ClassificationBandit(torch.eye(2) / 0, torch.tensor([0, 1])), "row 0 of x holds NaN or infinity"),
         (lambda: _classes(1.0), r"label_noise must lie in \[0, 1\)"),
         (lambda: SyntheticBandit("linear"), "reward must be"),
         (lambda: SyntheticBandit(noise=-1.0), "noise at least 0"),

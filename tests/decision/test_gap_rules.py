@@ -137,3 +137,38 @@ def test_bad_input_is_named(rule):
         rule(torch.zeros(3, 0), 1.0)
     with pytest.raises(ValueError, match="epsilon must lie in"):
         epsilon_greedy_probabilities(y, 1.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("std", [0.0, 1e-9, 1e-7])
+def test_thompson_of_equals_without_doubt_shares_evenly(dtype, std):
+    for mean, shares in (([0.2, 0.2], [0.5, 0.5]), ([0.5] * 3, [1 / 3] * 3), ([0.2, 0.9, 0.2], [0.5, 0, 0.5])):
+        p = thompson_probabilities(torch.tensor(mean, dtype=dtype), torch.full((len(mean),), std, dtype=dtype))
+        assert p.dtype == dtype
+        assert p.tolist() == pytest.approx(shares, abs=1e-3)
+
+
+def test_a_row_without_doubt_leaves_the_others_as_they_are():
+    mean, std = torch.rand(3, 4, generator=stream(0, "m")), torch.rand(3, 4, generator=stream(0, "s"))
+    doubtless = std.clone()
+    doubtless[1] = 0
+    p, other = thompson_probabilities(mean, std), thompson_probabilities(mean, doubtless)
+    assert torch.equal(p[[0, 2]], other[[0, 2]])
+    assert other[1].argmax() == mean[1].argmin()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_thompson_in_half_precision(dtype):
+    mean, std = torch.tensor([0.2, 0.3, 0.4], dtype=dtype), torch.tensor([0.1, 0.1, 0.2], dtype=dtype)
+    exact = thompson_probabilities(mean.double(), std.double())
+    torch.testing.assert_close(thompson_probabilities(mean, std).double(), exact, atol=2e-3, rtol=0)
+    with pytest.raises(ValueError, match="std must be at least 0, got -0.2"):
+        thompson_probabilities(mean, -std)
+
+
+def test_integer_losses_and_negative_doubt():
+    assert epsilon_greedy_probabilities(torch.tensor([1, 2, 3]), 0.2).tolist() == pytest.approx(
+        [13 / 15, 1 / 15, 1 / 15]
+    )
+    with pytest.raises(ValueError, match="std must be at least 0, got -0.2"):
+        thompson_probabilities(torch.tensor([0.1, 0.2]), torch.tensor([0.1, -0.2]))

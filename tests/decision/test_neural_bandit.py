@@ -1,9 +1,11 @@
 """The user's bandit: shapes, learning, delayed feedback, state, off-policy values, bad input."""
 
+import contextlib
 import copy
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -285,6 +287,87 @@ def test_a_module_in_double_precision_learns(policy, perturb):
     before = net[0].weight.detach().clone()
     bandit.partial_fit(x, 1, loss=0.5)
     assert not torch.equal(before, net[0].weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("policy", ["fastcb", "squarecb", "ts"])
+def test_a_module_in_half_precision_learns(policy, dtype):
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)).to(dtype)
+    bandit = NeuralBandit(3, policy=policy, module=net, gamma=100.0, random_state=0)
+    x = torch.randn(3, 4, generator=stream(0, "x"))
+    before = bandit.predict_loss(x)
+    for _ in range(20):
+        arm, prob = bandit.choose(x)
+        assert 0 < prob <= 1
+        bandit.partial_fit(x, arm, loss=1.0)
+    assert bandit.predict_loss(x).sum() > before.sum()
+
+
+def test_thompson_without_exploration_draws_among_equals():
+    bandit, x = NeuralBandit(3, 4, policy="ts", nu=0.0, random_state=0), torch.ones(3, 4)
+    for i in range(20):
+        bandit.partial_fit(x, i % 3, loss=0.7)
+    assert bandit.choose(x).prob == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("policy", ["fastcb", "squarecb", "ts"])
+def test_learns_alike_where_gradients_are_off(policy, mode):
+    def run(off):
+        bandit, g = NeuralBandit(3, 4, policy=policy, gamma=100.0, random_state=0), stream(0, "x")
+        for i in range(6):
+            with mode() if off and i % 2 else contextlib.nullcontext():
+                x = torch.randn(3, 4, generator=g)
+                decision, waiting = bandit.choose(x), bandit.choose(2 * x)
+                bandit.partial_fit(x, decision.action, loss=0.3)
+            bandit.partial_fit(decision=waiting, loss=0.8)
+            assert not bandit.network.training
+        return bandit.predict_loss(x)
+
+    assert torch.equal(run(True), run(False))
+
+
+@pytest.mark.parametrize("policy", ["fastcb", "ucb"])
+def test_a_module_that_fails_leaves_the_bandit_as_it_was(policy):
+    class Fails(nn.Linear):
+        def forward(self, x):
+            if self.training and float(x.max()) > 10:
+                raise RuntimeError("too large")
+            return super().forward(x)
+
+    net = Fails(4, 1)
+    bandit = NeuralBandit(3, policy=policy, module=net, gamma=100.0, random_state=0)
+    x = torch.randn(3, 4, generator=stream(0, "x"))
+    bandit.partial_fit(x, 0, loss=0.5)
+    decision = bandit.choose(x + 100)
+    other = copy.deepcopy(bandit)
+    with pytest.raises(RuntimeError, match="too large"):
+        bandit.partial_fit(decision=decision, loss=0.5)
+    assert not bandit.network.training
+    assert decision.id in bandit._waiting
+    for each in (bandit, other):
+        each.partial_fit(x.expand(2, 3, 4), [0, 1], loss=[0.5, 0.2])
+    assert bandit.rounds == other.rounds == 3
+    assert torch.equal(bandit.probabilities(x), other.probabilities(x))
+    assert tuple(bandit.choose(x)) == tuple(other.choose(x))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda b, x: b.choose(x[:0]), ValueError, "at least one row"),
+        (lambda b, x: b.predict_loss(x[:0]), ValueError, "at least one row"),
+        (lambda b, x: b.partial_fit(x[:0], [], loss=[]), ValueError, "at least one row"),
+        (lambda b, x: b.partial_fit(x[0], 0, loss=0.1, prob=[0.1, 0.2]), ValueError, "prob must hold 1 numbers, got 2"),
+        (lambda b, x: b.partial_fit(x[0], 0, loss="a"), TypeError, "loss must be a number or 1 of them, got 'a'"),
+        (lambda b, x: NeuralBandit(3, 4, random_state=np.random.default_rng(0)), TypeError, "cannot be numpy's Generator"),
+    ],
+)
+def test_what_cannot_be_used_is_named(call, error, text):
+    bandit = NeuralBandit(3, 4, policy="greedy", random_state=0)
+    with pytest.raises(error, match=text):
+        call(bandit, torch.ones(2, 3, 4))
+    assert bandit.rounds == 0
 
 
 def test_a_refused_loss_leaves_the_decision_waiting():

@@ -93,6 +93,17 @@ def test_bad_logs_are_named():
     bad[2] = 0
     with pytest.raises(ValueError, match="logged probability 0 of row 2"):
         policy_value(target, actions, losses, bad, estimator="ips")
+    for i, value in enumerate((float("nan"), float("inf"))):
+        unknown, off = losses.double().clone(), target.double().clone()
+        unknown[i] = off[i, 0] = value
+        with pytest.raises(ValueError, match=f"of row {i} is not finite"):
+            policy_value(target, actions, unknown, logged, estimator="ips")
+        with pytest.raises(ValueError, match=f"probabilities of row {i} must be at least 0 and sum to 1"):
+            policy_value(off, actions, losses, logged, estimator="ips")
+        with pytest.raises(ValueError, match="predicted losses must be finite"):
+            policy_value(target, actions, losses, logged, predicted=off)
+    with pytest.raises(ValueError, match="probabilities of row 0 must be at least 0 and sum to 1"):
+        policy_value(2 * target, actions, losses, logged, estimator="ips")
     with pytest.raises(ValueError, match="actions must be 0 to 2, got"):
         policy_value(target, actions + 3, losses, logged, estimator="ips")
     with pytest.raises(ValueError, match="actions must hold integers"):

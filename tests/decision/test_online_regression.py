@@ -37,6 +37,11 @@ def test_forced_arms_are_uniform_and_predictions_kept():
     assert (run.predicted - run.losses)[:, -100:].square().mean() < early
 
 
+def test_one_step_has_no_slope():
+    with pytest.raises(ValueError, match=r"at least two different steps, got \[40\]"):
+        log_slope(torch.ones(1, 50), (40,))
+
+
 def test_log_slope_by_hand():
     t = torch.arange(1, 101, dtype=torch.float64)
     cumulative = torch.stack([t.sqrt(), 3 * t])

@@ -3,8 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from etude.errors import UsageError
 from etude.lab.registry import study
-from etude.lab.runner import run_study
+from etude.lab.runner import configure, run_study
 from etude.lab.study import Job, Results
 
 
@@ -45,3 +46,20 @@ def test_user_texts_and_plots():
     artifacts = [{"protocol": "user", **i._asdict()} for i in items if not hasattr(i, "metric")]
     plots = the_study.plots(Results([], artifacts))
     assert [p.name for p in plots] == ["worlds", "monofact", "audit"] and all(json.dumps(p.spec) for p in plots)
+
+
+@pytest.mark.parametrize("value", [(), (0.6, 1.4), (1.0, -0.5)])
+def test_exponents_must_hold_one(value):
+    with pytest.raises(UsageError, match=r"setting exponents = .*at least 0 and hold 1 .*got \["):
+        configure(study("calibrated-hallucination"), "quick", settings={"exponents": value})
+
+
+def test_no_ratio_where_no_fact_stands_once():
+    the_study = study("calibrated-hallucination")
+    changes = {"words": 3, "n_sentences": 400, "steps": 2, "eval_every": 2}
+    config = configure(the_study, "quick", settings=changes)
+    items = list(the_study.measure(Job("default", "lm_copy", config.seeds[:1], config, None)))
+    found = {(i.arm, i.metric): i.value for i in items if hasattr(i, "metric")}
+    assert found["lm_copy", "monofact"] == 0
+    assert ("uniform", "hallucination_copy") in found
+    assert not any(metric.startswith("ratio") for _, metric in found)

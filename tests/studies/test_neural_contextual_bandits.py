@@ -2,7 +2,9 @@
 
 import pytest
 
-from etude.lab.runner import run_study
+from etude.errors import UsageError
+from etude.lab.runner import configure, run_study
+from etude.lab.study import Job
 from etude.studies._bandit_settings import BEST, TUNED
 from etude.studies.neural_contextual_bandits import BanditStudy
 
@@ -61,3 +63,25 @@ def test_every_data_set_has_settings_for_every_policy():
     assert protocols <= set(TUNED) == set(BEST)
     for chosen in TUNED.values():
         assert set(chosen) == {"fastcb", "squarecb", "ucb", "ts", "epsilon", "greedy"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("horizon", 4, "greater than or equal to 8"),
+        ("label_noise", 2, "less than 1"),
+        ("long_horizons", (), "at least two numbers of rounds"),
+        ("long_horizons", (40,), "at least two numbers of rounds"),
+        ("long_horizons", (60, 20), r"from the least to the largest, got \[60, 20\]"),
+    ],
+)
+def test_settings_that_no_slope_can_be_taken_of_are_refused(name, value, text):
+    with pytest.raises(UsageError, match=f"setting {name} = .*{text}"):
+        configure(BanditStudy(), "quick", settings={name: value})
+
+
+def test_a_short_run_has_a_curve():
+    study = BanditStudy()
+    config = configure(study, "quick", settings={"horizon": 10})
+    job = Job("square", "random", config.seeds[:1], config, study.task("square", config))
+    assert [m.step for m in study.measure(job)] == [None, *range(1, 11)]

@@ -430,3 +430,83 @@ def test_a_scorer_looks_in_eval_mode_and_puts_modes_back():
     assert torch.equal(state, torch.get_rng_state())
     assert model.training
     assert not model.transformer.drop.training
+
+
+@pytest.mark.parametrize("missing", [float("nan"), np.float32("nan"), np.datetime64("NaT"), "NA", "NaT"])
+def test_missing_values_are_no_facts(missing):
+    pandas = pytest.importorskip("pandas")
+    missing = getattr(pandas, missing) if isinstance(missing, str) else missing
+    assert hl.corpus_audit(["a", missing, "b", "b", None, missing]).counts_of_counts == {1: 1, 2: 1}
+    assert hl.sampled_rate(["a", missing, "b"], {"a"})[0] == 0.5
+    uniform = lambda items: np.log(np.full(2, 0.5))
+    report = hl.audit_model(uniform, ["a", "b"], ["a", "a", missing], ["a", missing, "b"], {"a"})
+    assert report.audit.n == 2 and report.miscalibration == 0
+
+
+def test_missing_values_of_arrays_and_facts_that_look_like_them():
+    assert hl.corpus_audit(np.array([math.nan, math.nan, 1.0, 1.0])).n == 2
+    tensors = [torch.zeros(3)] * 2  # compare to a tensor, not to a bool
+    assert hl.corpus_audit([False, False, True, 0.5, *tensors]).counts_of_counts == {1: 2, 2: 2}
+
+
+def test_facts_beyond_the_numbers_of_the_space_need_a_draw():
+    gen = hl.GoodTuringGenerator(random_state=0).fit([10, 10, 2], space_size=10)
+    with pytest.raises(ValueError, match="other than the numbers 0 to 9 need draw="):
+        gen.sample(50)
+    with pytest.raises(ValueError, match=r"space_size must be a whole number, got 10\.5"):
+        gen.fit([1, 1], space_size=10.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda score: hl.audit_model(score, ["a", ["b"]], ["a"] * 2, ["a"], {"a"}), r"candidate 1 .*\['b'\]"),
+        (lambda score: hl.audit_model(score, ["a"], ["a"] * 2, ["a", ["b"]], {"a"}), r"held-out fact 1 .*\['b'\]"),
+        (lambda score: hl.GoodTuringGenerator().fit(["a", "a"], 5).probability(["b"]), r"fact 0 .*\['b'\]"),
+    ],
+)
+def test_what_cannot_be_hashed_is_named(call, text):
+    with pytest.raises(TypeError, match=text):
+        call(lambda items: np.zeros(len(items)))
+
+
+def test_reports_are_strict_json_without_a_falsehood():
+    report = hl.audit_model(lambda items: np.log([0.5, 0.5]), ["a", "b"], ["a", "a"], ["a"], {"a", "b"})
+    record = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert record["bound"]["sparsity"] is None and record["floor"] == 0.0
+
+
+def test_tensors_of_any_precision_are_numbers():
+    audit = hl.corpus_audit([1, 1, 2])
+    assert hl.lower_bound(audit, fact_ratio=torch.tensor(0.5)) == hl.lower_bound(audit, fact_ratio=0.5)
+    g, p = torch.tensor([0.5, 0.5], dtype=torch.bfloat16), torch.tensor([0.25, 0.75], dtype=torch.bfloat16)
+    assert hl.miscalibration(g, p, bins=2) == 0 and hl.miscalibration(p, g) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [([0, 5], "held-out fact 1 has index 5, but g has 2 facts"), ([0.5, 1.0], "must be indices of g")],
+)
+def test_heldout_indices_that_do_not_fit(facts, text):
+    with pytest.raises(ValueError, match=text):
+        hl.heldout_miscalibration(np.array([0.5, 0.5]), facts, generator=numpy_stream(0, "b"))
+
+
+@pytest.mark.parametrize(
+    ("g", "text"),
+    [
+        ([], "no facts"),
+        ([math.nan, 1.0], r"g\[0\] is not finite"),
+        ([0.5, -0.1], r"g\[1\] is negative"),
+        ([0.0], "0 every"),
+    ],
+)
+def test_masses_that_are_none(g, text):
+    for cut in (hl.top_p, hl.refuse_below):
+        with pytest.raises(ValueError, match=text):
+            cut(g, 0.2)
+
+
+def test_a_scorer_needs_a_batch():
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        hl.hf_scorer(None, None, batch_size=0)

@@ -9,12 +9,12 @@ from etude.decision.bandit_simulation import BanditRun as BanditRun
 from etude.decision.bandit_simulation import ClassificationBandit as ClassificationBandit
 from etude.decision.bandit_simulation import SyntheticBandit as SyntheticBandit
 from etude.decision.bandit_simulation import simulate as simulate
+from etude.decision.decisions import Decision as Decision
+from etude.decision.decisions import LoggedDecisions as LoggedDecisions
 from etude.decision.gap_rules import epsilon_greedy_probabilities as epsilon_greedy_probabilities
 from etude.decision.gap_rules import fastcb_probabilities as fastcb_probabilities
 from etude.decision.gap_rules import squarecb_probabilities as squarecb_probabilities
 from etude.decision.gap_rules import thompson_probabilities as thompson_probabilities
-from etude.decision.neural_bandit import Decision as Decision
-from etude.decision.neural_bandit import LoggedDecisions as LoggedDecisions
 from etude.decision.neural_bandit import NeuralBandit as NeuralBandit
 from etude.decision.off_policy import PolicyValue as PolicyValue
 from etude.decision.off_policy import policy_value as policy_value

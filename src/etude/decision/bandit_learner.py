@@ -72,8 +72,8 @@ class BanditSettings:
         if isinstance(self.gamma, str):
             if self.gamma not in ("theory", "sqrt"):
                 raise ValueError(f'gamma must be a number, "theory" or "sqrt", got {self.gamma!r}')
-        elif not self.gamma > 0:
-            raise ValueError(f"gamma must be positive, got {self.gamma}")
+        elif not 0 < self.gamma < math.inf:
+            raise ValueError(f"gamma must be positive and finite, got {self.gamma}")
         if self.gamma == "theory" and self.policy == "squarecb" and self.horizon is None:
             raise ValueError('gamma="theory" needs the number of rounds: give horizon, or gamma="sqrt"')
         if self.perturb not in ("expected", "sampled"):
@@ -166,6 +166,8 @@ class BanditLearner:
         """|theta - theta_0|^2 (S,) and the moves themselves; once for the same weights."""
         if self._way is None:
             moves = [p - self.anchor.start[name] for name, p in self._trainable()]
+            if moves[0].dtype in (torch.float16, torch.bfloat16):  # small squares vanish in half precision
+                moves = [m.float() for m in moves]
             flat = [m.reshape(self.network.num_seeds, 1, -1) for m in moves]
             self._way = torch.stack([torch.bmm(m, m.mT)[:, 0, 0] for m in flat]).sum(0), moves
         return self._way
@@ -185,7 +187,7 @@ class BanditLearner:
         """
         if self.settings.perturb == "expected":
             spread = self.strength * torch.sqrt(self.squared_distance() + 1e-12)
-            return spread[:, None] * self._nodes, self._weights
+            return spread[:, None].to(self._nodes) * self._nodes, self._weights
         moves = [(p - self.anchor.start[name]).reshape(self.network.num_seeds, -1) for name, p in self._trainable()]
         rows = []
         for i, generator in enumerate(self.signs):

@@ -47,7 +47,7 @@ class ClassificationBandit:
     Raises
     ------
     ValueError
-        If there are fewer than two classes or the noise leaves [0, 1).
+        If there are fewer than two classes, the noise leaves [0, 1), x is not finite or a label is none of the classes.
     """
 
     disjoint = True
@@ -64,7 +64,12 @@ class ClassificationBandit:
         self.n_arms = int(y.max()) + 1 if num_classes is None else num_classes
         if self.n_arms < 2:
             raise ValueError("a bandit of classes needs at least two classes")
+        if not 0 <= int(y.min()) <= int(y.max()) < self.n_arms:
+            raise ValueError(f"y must hold classes 0 to {self.n_arms - 1}, got {int(y.min())} to {int(y.max())}")
         x = x.flatten(1).float()
+        if not bool((finite := torch.isfinite(x).all(1)).all()):
+            row = int(finite.logical_not().nonzero()[0])
+            raise ValueError(f"row {row} of x holds NaN or infinity: fill it in or leave the row out")
         x = (x - x.mean(0)) / x.std(0).clamp_min(1e-6)
         self.x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-6)
         self.y, self.label_noise, self.n_features = y.long(), _share(label_noise), x.shape[1]

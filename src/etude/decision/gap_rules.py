@@ -17,7 +17,7 @@ def _checked(losses: Tensor) -> Tensor:
         raise ValueError(f"losses must have shape (..., arms) with at least one arm, got {tuple(losses.shape)}")
     if not bool(torch.isfinite(losses).all()):
         raise ValueError("predicted losses must be finite: the network has diverged or a context holds NaN")
-    return losses
+    return losses if losses.is_floating_point() else losses.to(torch.get_default_dtype())
 
 
 def _check_gamma(gamma: Gamma) -> None:
@@ -94,14 +94,34 @@ def thompson_probabilities(mean: Tensor, std: Tensor, *, nodes: int = 33) -> Ten
     Parameters
     ----------
     mean, std
-        (..., K), std at least 0.
+        (..., K), std at least 0; below 1e-9 it counts as 1e-9.
 
     Returns
     -------
     Tensor
-        (..., K), sums to 1.
+        (..., K), sums to 1; arms of equal mean and no doubt share evenly.
+
+    Raises
+    ------
+    ValueError
+        For a negative std, or values that are not finite.
     """
-    mean, std = _checked(mean), _checked(std).clamp_min(1e-9)
+    mean, std = torch.broadcast_tensors(_checked(mean), _checked(std))
+    eps = torch.finfo(mean.dtype).eps
+    # where the doubt is so small, or the precision half, the dtype cannot tell an arm's quantiles apart
+    narrow = (std <= (4 * eps * mean.abs()).clamp_min(1e-9)).any(-1) | (eps > 1e-4)
+    p = _quadrature(mean, std, nodes)
+    if bool(narrow.any()):
+        if bool((std < 0).any()):
+            raise ValueError(f"std must be at least 0, got {float(std.min()):.4g}")
+        wide = mean[narrow].double()
+        wide = wide - wide.min(-1, keepdim=True).values  # around 0 there are digits enough
+        p[narrow] = _quadrature(wide, std[narrow].double(), nodes).to(p.dtype)
+    return p
+
+
+def _quadrature(mean: Tensor, std: Tensor, nodes: int) -> Tensor:
+    std = std.clamp_min(1e-9)
     q = torch.linspace(-4.5, 4.5, nodes, dtype=mean.dtype, device=mean.device)
     grid = (mean[..., None] + std[..., None] * q).flatten(-2).sort(-1).values  # (..., K * nodes)
     middle = (grid[..., 1:] + grid[..., :-1]) / 2

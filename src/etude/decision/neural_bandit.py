@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from numpy.random import RandomState
+from numpy.random import Generator, RandomState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -19,49 +19,12 @@ from torch import Tensor, nn
 from etude.data.randomness import as_generator
 from etude.decision.arm_networks import ArmNetwork, ModuleArms
 from etude.decision.bandit_learner import BanditLearner, BanditSettings, Policy, draw_arms
+from etude.decision.decisions import Decision, LoggedDecisions, losses_in_unit, numbers
 from etude.decision.off_policy import Estimator, PolicyValue, policy_value
 from etude.training.replay import ReplayBuffer
 
 _LARGE = 5_000_000
 _WAITING = 10_000  # contexts of decisions whose loss may still come
-
-
-class Decision(tuple[Any, Any]):
-    """``action, prob``, and the decision's `id` for feedback that comes later.
-
-    One context gives an int and a float, a batch (B,) tensors.
-    """
-
-    id: int
-
-    def __new__(cls, action: Any, prob: Any, number: int) -> "Decision":
-        made = super().__new__(cls, (action, prob))
-        made.id = number
-        return made
-
-    def __getnewargs__(self) -> tuple[Any, Any, int]:
-        """What copies and pickles are made from."""
-        return self[0], self[1], self.id
-
-    @property
-    def action(self) -> Any:
-        """The chosen arm."""
-        return self[0]
-
-    @property
-    def prob(self) -> Any:
-        """The probability with which it was chosen: log it, off-policy evaluation needs it."""
-        return self[1]
-
-
-class LoggedDecisions(NamedTuple):
-    """Decisions of any policy, for `NeuralBandit.evaluate`: n rows each; losses or rewards, in [0, 1]."""
-
-    contexts: Any
-    action: Any
-    loss: Any = None
-    prob: Any = None
-    reward: Any = None
 
 
 class NeuralBandit:
@@ -146,6 +109,8 @@ class NeuralBandit:
         )
         self.n_arms, self.n_features, self.disjoint = n_arms, n_features, disjoint
         self.batch_size, self.hidden_dim, self.device = batch_size, hidden_dim, device
+        if isinstance(random_state, Generator):
+            raise TypeError("random_state cannot be numpy's Generator: pass an int drawn from it")
         self._generator = as_generator(random_state)
         network: ArmNetwork | ModuleArms
         if module is None:
@@ -260,17 +225,25 @@ class NeuralBandit:
         Raises
         ------
         ValueError
-            For a loss outside of [0, 1] or missing, an unknown decision, an arm that does not exist, NaN.
+            For a loss outside of [0, 1] or missing, no rows, an unknown decision, an arm that does not exist, NaN.
+        TypeError
+            For losses or propensities that are no numbers.
         """
         x, arms = self._answered(contexts, action, decision)
-        losses = _losses(loss, reward, len(x)).to(self.device)
+        losses = losses_in_unit(loss, reward, len(x)).to(self.device)
         if prob is not None:
-            given = torch.as_tensor(prob, dtype=torch.float64).reshape(-1)
+            given = numbers(prob, "prob", len(x), torch.float64)
             if not bool(((given > 0) & (given <= 1)).all()):
                 raise ValueError(f"prob must lie in (0, 1], got {given.tolist()[:5]}")
+        with torch.inference_mode(False), torch.enable_grad(), self._all_or_nothing():
+            # clones, as what was made in inference mode cannot be learned from
+            self._step(x.clone(), arms.clone(), losses.clone())
         if decision is not None:
             del self._waiting[_number(decision)]
             self._waiting_rows -= len(arms)
+        return self
+
+    def _step(self, x: Tensor, arms: Tensor, losses: Tensor) -> None:
         self._learner.observe(x[None], arms[None])
         if not self.disjoint:
             x, arms = x[torch.arange(len(x)), arms][:, None], torch.zeros_like(arms)
@@ -281,8 +254,21 @@ class NeuralBandit:
             x, arms, losses = (torch.cat(pair) for pair in ((x, old["x"]), (arms, old["arm"]), (losses, old["loss"])))
         self.network.train()
         self._learner.update(x[None], arms[None], losses[None])
-        self.network.eval()
-        return self
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """If the module fails, nothing has been counted or drawn (in a full memory the oldest rows are gone)."""
+        learner, memory = self._learner, self._memory
+        counts, state = (learner.rounds, memory.num_seen), self._generator.get_state()
+        precision = None if learner.precision is None else [u.clone() for u in learner.precision]
+        try:
+            yield
+        except BaseException:
+            (learner.rounds, memory.num_seen), learner.precision = counts, precision
+            self._generator.set_state(state)
+            raise
+        finally:
+            self.network.eval()
 
     def _answered(self, contexts: Any, action: Any, decision: Any) -> tuple[Tensor, Tensor]:
         if decision is not None:
@@ -334,7 +320,7 @@ class NeuralBandit:
             if rows.get(name) is None:
                 raise ValueError(f"the logged decisions lack {name}; they hold {', '.join(rows)}")
         x, _ = self._contexts(rows["contexts"])
-        losses = _losses(rows.get("loss"), rows.get("reward"), len(x))
+        losses = losses_in_unit(rows.get("loss"), rows.get("reward"), len(x))
         actions, prob = (torch.as_tensor(rows[name]).reshape(-1).cpu() for name in ("action", "prob"))
         with torch.no_grad(), self._looking():
             p = self._learner.probabilities(x[None])[0].cpu()
@@ -408,6 +394,8 @@ class NeuralBandit:
             inner = ", ".join(map(str, wanted))
             hint = "" if self.disjoint else f": K = {self.n_arms} arms with {self.n_features} features each"
             raise ValueError(f"contexts must have shape ({inner}) or (B, {inner}), got {tuple(x.shape)}{hint}")
+        if not len(x):
+            raise ValueError("contexts must hold at least one row, got none")
         if not bool(torch.isfinite(x).all()):
             raise ValueError("contexts must be finite: they hold NaN or infinity")
         single = x.ndim == len(wanted)
@@ -423,17 +411,3 @@ def _width_of(module: nn.Module | None) -> int:
     if not isinstance(first, nn.Linear):
         raise ValueError("give n_features, the length of a context")
     return first.in_features
-
-
-def _losses(loss: Any, reward: Any, n: int) -> Tensor:
-    """Losses (n,) in [0, 1] from either."""
-    if (loss is None) == (reward is None):
-        raise ValueError("give loss= or reward=, one of the two")
-    name, given = ("loss", loss) if reward is None else ("reward", reward)
-    y = torch.as_tensor(given, dtype=torch.float32).reshape(-1)
-    if len(y) != n:
-        raise ValueError(f"{name} must hold {n} numbers, got {len(y)}")
-    if not bool(((y >= 0) & (y <= 1)).all()):
-        other = "; where larger is better pass reward=" if name == "loss" else ""
-        raise ValueError(f"{name} must lie in [0, 1], got {y.min():.4g} to {y.max():.4g}: scale it first{other}")
-    return y if reward is None else 1 - y

@@ -8,6 +8,7 @@ mean(sum_a pi(a) q(a) + w_i (y_i - q(a_i))).
 import math
 from typing import Literal, NamedTuple
 
+import torch
 from scipy.stats import norm
 from torch import Tensor
 
@@ -53,8 +54,9 @@ def policy_value(
     Raises
     ------
     ValueError
-        If shapes differ, a logged probability is not in (0, 1], an action is none of the K, `predicted` is missing, or
-        `confidence` is not in (0, 1).
+        If shapes differ, a loss or predicted loss is not finite, a row of `probabilities` is no distribution, a logged
+        probability is not in (0, 1], an action is none of the K, `predicted` is missing, or `confidence` is not in
+        (0, 1).
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
@@ -66,12 +68,20 @@ def policy_value(
     if not actions.shape == losses.shape == logged.shape == (n,) or n == 0:
         shapes = [tuple(t.shape) for t in (actions, losses, logged)]
         raise ValueError(f"actions, losses and logged probabilities must have shape ({n},), n > 0; got {shapes}")
+    if not bool((finite := torch.isfinite(losses)).all()):
+        i = int(finite.logical_not().nonzero()[0])
+        raise ValueError(f"loss {float(losses[i])} of row {i} is not finite: leave the row out")
+    pi = probabilities.double()
+    proper = (pi >= 0).all(1) & ((pi.sum(1) - 1).abs() < 0.01)  # half precision does not come nearer to 1
+    if not bool(proper.all()):
+        i = int(proper.logical_not().nonzero()[0])
+        raise ValueError(f"probabilities of row {i} must be at least 0 and sum to 1, got {pi[i].tolist()}")
     if not bool(((logged > 0) & (logged <= 1)).all()):
         i = int(((logged > 0) & (logged <= 1)).logical_not().nonzero()[0])
         raise ValueError(f"logged probability {float(logged[i]):.4g} of row {i} is not in (0, 1]")
     if not bool(((actions >= 0) & (actions < k)).all()):
         raise ValueError(f"actions must be 0 to {k - 1}, got {int(actions.min())} to {int(actions.max())}")
-    weights = probabilities.double().gather(1, actions[:, None])[:, 0] / logged
+    weights = pi.gather(1, actions[:, None])[:, 0] / logged
     if estimator == "ips":
         terms = weights * losses
     elif estimator == "snips":
@@ -84,7 +94,9 @@ def policy_value(
         if predicted is None or predicted.shape != (n, k):
             raise ValueError(f'estimator "dr" needs predicted losses of shape ({n}, {k})')
         q = predicted.double()
-        terms = (probabilities.double() * q).sum(1) + weights * (losses - q.gather(1, actions[:, None])[:, 0])
+        if not bool(torch.isfinite(q).all()):
+            raise ValueError("predicted losses must be finite")
+        terms = (pi * q).sum(1) + weights * (losses - q.gather(1, actions[:, None])[:, 0])
     else:
         raise ValueError(f'estimator must be "ips", "snips" or "dr", got {estimator!r}')
     value = float(terms.mean())

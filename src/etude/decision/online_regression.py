@@ -56,8 +56,10 @@ def log_slope(cumulative: Tensor, steps: Sequence[int]) -> Tensor:
     Raises
     ------
     ValueError
-        If a value is not positive.
+        If a value is not positive, or there are fewer than two different steps.
     """
+    if len(set(steps)) < 2:
+        raise ValueError(f"a slope needs at least two different steps, got {list(steps)}")
     y = cumulative[:, torch.as_tensor(steps) - 1].double()
     if not bool((y > 0).all()):
         raise ValueError("a slope on logarithmic axes needs positive values")

@@ -87,7 +87,8 @@ def measure_language(job: Job) -> Iterator[Measurement | Artifact]:
             rate, mis, *_ = fact_point(make(corpus), corpus)
             yield Measurement(arm, seed, f"hallucination_{rule}", rate)
             yield Measurement(arm, seed, f"mis_{rule}", mis)
-            yield Measurement(arm, seed, f"ratio_{rule}", rate / found["monofact"])
+            if found["monofact"]:  # without facts seen once there is no ratio, as in `model_summary`
+                yield Measurement(arm, seed, f"ratio_{rule}", rate / found["monofact"])
         if seed == c.seeds[0] and rule in ("random", "upweighted"):
             shown: Any = [
                 {"name": f"{rule}, {n}", "mis": p.miscalibration, "rate": p.hallucination_rate} for n, p in points

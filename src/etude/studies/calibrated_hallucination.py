@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, field_validator
 
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.studies._hallucination_measures import measure_language, measure_worlds, user_world
@@ -23,7 +23,7 @@ class HallucinationConfig(StudyConfig):
     num_facts: PositiveInt = 5000
     n_documents: PositiveInt = 5000
     exponents: tuple[float, ...] = (0.6, 1.0, 1.4)
-    """Zipf exponents of the worlds."""
+    """Zipf exponents of the worlds; 1 must be among them."""
     draws: PositiveInt = 4
     """Corpora of each world and seed."""
     words: PositiveInt = 40
@@ -40,6 +40,15 @@ class HallucinationConfig(StudyConfig):
     eval_every: PositiveInt = 100
     batch_size: PositiveInt = 128
     lr: PositiveFloat = 3e-3
+
+    @field_validator("exponents")
+    @classmethod
+    def _with_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if 1.0 not in value or not all(0 <= exponent < np.inf for exponent in value):
+            raise ValueError(
+                f"exponents must be at least 0 and hold 1 (the plots and H4a need that world), got {list(value)}"
+            )
+        return value
 
 
 class HallucinationStudy(Study):

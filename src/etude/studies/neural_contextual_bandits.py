@@ -4,10 +4,11 @@ Classification sets as bandits (the arms are the classes), synthetic rewards on 
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from etude.data import load_images, load_table
 from etude.decision import ClassificationBandit, SyntheticBandit, log_slope, regression_regret, simulate
@@ -23,16 +24,23 @@ class BanditConfig(StudyConfig):
 
     n_seeds: int = 20
     protocols: tuple[str, ...] = ("digits", "mushroom", "magic04", "shuttle", "square", "cosine")
-    horizon: PositiveInt = 2000
+    horizon: Annotated[int, Field(ge=8)] = 2000
     hidden_dim: PositiveInt = 64
     batch_size: PositiveInt = 32
     """Rows of the gradient step that follows every round."""
     long_horizons: tuple[PositiveInt, ...] = (500, 1000, 2000, 4000)
     """Rounds between which the slope of the regret is taken."""
-    label_noise: float = 0.3
+    label_noise: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Of the arm `noisy_long`."""
     fit_steps: PositiveInt = 4000
     """Steps of the comparator of the regression regret."""
+
+    @field_validator("long_horizons")
+    @classmethod
+    def _a_slope_lies_between_two(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(value) < 2 or any(a >= b for a, b in pairwise(value)):
+            raise ValueError(f"give at least two numbers of rounds, from the least to the largest, got {list(value)}")
+        return value
 
 
 class BanditStudy(Study):
@@ -119,10 +127,11 @@ def _policy(job: Job) -> Iterator[Measurement]:
     sizes: Any = {"hidden_dim": c.hidden_dim, "batch_size": c.batch_size, "device": job.device}
     regret = simulate(job.task, settings, job.seeds, c.horizon, **sizes).cumulative()
     best = zip(("best_explorer", "best_confidence"), best_of(job.protocol), strict=True)
+    every = max(1, c.horizon // 20)
     for arm in [job.arm, *(name for name, chosen in best if chosen == job.arm)]:
         for seed, curve in zip(job.seeds, regret, strict=True):
             yield Measurement(arm, seed, "log_regret", float(curve[-1].clamp_min(0.5).log()))
-            for t in range(c.horizon // 20, c.horizon + 1, c.horizon // 20):
+            for t in range(every, c.horizon + 1, every):
                 yield Measurement(arm, seed, "regret", float(curve[t - 1]), step=t)
 
 

@@ -115,8 +115,8 @@ def corpus_audit(facts: Iterable[Any], *, normalize: bool = True, delta: float =
     Parameters
     ----------
     facts
-        One hashable a document (a string, a tuple such as (person, place, dish), a number); None where a document
-        has no fact. Arrays and tensors: one a row.
+        One hashable a document (a string, a tuple such as (person, place, dish), a number); None or a missing value
+        (NaN, NaT, pandas' NA) where a document has no fact. Arrays and tensors: one a row.
     normalize
         Count strings that differ in case, spaces or Unicode form as one. Near-duplicates still inflate MF: see
         `etude.data.duplicate_groups`.
@@ -155,7 +155,7 @@ def count_facts(facts: Iterable[Any], *, normalize: bool = True) -> NDArray[np.i
 
 
 def fact_counts(facts: Iterable[Any], *, normalize: bool = True) -> dict[Any, int]:
-    """Fact -> count, without None. Distinct facts are normalised once each, after counting."""
+    """Fact -> count, without None and missing values. Distinct facts are normalised once each, after counting."""
     if isinstance(facts, (str, bytes)):
         raise TypeError(f"facts must be an iterable with one fact a document, got a single {type(facts).__name__}")
     items = facts.tolist() if hasattr(facts, "tolist") else facts  # of arrays and tensors
@@ -165,15 +165,10 @@ def fact_counts(facts: Iterable[Any], *, normalize: bool = True) -> dict[Any, in
     try:
         raw: dict[Any, int] = Counter(items)
     except TypeError:
-        for i, fact in enumerate(items):
-            try:
-                hash(fact)
-            except TypeError:
-                raise TypeError(
-                    f"fact {i} cannot be hashed: {fact!r} ({type(fact).__name__}); use strings, numbers or tuples"
-                ) from None
+        check_hashable(items)
         raise
-    raw.pop(None, None)
+    for missing in [fact for fact in raw if type(fact) is not str and not is_fact(fact)]:
+        del raw[missing]
     if not normalize:
         return dict(raw)
     merged: dict[Any, int] = {}
@@ -185,6 +180,27 @@ def fact_counts(facts: Iterable[Any], *, normalize: bool = True) -> dict[Any, in
             key = normalize_fact(fact)
         merged[key] = get(key, 0) + count
     return merged
+
+
+def is_fact(value: Any) -> bool:
+    """False for None and for the missing values of arrays and pandas, which do not equal themselves."""
+    if value is None:
+        return False
+    different = value != value
+    if isinstance(different, (bool, np.bool_)):
+        return not different
+    return different is not value  # pandas' NA; what else compares to no bool (a tensor, a symbol) is a fact
+
+
+def check_hashable(items: Iterable[Any], name: str = "fact") -> None:
+    """Raise TypeError for the first item that cannot be hashed, naming it."""
+    for i, item in enumerate(items):
+        try:
+            hash(item)
+        except TypeError:
+            raise TypeError(
+                f"{name} {i} cannot be hashed: {item!r} ({type(item).__name__}); use strings, numbers or tuples"
+            ) from None
 
 
 def _row(value: Any) -> Any:

@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from etude.data.randomness import as_generator
-from etude.trust.facts import CorpusAudit, fact_counts, normalize_fact
+from etude.trust.facts import CorpusAudit, check_hashable, fact_counts, normalize_fact
 
 
 def good_turing_counts(counts_of_counts: dict[int, int], *, smooth_up_to: int = 5) -> dict[int, float]:
@@ -82,6 +82,8 @@ class GoodTuringGenerator(BaseEstimator):
         """
         if self.levels not in ("counts", "two"):
             raise ValueError(f"levels must be 'counts' or 'two', got {self.levels!r}")
+        if not space_size == space_size // 1:
+            raise ValueError(f"space_size must be a whole number, got {space_size}")
         counts = fact_counts(facts, normalize=normalize)
         if not counts:
             raise ValueError("no facts to count")
@@ -112,6 +114,7 @@ class GoodTuringGenerator(BaseEstimator):
     def probability(self, fact: Any) -> float:
         """g of one fact of the space, seen or not; 0 beyond the space, where the facts are its numbers."""
         self._check()
+        check_hashable((fact,))
         if self._numbers and not self._inside(fact):
             return 0.0
         count = self.counts_.get(normalize_fact(fact) if self.audit_.normalized else fact, 0)
@@ -148,8 +151,11 @@ class GoodTuringGenerator(BaseEstimator):
 
     def _unseen(self, k: int, generator: torch.Generator) -> list[Any]:
         found: list[Any] = []
-        if k and self._draw is None and not all(isinstance(f, (int, np.integer)) for f in self.counts_):
-            raise ValueError("facts that are no numbers need draw=, a function that draws one possible fact")
+        if k and self._draw is None and not self._numbers:
+            raise ValueError(
+                f"facts other than the numbers 0 to {self.space_size_ - 1} need draw=, a function that draws one "
+                "possible fact"
+            )
         share = 1 - len(self.counts_) / self.space_size_
         while len(found) < k:
             tries = math.ceil(1.2 * (k - len(found)) / share) + 8

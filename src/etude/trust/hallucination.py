@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from etude.data.randomness import numpy_stream
 from etude.layers.lm_scoring import token_logprobs
 from etude.layers.modes import evaluating
-from etude.trust.facts import CorpusAudit, check_delta, corpus_audit, normalize_fact
+from etude.trust.facts import CorpusAudit, check_delta, check_hashable, corpus_audit, is_fact, normalize_fact
 from etude.trust.good_turing import GoodTuringGenerator
-from etude.trust.miscalibration import Bins, heldout_miscalibration, miscalibration
+from etude.trust.miscalibration import Bins, check_masses, heldout_miscalibration, masses, miscalibration
 
 Truth = Container[Any] | Callable[[Any], bool]
 UNDERFLOW = -600.0  # log-probabilities all below it are taken relative to the largest
@@ -58,8 +58,9 @@ class Bound:
         return self.value
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
-        return {**asdict(self), "raw": self.raw, "value": self.value, "vacuous": self.vacuous}
+        """Everything, as JSON values; None where a number is infinite (no false fact: no sparsity)."""
+        found = {**asdict(self), "raw": self.raw, "value": self.value, "vacuous": self.vacuous}
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
     def plot(self, hallucination_rate: float | None = None, name: str = "model") -> dict[str, Any]:
         """Vega-Lite: the line MF - Mis with its slack band, and a generator's point where its rate is given."""
@@ -113,6 +114,8 @@ def lower_bound(audit: CorpusAudit, miscalibration: float = 0.0, fact_ratio: flo
         raise TypeError(f"audit must come from corpus_audit, got {type(audit).__name__}")
     if not 0 <= miscalibration <= 1:
         raise ValueError(f"miscalibration must lie in [0, 1], got {miscalibration}")
+    if isinstance(fact_ratio, torch.Tensor) and fact_ratio.numel() == 1:
+        fact_ratio = fact_ratio.item()
     if not (isinstance(fact_ratio, numbers.Real) and fact_ratio >= 0):
         raise ValueError(f"fact_ratio = |F| / |H| must be at least 0, got {fact_ratio}")
     sampling = math.sqrt(6 * math.log(6 / delta) / audit.n)
@@ -197,8 +200,11 @@ def audit_model(
     ------
     ValueError
         For scores of the wrong number, NaN, or probabilities that sum to more than 1.
+    TypeError
+        For a candidate or fact that cannot be hashed; the message names it.
     """
-    items = list(dict.fromkeys(candidates))
+    check_hashable(items := list(candidates), "candidate")
+    items = list(dict.fromkeys(items))
     if not items:
         raise ValueError("no candidates")
     scores = score_fn(items)
@@ -227,9 +233,9 @@ def audit_model(
         true = dict(zip(g, map(_contains(truth, form), g), strict=True))
     false_count = sum(not t for t in true.values())
     rate = sum(value for fact, value in g.items() if not true[fact])
-    seen = {form(fact) for fact in train if fact is not None}
+    seen = {form(fact) for fact in train if is_fact(fact)}
     new = sum(value for fact, value in g.items() if true[fact] and fact not in seen)
-    heldout = [form(fact) for fact in heldout_facts if fact is not None]
+    heldout = [form(fact) for fact in heldout_facts if is_fact(fact)]
     generator = numpy_stream(0, "audit_model") if generator is None else generator
     mis = heldout_miscalibration(g, heldout, bins, generator=generator, delta=delta)
     ratio = (len(g) - false_count) / false_count if false_count else math.inf
@@ -240,12 +246,12 @@ def audit_model(
 def sampled_rate(samples: Iterable[Any], truth: Truth, *, delta: float = 0.05) -> tuple[float, float, float]:
     """Rate of hallucination among generated facts with its exact binomial interval, where enumeration is out of reach.
 
-    Samples that are None (no fact) are left out.
+    Samples that are None or a missing value (no fact) are left out.
     """
     from scipy.stats import beta
 
     check_delta(delta)
-    facts = [fact for fact in samples if fact is not None]
+    facts = [fact for fact in samples if is_fact(fact)]
     if not facts:
         raise ValueError("no facts among the samples")
     is_true = truth if callable(truth) else _contains(truth, normalize_fact)
@@ -257,7 +263,7 @@ def sampled_rate(samples: Iterable[Any], truth: Truth, *, delta: float = 0.05) -
 
 def refuse_below(g: Any, confidence: float) -> NDArray[np.float64]:
     """g given that the model answers, when it refuses every fact less probable than `confidence`."""
-    values = np.asarray(g, dtype=float)
+    check_masses(values := masses(g), "g")
     kept = np.where(values >= confidence, values, 0.0)
     if kept.sum() == 0:
         raise ValueError(f"no fact is as probable as {confidence}: the model would never answer")
@@ -268,7 +274,7 @@ def top_p(g: Any, p: float) -> NDArray[np.float64]:
     """g cut to the most probable facts whose mass first reaches p (facts of equal probability together)."""
     if not 0 < p <= 1:
         raise ValueError(f"p must lie in (0, 1], got {p}")
-    values = np.asarray(g, dtype=float)
+    check_masses(values := masses(g), "g")
     ordered = np.sort(values)[::-1]
     last = min(int(np.searchsorted(np.cumsum(ordered), p * values.sum() * (1 - 1e-12))), len(ordered) - 1)
     kept = np.where(values >= ordered[last], values, 0.0)
@@ -292,6 +298,8 @@ def hf_scorer(
     -----
     The model scores in eval mode; afterwards its modes are what they were.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise ValueError("the tokenizer has neither a start nor an end token to begin sentences with")

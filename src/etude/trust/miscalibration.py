@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from etude.trust.facts import check_hashable
+
 Bins = Literal["levels"] | int
 Floats = NDArray[np.float64]
 SAME = 1e-12  # relative difference up to which two probabilities are one level
@@ -171,17 +173,33 @@ def heldout_miscalibration(
     g
         Mapping fact -> probability, or an array over facts 0 .. N - 1.
     facts
-        Held-out facts: keys of g or indices. A fact that g does not know counts as probability 0.
+        Held-out facts: keys of g, or indices. A fact that g does not know counts as probability 0; as an index, -1.
+
+    Raises
+    ------
+    ValueError
+        Without facts, for indices that are no integers or beyond g, or a g as `miscalibration` refuses it.
+    TypeError
+        For a fact that cannot be hashed; the message names it.
     """
     if isinstance(g, Mapping):
+        check_hashable(facts := list(facts), "held-out fact")
         index = {fact: i for i, fact in enumerate(g)}
         values = _checked(np.fromiter(g.values(), dtype=float, count=len(g)), "g")
         rows = np.array([index.get(fact, -1) for fact in facts], dtype=np.int64)
     else:
-        values = _checked(np.asarray(g, dtype=float), "g")
-        rows = np.asarray(facts, dtype=np.int64)
+        values = _checked(masses(g), "g")
+        rows = np.asarray(facts)
+        if len(rows) and rows.dtype.kind not in "iu":
+            raise ValueError(
+                f"held-out facts must be indices of g, got {rows.dtype}; give g as a mapping to name facts"
+            )
+        rows = rows.astype(np.int64)
     if len(rows) == 0:
         raise ValueError("no held-out facts")
+    if rows.max() >= len(values):
+        i = int(np.argmax(rows >= len(values)))
+        raise ValueError(f"held-out fact {i} has index {rows[i]}, but g has {len(values)} facts; -1 stands for unknown")
     bin_of, n_bins = bins_by_level(values, values, bins)
     g_mass = np.append(np.bincount(bin_of, weights=values, minlength=n_bins), 0.0)
     where = np.where(rows >= 0, bin_of[rows], n_bins)
@@ -203,24 +221,32 @@ def aligned(g: Any, p: Any) -> tuple[Floats, Floats]:
         keys: dict[Hashable, None] = dict.fromkeys([*g, *p])
         g = np.array([g.get(k, 0.0) for k in keys], dtype=float)
         p = np.array([p.get(k, 0.0) for k in keys], dtype=float)
-    g, p = _checked(_array(g), "g"), _checked(_array(p), "p")
+    g, p = _checked(masses(g).ravel(), "g"), _checked(masses(p).ravel(), "p")
     if g.shape != p.shape:
         raise ValueError(f"g has {g.size} facts and p {p.size}: give mappings fact -> probability to align them")
     return g, p
 
 
-def _array(values: Any) -> Floats:
-    values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
-    return np.asarray(values, dtype=float).ravel()
+def masses(values: Any) -> Floats:
+    """An array or tensor as numpy's floats."""
+    values = values.detach().cpu().double().numpy() if hasattr(values, "detach") else values
+    return np.asarray(values, dtype=float)
 
 
-def _checked(values: Floats, name: str) -> Floats:
+def check_masses(values: Floats, name: str) -> None:
+    """Raise ValueError unless there are values, all finite and at least 0, and one of them is above 0."""
     if values.size == 0:
         raise ValueError(f"{name} has no facts")
     if not np.isfinite(values).all():
         raise ValueError(f"{name}[{int(np.flatnonzero(~np.isfinite(values))[0])}] is not finite")
     if values.min() < 0:
         raise ValueError(f"{name}[{int(values.argmin())}] is negative: {values.min():.3g}")
+    if values.max() == 0:
+        raise ValueError(f"{name} is 0 everywhere: no fact would ever be generated")
+
+
+def _checked(values: Floats, name: str) -> Floats:
+    check_masses(values, name)
     total = float(values.sum())
     if abs(total - 1) > 1e-6:
         raise ValueError(f"{name} must sum to 1 (tolerance 1e-6), its sum is {total:.8g}")
