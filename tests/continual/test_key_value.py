@@ -290,3 +290,87 @@ def test_a_projection_of_another_width_is_refused():
     kv = KeyValueBottleneck(10, 4, 8, 5, 3, projection=torch.nn.Linear(10, 19))
     with pytest.raises(ValueError, match="20 features, got 19"):
         kv.initialize_keys(torch.randn(30, 10))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_learns_as_single_does(dtype):
+    e, y = embeddings(32), torch.arange(32) % 4
+    single, half = bottleneck(), bottleneck().to(dtype)
+    cells = single.cells(e)
+    for kv in (single, half):
+        kv.learn(cells, y, lr=10.0)
+    assert half.values.dtype == dtype and single.values.abs().max() > 0.1
+    torch.testing.assert_close(half.values.float(), single.values, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"lr": r}, "lr must be finite") for r in (-1.0, torch.nan, torch.inf)]
+    + [({"label_smoothing": s}, "label_smoothing must be a share") for s in (-1.0, 2.0, torch.nan)]
+    + [({"clip_norm": c}, "clip_norm must be positive") for c in (0.0, -1.0, torch.nan)],
+)
+def test_rates_that_ruin_the_table_are_refused(options, message):
+    kv = bottleneck()
+    with pytest.raises(ValueError, match=message):
+        kv.learn(embeddings(4), torch.arange(4), **options)
+    if "label_smoothing" in options:
+        with pytest.raises(ValueError, match=message):
+            kv.loss(embeddings(4), torch.arange(4), **options)
+    assert not kv.values.detach().any() and not kv.counts.any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "error", "message"),
+    [
+        (7, torch.arange(3), ValueError, r"labels must be whole numbers \(7,\)"),
+        (4, torch.zeros(4), ValueError, "got torch.float32"),
+        (0, torch.arange(0), ValueError, "no row to learn"),
+        (4, [0, 1, 2, 3], TypeError, "labels must be a tensor, got list"),
+    ],
+)
+def test_labels_are_checked_before_anything_is_counted(rows, labels, error, message):
+    kv = bottleneck().train()
+    for call in (kv.loss, kv.learn):
+        with pytest.raises(error, match=message):
+            call(embeddings(rows), labels)
+    assert not kv.counts.any()
+
+
+@pytest.mark.parametrize("wrong", [16, 20, -1])
+def test_cells_beyond_their_codebook_are_refused(wrong):
+    kv = bottleneck(value_init=1.0)
+    cells = torch.zeros(1, 6, 1, dtype=torch.long)
+    cells[0, 0, 0] = wrong
+    for call in (kv, kv.vote, lambda c: kv.learn(c, torch.tensor([0]))):
+        with pytest.raises(ValueError, match=rf"cells must lie in 0\.\.15, got {wrong}"):
+            call(cells)
+
+
+def test_arrays_where_tensors_are_needed_are_named():
+    kv, e = bottleneck(), embeddings(4).numpy()
+    for call in (kv, kv.vote, kv.cells, kv.coverage, lambda e: kv.learn(e, torch.arange(4))):
+        with pytest.raises(TypeError, match="must be tensors, got ndarray"):
+            call(e)
+
+
+def test_batches_of_arrays_are_rows():
+    e = embeddings(200)
+    tensors, arrays = (bottleneck(placed=False) for _ in range(2))
+    tensors.initialize_keys(e.split(50), epochs=2)
+    arrays.initialize_keys([part.numpy() for part in e.split(50)], epochs=2)
+    assert torch.equal(tensors.keys, arrays.keys)
+
+
+def test_lengths_and_deviations_that_make_no_start_are_refused():
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 10 and 0"):
+        bottleneck(placed=False).initialize_keys(embeddings(20), batch_size=0)
+    for wrong in (-1.0, torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="value_init is a standard deviation"):
+            bottleneck(placed=False, value_init=wrong)
+
+
+def test_coverage_of_random_keys_warns():
+    with pytest.warns(UserWarning, match="initialize_keys"):
+        bottleneck(placed=False).coverage(embeddings(3))
+    with pytest.raises(ValueError, match="initialize_keys"):
+        bottleneck(placed=False, strict=True).coverage(embeddings(3))

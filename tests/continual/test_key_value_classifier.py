@@ -101,8 +101,30 @@ def test_labels_are_what_is_learned() -> None:
     assert KeyValueClassifier(**SMALL).fit(X, shuffled).score(X, y) < 0.5
 
 
-@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"max_epochs": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"max_epochs": 0}, {"batch_size": 0}, {"label_smoothing": -1.0}])
 def test_settings_that_make_no_run_are_refused(wrong) -> None:
     rows, labels = blobs()
     with pytest.raises(ValueError, match="must be"):
         KeyValueClassifier(**(SMALL | wrong)).fit(rows, labels)
+
+
+@pytest.mark.filterwarnings("ignore:the keys are placed on this first batch")
+def test_a_refused_batch_leaves_no_trace() -> None:
+    X, y = blobs()
+    fresh = KeyValueClassifier(**SMALL)
+    with pytest.raises(ValueError, match="was not among"):
+        fresh.partial_fit(X, y, classes=[0, 1])
+    assert not hasattr(fresh, "module_") and not hasattr(fresh, "classes_")
+    clf = KeyValueClassifier(**SMALL).fit_keys(X)
+    with pytest.raises(ValueError, match="was not among"):
+        clf.partial_fit(X, y, classes=[0, 1])
+    assert not hasattr(clf, "classes_")
+    clf.partial_fit(X, y, classes=range(4))
+    before = clf.predict_proba(X)
+    for rows, labels in ((X * np.nan, y), (X, y + 9)):
+        with pytest.raises(ValueError, match="NaN|was not among"):
+            clf.partial_fit(rows, labels, classes=range(9))
+    clf.set_params(label_smoothing=2.0)
+    with pytest.raises(ValueError, match="label_smoothing"):
+        clf.partial_fit(X, y, classes=range(9))
+    assert clf.classes_.tolist() == [0, 1, 2, 3] and np.array_equal(clf.predict_proba(X), before)

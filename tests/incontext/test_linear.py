@@ -152,6 +152,27 @@ def test_implied_weights_of_a_linear_and_of_a_constant_learner():
     assert (r2 == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.1, 1e-3, 7e5])
+def test_rounding_of_a_constant_is_no_variance(dtype, value):
+    X, y, _ = pairs(rows=64, d=3, dtype=dtype)
+    _, r2 = linear.implied_weights(lambda X, y, Xq: torch.full_like(Xq[..., 0], value), X, y)
+    assert (r2 == 0).all()
+    mean = linear.identify(lambda X, y, Xq: y.mean(-1, keepdim=True).expand(Xq.shape[:-1]), ["ols"], dim=3)
+    assert set(mean.r2.values()) == {0.0}
+
+
+@pytest.mark.parametrize("by", ["X", "y"])
+def test_pairs_that_are_not_finite_or_whole_are_refused(by):
+    X, y, Xq = pairs()
+    (X if by == "X" else y)[1, 2] = math.nan
+    for call in (lambda ref: linear.implied_weights(ref, X, y), lambda ref: ref(X, y, Xq)):
+        with pytest.raises(ValueError, match=f"{by} holds NaN"):
+            call(linear.references(["ols"])["ols"])
+    with pytest.raises(ValueError, match="X must be floating point, got torch.int64"):
+        linear.implied_weights(linear.references(["ols"])["ols"], torch.ones(4, 2, dtype=torch.long), torch.ones(4))
+
+
 def test_distances_of_known_learners():
     """GD-1 with rate a against zero: E (2a w'X'X x')^2 / d = 4 a^2 (n (n + d + 1)) for w, x, x' ~ N(0, I)."""
     refs = linear.references(["zero"])
@@ -278,7 +299,9 @@ def test_placement_of_a_known_learner():
 
 def test_probes_find_what_a_state_holds():
     model = linear.train(2, num_layers=1, hidden_dim=16, num_points=5, steps=3)
+    model.train()
     tables = linear.probe_solutions(model, 2, num_prompts=150)
+    assert all(module.training for module in model.modules())  # whoever looks leaves it as it was
     assert set(tables) == {"moment", "weights"}
     for table in tables.values():
         assert [row["layer"] for row in table] == ["layer0", "layer1"]

@@ -152,3 +152,30 @@ def test_coincident_points_are_neighbours_at_distance_zero():
 def test_numbers_of_references_are_finite(name):
     with pytest.raises(ValueError, match="finite"):
         references([name])
+
+
+@pytest.mark.parametrize("name", ["ols", "ridge:0.25", "gd:1", "sgd", "knn:3", "average", "zero"])
+def test_pairs_that_do_not_fit_are_refused(name):
+    X, y, Xq = pairs()
+    ref = reference(name)
+    for a, b, text in (
+        (X * torch.nan, y, "X holds NaN"),
+        (X, y[:, :3], r"y \(\.\.\., n\), got"),
+        (X.long(), y, "int64"),
+    ):
+        for call in (lambda: ref(a, b, Xq), lambda: ref.prefixes(a, b)):  # noqa: B023
+            with pytest.raises(ValueError, match=text):
+                call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["knn:3", "knn:3:distance"])
+def test_neighbours_in_half_precision(dtype, name):
+    X, y, Xq = (t.to(dtype) for t in pairs())
+    ref = reference(name)
+    for half, single in (
+        (ref(X, y, Xq), ref(X.float(), y.float(), Xq.float())),
+        (ref.prefixes(X, y), ref.prefixes(X.float(), y.float())),
+    ):
+        assert half.dtype == dtype
+        torch.testing.assert_close(half, single.to(dtype))

@@ -126,3 +126,9 @@ def test_curve():
     assert np.isinf(Curve([1], [[1.0]]).ci).all()
     with pytest.raises(ValueError, match="one column a position"):
         Curve([1, 2, 3], [[1.0, 2.0]])
+
+
+@pytest.mark.parametrize("options", [*CAUSAL, {"layout": "paired"}, {"layout": "aligned"}], ids=str)
+def test_no_prompts_give_no_predictions(options):
+    model = build(**options)
+    assert model.predict(torch.zeros(0, 4, 3), torch.zeros(0, 4), torch.zeros(0, 2, 3)).shape == (0, 2)

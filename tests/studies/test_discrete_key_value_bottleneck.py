@@ -1,6 +1,8 @@
 import pytest
 
+from etude.lab.registry import study
 from etude.lab.runner import run_study
+from etude.lab.study import Job
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +32,10 @@ def test_the_controls_lose(run) -> None:
     for arm in ("shuffled", "one_pair", "far_keys"):
         assert max(value(run, arm, "class_accuracy", "digits")) < 60
     assert min(value(run, "linear", "untouched_change", "digits")) > 1e-3
+
+
+def test_a_quarter_of_two_is_one() -> None:
+    the_study = study("discrete-key-value-bottleneck")
+    config = the_study.configs["quick"].model_copy(update={"steps": 2, "num_codebooks": 2, "num_pairs": 2})
+    job = Job("digits", "small", (1,), config, the_study.task("digits", config))
+    assert "class_accuracy" in {i.metric for i in the_study.measure(job) if hasattr(i, "metric")}

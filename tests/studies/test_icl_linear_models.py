@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from etude.lab.registry import study
 from etude.lab.runner import run_study
@@ -43,3 +44,20 @@ def test_extended_arms_and_plots():
     plots = the_study.plots(Results(rows, artifacts))
     assert [p.name for p in plots] == ["distance", "penalty", "probes"]
     assert all(json.dumps(p.spec) for p in plots)
+
+
+@pytest.mark.parametrize("tier", ["quick", "laptop"])
+def test_probes_run_at_every_tier(tier):
+    the_study = study("icl-linear-models")
+    few = {"steps_deep": 2, "steps_fixed": 2, "batch_size": 4}
+    config = type(the_study.configs[tier])(**(the_study.configs[tier].model_dump() | few))
+    for arm in ("probed", "probed_fixed"):
+        found = {i.metric for i in the_study.measure(Job("extended", arm, (1,), config, None))}
+        assert found >= {"probe_weights", "half_probe_moment", "tokens_weights"}
+
+
+def test_prompts_shorter_than_the_dimension_are_refused():
+    config = type(study("icl-linear-models").configs["laptop"])
+    for sizes, dim in (({"num_points": 1}, 2), ({"dim": 8}, 8)):
+        with pytest.raises(ValidationError, match=f"must be at least dim = {dim}"):
+            config(**sizes)

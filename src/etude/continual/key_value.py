@@ -6,6 +6,7 @@ in `initialize_keys`; a replaced dead key keeps its place (see `etude.layers.qua
 visited in a codebook uses all of its keys.
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from etude.continual.key_value_checks import check_cells, check_labels, check_step, holds_embeddings, is_array
 from etude.data.randomness import stream
 from etude.layers.quantizers import VectorQuantizer
 
@@ -29,7 +31,7 @@ class KeyValueOutput(NamedTuple):
 
 class Coverage(NamedTuple):
     """How keys suit data. visited: share of all keys that some row fetches; distance_ratio: mean squared distance
-    to the fetched keys, in units of that of the data that the keys were placed on."""
+    to the fetched keys, in units of that of the data that the keys were placed on (NaN: they never were)."""
 
     visited: float
     distance_ratio: float
@@ -122,6 +124,8 @@ class KeyValueBottleneck(nn.Module):
             values = torch.zeros(num_codebooks, num_pairs, value_dim)
         elif isinstance(value_init, str):
             raise ValueError(f'value_init must be "zeros" or a standard deviation, got {value_init!r}')
+        elif not (value_init >= 0 and math.isfinite(value_init)):
+            raise ValueError(f"value_init is a standard deviation and must be finite and at least 0, got {value_init}")
         else:
             values = value_init * torch.randn(num_codebooks, num_pairs, value_dim, generator=generator)
         self.values = nn.Parameter(values)
@@ -168,10 +172,10 @@ class KeyValueBottleneck(nn.Module):
         """
         if bool(self.frozen):
             raise ValueError("the keys are frozen: make a new bottleneck to place them elsewhere")
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        if min(epochs, batch_size) < 1:
+            raise ValueError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
         generator = stream(0, "keys") if generator is None else generator
-        whole = torch.as_tensor(loader) if hasattr(loader, "__array__") or isinstance(loader, Tensor) else None
+        whole = torch.as_tensor(loader) if is_array(loader) else None
         if whole is None and iter(loader) is loader:
             loader = list(loader)
         seen, distance = 0, 0.0
@@ -181,7 +185,7 @@ class KeyValueBottleneck(nn.Module):
             seen = 0
             batches = loader if whole is None else _shuffled(whole, batch_size, generator)
             for batch in batches:
-                u = self.heads(batch if isinstance(batch, Tensor) else torch.as_tensor(batch[0]))
+                u = self.heads(torch.as_tensor(batch if is_array(batch) else batch[0]))
                 seen += u[..., 0, 0].numel()
                 yield u
 
@@ -216,7 +220,7 @@ class KeyValueBottleneck(nn.Module):
     @torch.no_grad()
     def coverage(self, e: Tensor) -> Coverage:
         """Whether the keys cover these embeddings; see `Coverage`. Counts nothing."""
-        indices, distances = self.quantizer.select(self.heads(e))
+        indices, distances = self._select(e, False)
         visited = self.quantizer._bincount(indices) > 0
         return Coverage(float(visited.float().mean()), float(distances[..., 0].mean() / self.own_distance))
 
@@ -224,7 +228,7 @@ class KeyValueBottleneck(nn.Module):
 
     def heads(self, e: Tensor) -> Tensor:
         """Embeddings (..., D) to their heads (..., C, key_dim)."""
-        if e.ndim < 2 or e.shape[-1] != self.in_features or not e.is_floating_point():
+        if not holds_embeddings(e) or e.ndim < 2 or e.shape[-1] != self.in_features:
             raise ValueError(f"embeddings must be float (..., {self.in_features}), got {e.dtype} {tuple(e.shape)}")
         if not bool(torch.isfinite(e).all()):
             row = tuple((~torch.isfinite(e)).any(-1).nonzero()[0].tolist())
@@ -261,11 +265,11 @@ class KeyValueBottleneck(nn.Module):
             allowed = visited | (visited.sum(-1, keepdim=True) < self.topk)
         return self.quantizer.select(self.heads(e), allowed=allowed)
 
+    def _kept(self, cells: Tensor) -> Tensor:
+        return check_cells(cells, self.num_codebooks, self.topk, self.num_pairs).to(self.values.device)
+
     def _flat(self, cells: Tensor) -> Tensor:
         """Row numbers in the table of all codebooks, int64."""
-        if cells.shape[-2:] != (self.num_codebooks, self.topk):
-            wanted = f"(..., {self.num_codebooks}, {self.topk})"
-            raise ValueError(f"cells must have shape {wanted}, got {tuple(cells.shape)}")
         return cells.long() + torch.arange(self.num_codebooks, device=cells.device)[:, None] * self.num_pairs
 
     @property
@@ -278,10 +282,10 @@ class KeyValueBottleneck(nn.Module):
         In training mode the fetched cells are counted as visited; evaluation counts nothing. `return_dict` gives
         indices, distances (NaN for kept cells) and visit counts as well.
         """
-        if e.is_floating_point():
+        if holds_embeddings(e):
             indices, distances = self._select(e, None)
         else:
-            indices, distances = e.to(self.values.device).long(), torch.full((), torch.nan).expand(e.shape)
+            indices, distances = self._kept(e).long(), torch.full((), torch.nan).expand(e.shape)
         flat = self._flat(indices)
         values = F.embedding(flat, self._table).mean(-2)
         seen = self.counts.view(-1)[flat] if return_dict else None
@@ -294,7 +298,7 @@ class KeyValueBottleneck(nn.Module):
 
         Takes embeddings or kept cells, as `forward`; quicker than averaging its result.
         """
-        cells = self._select(e, None)[0] if e.is_floating_point() else e.to(self.values.device)
+        cells = self._select(e, None)[0] if holds_embeddings(e) else self._kept(e)
         flat = self._flat(cells).flatten(1)
         if self.training:
             self.quantizer.count(cells.long())
@@ -308,9 +312,11 @@ class KeyValueBottleneck(nn.Module):
         Raises
         ------
         ValueError
-            If a label is not one of the `value_dim` classes.
+            If there is no row, a label is not one of the `value_dim` classes or `label_smoothing` no share.
         """
-        self._check_labels(y)
+        check_step(label_smoothing=label_smoothing)
+        holds_embeddings(e)
+        y = check_labels(e, y, self.value_dim)
         return F.cross_entropy(self.vote(e), y, label_smoothing=label_smoothing)
 
     @torch.no_grad()
@@ -321,9 +327,17 @@ class KeyValueBottleneck(nn.Module):
 
         The same numbers as ``loss().backward()``, clipping the gradient's norm and ``torch.optim.SGD(lr)``, without
         a gradient of the table's size. Marks the cells as visited, whatever the mode.
+
+        Raises
+        ------
+        ValueError
+            As `loss`, and for a negative or infinite `lr` or a `clip_norm` that is not positive; nothing is learned
+            or counted then.
         """
-        self._check_labels(y)
-        cells = self._select(e, False)[0] if e.is_floating_point() else e.to(self.values.device)
+        check_step(lr=lr, label_smoothing=label_smoothing, clip_norm=clip_norm)
+        embedded = holds_embeddings(e)
+        y = check_labels(e, y, self.value_dim)
+        cells = self._select(e, False)[0] if embedded else self._kept(e)
         flat = self._flat(cells).flatten(1)
         self.quantizer.count(cells.long())
         logits = F.embedding_bag(flat, self._table, mode="mean")
@@ -336,15 +350,8 @@ class KeyValueBottleneck(nn.Module):
         total = spread.new_zeros(len(rows), self.value_dim).index_add_(0, place, spread)
         if clip_norm is not None:
             total *= (clip_norm / (torch.linalg.vector_norm(total) + 1e-6)).clamp_max(1.0)
-        self._table.index_add_(0, rows, total, alpha=-lr)
+        self._table.index_add_(0, rows, total.to(self._table.dtype), alpha=-lr)
         return float(loss)
-
-    def _check_labels(self, y: Tensor) -> None:
-        strange = y[(y < 0) | (y >= self.value_dim)]
-        if strange.numel():
-            raise ValueError(
-                f"label {int(strange[0])} is not one of the {self.value_dim} classes: grow_values adds columns"
-            )
 
     @torch.no_grad()
     def grow_values(self, value_dim: int) -> None:

@@ -6,12 +6,15 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from etude.continual.key_value import KeyValueBottleneck
+from etude.continual.key_value_checks import check_step
 from etude.data.randomness import seeded_build, stream
 from etude.data.tasks import Split
+from etude.training.config import TrainConfig
 from etude.training.estimators import TorchClassifier, as_array
 
 
@@ -67,6 +70,10 @@ class KeyValueClassifier(TorchClassifier):
             value_dim=len(getattr(self, "classes_", [0])), topk=self.topk, projection=self.projection,
         )  # fmt: skip
 
+    def _config(self, n: int) -> TrainConfig:
+        check_step(label_smoothing=self.label_smoothing)
+        return super()._config(n)
+
     def _loss(self, module: nn.Module, batch: Split) -> Tensor:
         assert isinstance(module, KeyValueBottleneck)
         return module.loss(batch.x, batch.y, label_smoothing=self.label_smoothing)
@@ -81,7 +88,7 @@ class KeyValueClassifier(TorchClassifier):
         return self
 
     def _place(self, rows: Tensor) -> None:
-        self._config(len(rows))  # refuses lengths and rates that make no run
+        self._config(len(rows))  # refuses settings that make no run
         self.input_shape_ = tuple(rows.shape[1:])
         self._seed, self._passes, self.history_ = self._draw_seed(), 0, []
         made = seeded_build(lambda: self._build(rows[:1], None), stream(self._seed, "init")).to(self._device())
@@ -113,20 +120,29 @@ class KeyValueClassifier(TorchClassifier):
         Raises
         ------
         ValueError
-            If a label was never declared, or `classes` leaves out one that was.
+            If a label was never declared, or `classes` leaves out one that was; nothing is declared or learned then.
         """
-        if not hasattr(self, "module_"):
-            first = validate_data(self, as_array(X), reset=True, dtype=np.float32)
-            warnings.warn("the keys are placed on this first batch alone: call fit_keys before", stacklevel=2)
-            self._place(torch.from_numpy(np.array(first)))
-        known = getattr(self, "classes_", None)
+        first = not hasattr(self, "module_")
+        checked, labels = validate_data(self, as_array(X), as_array(y), reset=first, dtype=np.float32)
+        rows = torch.from_numpy(np.array(checked))
+        self._config(len(rows))
+        known, trial = getattr(self, "classes_", None), clone(self)  # what is refused on the copy leaves no trace
         if known is None:
-            self._target(np.asarray(as_array(y if classes is None else classes)), reset=True)
+            trial._target(labels if classes is None else np.asarray(as_array(classes)), reset=True)
+        else:
+            trial.classes_ = known if classes is None else np.unique(np.asarray(as_array(classes)))
+            missing = np.setdiff1d(known, trial.classes_)
+            if len(missing):
+                raise ValueError(f"classes must hold those declared before: {missing.tolist()} are missing")
+        target = trial._target(labels, reset=False)
+        if first:
+            warnings.warn("the keys are placed on this first batch alone: call fit_keys before", stacklevel=2)
+            self._place(rows)
+        if known is None:
+            self.classes_ = trial.classes_
             self._module.grow_values(len(self.classes_))
         elif classes is not None:
-            self._declare(np.unique(np.asarray(as_array(classes))), known)
-        rows, target = self._rows(X, y, reset=False)
-        assert target is not None
+            self._declare(trial.classes_, known)
         self._pass(rows, target)
         return self
 
@@ -136,9 +152,6 @@ class KeyValueClassifier(TorchClassifier):
         return self.module_
 
     def _declare(self, declared: NDArray[Any], known: NDArray[Any]) -> None:
-        missing = np.setdiff1d(known, declared)
-        if len(missing):
-            raise ValueError(f"classes must hold those declared before: {missing.tolist()} are missing")
         module = self._module
         module.grow_values(len(declared))
         # grown columns stand last; put every class in its sorted place

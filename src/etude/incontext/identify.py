@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from etude.data.randomness import stream
-from etude.incontext.references import Reference, ols_weights, reference
+from etude.incontext.references import Reference, check_pairs, ols_weights, reference
 from etude.incontext.regression import Adapted, check_task, regression_prompts
 
 
@@ -37,7 +37,11 @@ class Report:
     """The rate chosen for references that leave it open."""
 
     def nearest(self, by: str = "spd") -> dict[int, str]:
-        """The name of the nearest reference for each n; the first of several that are equally near."""
+        """The name of the nearest reference for each n; the first of several that are equally near.
+
+        References without a finite mean at this n are left out: under noise, with n within one of `dim`, a learner
+        that is least squares itself goes by another's name.
+        """
         if by not in ("spd", "ilwd"):
             raise ValueError(f"by must be 'spd' or 'ilwd', got {by!r}")
         table: dict[str, dict[int, float]] = getattr(self, by)
@@ -117,7 +121,13 @@ def implied_weights(
     -------
     W, r2
         (d,) and (), or (B, d) and (B,): the least-squares weights of the predictions and the share of their
-        variance that the linear function explains (1 where the predictions are constantly 0).
+        variance that the linear function explains (1 where the predictions are constantly 0, 0 where they are
+        another constant).
+
+    Raises
+    ------
+    ValueError
+        If X and y do not fit each other, are not finite, or X is not floating point.
     """
     X, y = torch.as_tensor(X), torch.as_tensor(y)
     single = X.ndim == 2
@@ -125,6 +135,7 @@ def implied_weights(
         X, y = X.unsqueeze(0), y.unsqueeze(0)
     if X.ndim != 3 or y.shape != X.shape[:2]:
         raise ValueError(f"X must be (n, d) or (B, n, d) and y fit it, got {tuple(X.shape)} and {tuple(y.shape)}")
+    check_pairs(X, y)
     d = X.shape[-1]
     m = max(4 * d, 16) if num_queries is None else num_queries
     check_queries(m, d)
@@ -145,7 +156,9 @@ def fit_weights(Xq: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor]:
     w = ols_weights(Xq, predictions)
     left = (predictions - (Xq @ w.unsqueeze(-1)).squeeze(-1)).square().sum(-1)
     total = (predictions - predictions.mean(-1, keepdim=True)).square().sum(-1)
-    r2 = torch.where(total > 0, 1 - left / total.clamp_min(1e-300), (left == 0).to(left.dtype))
+    # what the rounding of the mean may leave of a constant
+    rounding = (Xq.shape[-2] * torch.finfo(total.dtype).eps) ** 2 * predictions.square().sum(-1)
+    r2 = torch.where(total > rounding, 1 - left / total.clamp_min(1e-300), (left == 0).to(left.dtype))
     return w, r2
 
 

@@ -24,6 +24,7 @@ from etude.incontext.identify import Report, identify, implied_weights, placemen
 from etude.incontext.references import Reference, ols_weights, references
 from etude.incontext.regression import RegressionPrompts, check_task, regression_prompts
 from etude.incontext.sequence_model import SequenceModel
+from etude.layers.modes import evaluating
 from etude.training.config import TrainConfig
 from etude.training.engine import Trained
 from etude.training.engine import train as train_engine
@@ -136,7 +137,8 @@ def probe_solutions(
     prompts = regression_prompts(num_prompts, n + 1, dim, noise=noise, generator=generator)
     X, y = prompts.x[:, :n], prompts.y[:, :n]
     place = next(model.parameters())
-    states = model.eval().layer_states(prompts.x.to(place), y.to(place))
+    with evaluating(model):
+        states = model.layer_states(prompts.x.to(place), y.to(place))
     ridge = read == "last" and hidden_size is None
     features = {name: (h if read == "attention" else h[:, -1:]).cpu() for name, h in states.items()}
     targets = {"moment": (X.mT @ y.unsqueeze(-1)).squeeze(-1) / n, "weights": ols_weights(X, y)}

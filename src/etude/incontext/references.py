@@ -25,6 +25,17 @@ class Predictor(Protocol):
         ...
 
 
+def check_pairs(X: Tensor, y: Tensor) -> None:
+    """Raise ValueError unless X is (..., n, d) of floats and y (..., n), both finite."""
+    if not X.is_floating_point():
+        raise ValueError(f"X must be floating point, got {X.dtype}: use X.float()")
+    if X.ndim < 2 or y.shape != X.shape[:-1]:
+        raise ValueError(f"X must be (..., n, d) and y (..., n), got {tuple(X.shape)} and {tuple(y.shape)}")
+    for name, values in (("X", X), ("y", y)):
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinities: leave such pairs out")
+
+
 class Moments(NamedTuple):
     """What least squares needs to know of a data set, or of every prefix of it."""
 
@@ -217,7 +228,8 @@ class Reference:
         return self.kind != "knn"
 
     def weights(self, X: Tensor, y: Tensor) -> Tensor:
-        """w (..., d) from the pairs X (..., n, d), y (..., n)."""
+        """w (..., d) from the pairs X (..., n, d), y (..., n); ValueError where these do not fit or are not finite."""
+        check_pairs(X, y)
         if self.kind == "ols":
             return ols_weights(X, y)
         if self.kind == "sgd":
@@ -227,7 +239,8 @@ class Reference:
         return self._from_moments(moments(X, y))
 
     def prefix_weights(self, X: Tensor, y: Tensor) -> Tensor:
-        """w after the first 0, 1, ..., n pairs, (..., n + 1, d)."""
+        """w after the first 0, 1, ..., n pairs, (..., n + 1, d); raises as `weights`."""
+        check_pairs(X, y)
         if self.kind == "ols":
             return ols_prefix_weights(X, y)
         if self.kind == "sgd":
@@ -237,9 +250,9 @@ class Reference:
         return self._from_moments(prefix_moments(X, y))
 
     def __call__(self, X: Tensor, y: Tensor, Xq: Tensor) -> Tensor:
-        """Predictions (..., m) for Xq (..., m, d) from the pairs X (..., n, d), y (..., n)."""
+        """Predictions (..., m) for Xq (..., m, d) from the pairs X (..., n, d), y (..., n); raises as `weights`."""
         if self.kind == "knn":
-            return neighbours(_distances(Xq, X), y, int(self.value), weighted=self.weighted)
+            return self._neighbours(Xq, X, y)
         return (Xq @ self.weights(X, y).unsqueeze(-1)).squeeze(-1)
 
     def prefixes(self, X: Tensor, y: Tensor) -> Tensor:
@@ -247,7 +260,7 @@ class Reference:
         if self.kind == "knn":
             n = X.shape[-2]
             earlier = torch.ones(n, n, dtype=torch.bool, device=X.device).tril(-1)
-            return neighbours(_distances(X, X), y, int(self.value), earlier, weighted=self.weighted)
+            return self._neighbours(X, X, y, earlier)
         return (self.prefix_weights(X, y)[..., :-1, :] * X).sum(-1)
 
     def variants(self) -> list["Reference"]:
@@ -255,6 +268,12 @@ class Reference:
         if self.kind not in ("gd", "sgd") or self.lr is not None:
             return [self]
         return [replace(self, lr=rate) for rate in RATES]
+
+    def _neighbours(self, Xq: Tensor, X: Tensor, y: Tensor, allowed: Tensor | None = None) -> Tensor:
+        check_pairs(X, y)
+        if X.dtype in (torch.float16, torch.bfloat16):  # of which cdist knows nothing
+            return self._neighbours(Xq.float(), X.float(), y.float(), allowed).to(X.dtype)
+        return neighbours(_distances(Xq, X), y, int(self.value), allowed, weighted=self.weighted)
 
     def _from_moments(self, moment: Moments) -> Tensor:
         if self.kind == "ridge":

@@ -147,7 +147,7 @@ class SequenceModel(nn.Module):
         B, n, m = *X.shape[:2], Xq.shape[1]
         if not self.attends:
             rows = torch.arange(B, device=X.device).repeat_interleave(m)
-            longer = torch.cat([X[rows], Xq.reshape(B * m, 1, -1)], 1)
+            longer = torch.cat([X[rows], Xq.reshape(B * m, 1, Xq.shape[-1])], 1)
             return self(longer, y[rows])[:, -1].reshape(B, m, *([self.out_dim] if self.out_dim > 1 else []))
         X, y = self._check(X, y)
         blank = y.new_zeros(B, m, self.y_dim)

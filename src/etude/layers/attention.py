@@ -253,7 +253,7 @@ class MultiHeadAttention(nn.Module):
         y = attention(q, k, v, mask=mask, bias=bias, dropout=self.dropout if self.training else 0.0)
         if head_mask is not None:
             y = y * head_mask.to(y.dtype).reshape(-1, self.num_heads, 1, 1)
-        y = self.out_proj(self.merged(y.transpose(1, 2).reshape(B, T, -1)))
+        y = self.out_proj(self.merged(y.transpose(1, 2).flatten(2)))
         return Attended(y, attention_weights(q, k, mask=mask, bias=bias) if need_weights else None)
 
 

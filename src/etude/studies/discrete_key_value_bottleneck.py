@@ -97,7 +97,7 @@ class KeyValueStudy(Study):
             yield from _rows(job, continual.learn_toy(arm, job.seeds, steps=c.toy_steps, device=job.device))
             return
         tasks = {s: _task(job, s) for s in job.seeds}
-        sizes = {"small": (c.num_codebooks // 4, c.num_pairs // 4), "one_pair": (c.num_codebooks, 1)}
+        sizes = {"small": (max(1, c.num_codebooks // 4), max(1, c.num_pairs // 4)), "one_pair": (c.num_codebooks, 1)}
         for books, pairs in c.grid if arm == "grid" else ():
             for seed, record in _learn(job, tasks, (books, pairs)).items():
                 yield Measurement(arm, seed, f"class_accuracy_{books}_{pairs}", 100 * record.class_accuracy, "points")

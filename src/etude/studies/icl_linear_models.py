@@ -5,10 +5,10 @@ Random linear functions, new ones in every step; the learner is compared with kn
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from etude.data.randomness import stream
 from etude.incontext import linear
@@ -26,8 +26,8 @@ class LinearConfig(StudyConfig):
     """Sizes of the task, the nets and the runs."""
 
     dim: PositiveInt = 2
-    num_points: PositiveInt = 6
-    """Pairs in a prompt; comparisons are averaged over dim .. 2 dim pairs."""
+    num_points: Annotated[PositiveInt, Field(validate_default=True)] = 6
+    """Pairs in a prompt, at least dim; comparisons are averaged over dim .. 2 dim pairs."""
     hidden_dim: PositiveInt = 64
     num_heads: PositiveInt = 4
     layers_shallow: PositiveInt = 1
@@ -44,7 +44,14 @@ class LinearConfig(StudyConfig):
     num_tasks: PositiveInt = 512
     """Test functions a seed."""
     probe_dim: PositiveInt = 4
-    """Dimension of the probed nets (protocol "extended")."""
+    """Dimension of the probed nets (protocol "extended"); their prompts hold at least twice as many pairs."""
+
+    @field_validator("num_points")
+    @classmethod
+    def _enough_pairs(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("dim", 1):
+            raise ValueError(f"must be at least dim = {info.data['dim']}")
+        return value
 
 
 class LinearStudy(Study):
@@ -104,10 +111,11 @@ class LinearStudy(Study):
 def _trained(job: Job, noise: float = 0.0, *, dim: int | None = None) -> list[Trained]:
     c: LinearConfig = job.config
     shallow, fixed, d = job.arm == "shallow", job.arm in ("fixed_w", "probed_fixed"), dim or c.dim
+    points = c.num_points if dim is None else max(c.num_points, 2 * dim)  # probes look behind 2 dim pairs
     return linear.train_learners(
         d, num_layers=c.layers_shallow if shallow else c.layers_deep, hidden_dim=c.hidden_dim, num_heads=c.num_heads,
         steps=c.steps_shallow if shallow else c.steps_fixed if fixed else c.steps_deep, batch_size=c.batch_size,
-        noise=noise, num_points=c.num_points, weights=torch.ones(d) if fixed else None, lr=c.lr,
+        noise=noise, num_points=points, weights=torch.ones(d) if fixed else None, lr=c.lr,
         precision=c.precision, seeds=job.seeds, device=job.device,
     )  # fmt: skip
 
