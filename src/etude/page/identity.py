@@ -25,24 +25,28 @@ def arxiv_id(text: str) -> ArxivId | None:
     """Read ``1706.03762v7``, ``hep-th/9901001v1``, ``arXiv:cs.CL/0001001`` or an arXiv address; None for others."""
     value = text.strip()
     if "//" in value:
-        parts = urlsplit(value)
-        if not (parts.hostname or "").endswith("arxiv.org"):
-            return None
-        found = re.match(r"/(?:abs|pdf|html|e-print)/(.+?)(?:\.pdf)?/?$", parts.path)
+        found = re.match(r"/(?:abs|pdf|html|e-print)/(.+?)(?:\.pdf)?/?$", _path_at("arxiv.org", value) or "")
         value = found.group(1) if found else ""
     value = re.sub(r"^arxiv:\s*", "", value, flags=re.IGNORECASE)
     match = _ARXIV.fullmatch(value)
     return ArxivId(match.group(1), int(match.group(2)) if match.group(2) else None) if match else None
 
 
+def _path_at(host: str, address: str) -> str | None:
+    """The path of an address at a host or one of its subdomains; None for other hosts and for no address."""
+    try:
+        parts = urlsplit(address)
+        name = parts.hostname or ""
+    except ValueError:  # "http://[x"
+        return None
+    return parts.path if name == host or name.endswith(f".{host}") else None
+
+
 def doi(text: str) -> str | None:
     """A DOI in lower case, from itself, ``doi:...`` or a doi.org address; None for others."""
     value = text.strip()
     if "//" in value:
-        parts = urlsplit(value)
-        if not (parts.hostname or "").endswith("doi.org"):
-            return None
-        value = unquote(parts.path.lstrip("/"))
+        value = unquote((_path_at("doi.org", value) or "").lstrip("/"))
     value = re.sub(r"^doi:\s*", "", value, flags=re.IGNORECASE)
     match = _DOI.fullmatch(value)
     return match.group(1).lower().rstrip(".,;") if match else None

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from etude.page import tables as t
 from etude.page.database import Database
 from etude.page.digest.mail import LOGIN_KEY
-from etude.page.digest.subscribe import PURGE_SECONDS
+from etude.page.digest.subscribe import forget_unconfirmed
 
 DAY = 86_400
 MAIL_DAYS, FAILED_DAYS = 30, 90
@@ -22,9 +22,8 @@ def purge(db: Database, now: int) -> int:
         sa.delete(t.outbox).where(o.status == "sent", o.created_at < now - MAIL_DAYS * DAY),
         sa.delete(t.outbox).where(o.key.like(f"{LOGIN_KEY}%"), o.created_at < now - DAY),
         sa.delete(t.outbox).where(o.status.in_(("failed", "bounced")), o.created_at < now - FAILED_DAYS * DAY),
-        sa.delete(t.subscriber).where(s.status == "pending", s.created_at < now - PURGE_SECONDS),
     ]
     with db.begin() as c:
         c.execute(sa.update(t.event).where(t.event.c.at < now - 2 * DAY).values(network=None))
         c.execute(sa.update(t.subscriber).where(s.status != "pending").values(network=None))
-        return sum(max(0, c.execute(q).rowcount) for q in old)
+        return forget_unconfirmed(c, now) + sum(max(0, c.execute(q).rowcount) for q in old)

@@ -1,5 +1,6 @@
 """What goes into a mail: papers by heat inside the window and the filters, and the verdicts that changed."""
 
+import logging
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from etude.page.search.query import parse
 from etude.page.search.taste import Shelf
 from etude.page.settings import Settings
 
+_log = logging.getLogger(__name__)
 MOST = 10
 
 
@@ -146,7 +148,13 @@ def due(db: Database, settings: Settings, now: int) -> int:
     for row in db.rows(sa.select(t.subscriber).where(s.status == "active", s.next_at <= now).order_by(s.id)):
         at = row["next_at"]
         name = period(at, row["frequency"], row["zone"])
-        papers, changes = contents(db, row, now, settings, shelf, at)
+        try:
+            papers, changes = contents(db, row, now, settings, shelf, at)
+        except sa.exc.SQLAlchemyError:
+            raise
+        except Exception:  # of one reader's wishes: the others get their mails
+            _log.exception("the digest of subscriber %s cannot be made", row["id"])
+            continue
         with db.begin() as c:
             current = c.execute(sa.select(s.next_at, s.status).where(s.id == row["id"]).with_for_update()).first()
             if current is None or current.status != "active" or current.next_at != at:

@@ -18,6 +18,8 @@ from etude.page.settings import Settings
 
 LOGIN_KEY = "login:"
 MAX_BYTES = 90_000  # large providers cut mails at about 102 kB
+# Headers stay on one line: folding would turn a long link into encoded words, which RFC 2369 forbids and nobody reads
+WIRE = SMTP.clone(max_line_length=998)
 
 _env = jinja2.Environment(
     loader=jinja2.PackageLoader("etude.page.digest", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -58,7 +60,7 @@ def build(
     ValueError
         If an address or the subject holds a line break or another control character.
     """
-    message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))  # ASCII on the wire and in the outbox
+    message = EmailMessage(policy=WIRE.clone(cte_type="7bit"))  # ASCII on the wire and in the outbox
     name, address = parseaddr(settings.mail_from)
     message["From"] = Address(_plain(name), addr_spec=address)
     message["To"] = Address(addr_spec=_plain(to))
@@ -89,7 +91,8 @@ def confirmation(settings: Settings, email: str, token: str, language: str, now:
 
 def already_subscribed(settings: Settings, email: str, row: dict[str, Any] | Any, now: int) -> Mail:
     """The mail to an address that gets the digest already."""
-    text, html = _both("already", frequency=row["frequency"], site=settings.address)
+    language = row["language"]
+    text, html = _both("already", every=row["frequency"], site=settings.address, lang=language, say=words(language))
     subject = "Your Etude digest"
     return Mail(email, subject, build(settings, email, subject, text, html, now, {"Auto-Submitted": "auto-generated"}))
 

@@ -69,7 +69,11 @@ def period(at: int, frequency: str, zone_name: str) -> str:
 
 def window(at: int, frequency: str, zone_name: str) -> int:
     """Start of the time that a mail due at a moment looks back on."""
-    days = {"weekdays": 1, "weekly": 7, "monthly": 31}[frequency]
-    if frequency == "weekdays" and datetime.fromtimestamp(at, zone(zone_name)).weekday() == 0:
-        days = 3  # Monday's mail, where its reader lives, holds the weekend
-    return at - days * 86_400
+    local = datetime.fromtimestamp(at, zone(zone_name))
+    if frequency == "monthly":
+        last = local.date().replace(day=1) - timedelta(days=1)  # of the month before
+        day = last.replace(day=min(local.day, last.day))
+    else:  # Monday's mail holds the weekend
+        day = local.date() - timedelta(days=7 if frequency == "weekly" else 3 if local.weekday() == 0 else 1)
+    # by the calendar of the reader, since a day of changed clocks has 23 or 25 hours
+    return int(datetime.combine(day, local.time(), tzinfo=local.tzinfo).astimezone(UTC).timestamp())

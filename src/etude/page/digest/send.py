@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from email import message_from_string
-from email.policy import SMTP
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -21,7 +20,8 @@ import sqlalchemy as sa
 from etude.errors import UsageError
 from etude.page import tables as t
 from etude.page.database import Database
-from etude.page.digest.mail import LOGIN_KEY
+from etude.page.digest.mail import LOGIN_KEY, WIRE
+from etude.page.digest.schedule import next_run
 from etude.page.settings import Settings
 
 LEASE = 120
@@ -82,7 +82,7 @@ class Smtp:
     def send(self, key: str, recipient: str, raw: str) -> None:
         if self._server is None:
             self._server = self._open()
-        message = message_from_string(raw, policy=SMTP)
+        message = message_from_string(raw, policy=WIRE)
         try:
             self._server.send_message(message, self._sender, [recipient])
         except smtplib.SMTPRecipientsRefused as error:
@@ -137,16 +137,13 @@ def send_due(
                 hard = error.smtp_code >= 500
                 counts["bounced" if hard else "later"] += 1
                 _failed(db, row, f"{error.smtp_code} {error.smtp_error!r}"[:300], hard, now)
-            except smtplib.SMTPResponseException as error:  # it refuses us, not them: password, sender, greeting
+            except (OSError, smtplib.SMTPException) as error:  # away, or it refuses us: password, sender, greeting
                 counts["later"] += 1
-                _put_back(db, row, f"{error.smtp_code} {error.smtp_error!r}"[:300], now)
+                _put_back(db, row, str(error)[:300], now)
                 break
-            except (OSError, smtplib.SMTPException) as error:
-                counts["later"] += 1
-                _failed(db, row, str(error)[:300], False, now)
             else:
                 counts["sent"] += 1
-                _sent(db, row)
+                _sent(db, row, now)
                 if not isinstance(way, Folder):
                     sleep(60 / per_minute)
     finally:
@@ -161,7 +158,7 @@ def _put_back(db: Database, row: dict, error: str, now: int) -> None:
         c.execute(sa.update(t.outbox).where(t.outbox.c.id == row["id"]).values(**values))
 
 
-def _sent(db: Database, row: dict) -> None:
+def _sent(db: Database, row: dict, now: int) -> None:
     o, s = t.outbox.c, t.subscriber.c
     with db.begin() as c:
         login = (row["key"] or "").startswith(LOGIN_KEY)  # such a mail holds a secret, and an address kept nowhere else
@@ -169,7 +166,12 @@ def _sent(db: Database, row: dict) -> None:
         values = {"status": "sent", "lease_until": None, "error": None} | forgotten
         c.execute(sa.update(t.outbox).where(o.id == row["id"]).values(**values))
         if row["subscriber_id"]:
-            c.execute(sa.update(t.subscriber).where(s.id == row["subscriber_id"]).values(soft_failures=0))
+            mine = s.id == row["subscriber_id"]
+            c.execute(sa.update(t.subscriber).where(mine).values(soft_failures=0))
+            back = c.execute(sa.select(t.subscriber).where(mine, s.status == "paused")).mappings().first()
+            if back is not None:  # the mailbox takes mail again
+                due = next_run(now, back["frequency"], back["zone"], back["hour"])
+                c.execute(sa.update(t.subscriber).where(mine).values(status="active", next_at=due))
 
 
 def _failed(db: Database, row: dict, error: str, hard: bool, now: int) -> None:

@@ -46,7 +46,10 @@ def check_address(text: str) -> str:
     except ImportError as error:
         raise MissingExtra("email-validator", "web", "subscribing by e-mail") from error
     try:
-        return validate_email(text.strip(), check_deliverability=False, test_environment=True).normalized.lower()
+        valid = validate_email(
+            text.strip(), check_deliverability=False, test_environment=True, allow_smtputf8=False
+        )  # many servers take no letters beyond ASCII before the @; a domain has a spelling in ASCII
+        return (valid.ascii_email or valid.normalized).lower()
     except EmailNotValidError as error:
         raise UsageError(f"that is no e-mail address: {error}") from error
 
@@ -80,11 +83,7 @@ def subscribe(
             limit(c, "resend", keyed_hash(settings.secret, "resend", email), now)
         except TooMany:
             return  # silently: the answer is always the same
-        c.execute(
-            sa.delete(t.subscriber).where(
-                s.status == "pending", s.confirm_expires_at < now + CONFIRM_SECONDS - PURGE_SECONDS
-            )
-        )
+        forget_unconfirmed(c, now)
         row = c.execute(sa.select(t.subscriber).where(s.email == email)).mappings().first()
         values = {
             "frequency": wish.frequency, "zone": wish.zone, "hour": wish.hour, "filters": wish.filters or {},
@@ -100,6 +99,16 @@ def subscribe(
         else:
             c.execute(sa.update(t.subscriber).where(s.id == row["id"]).values(**values, status="pending"))
         mail.queue(c, mail.confirmation(settings, email, token, wish.language, now), now=now)
+
+
+def forget_unconfirmed(c: sa.Connection, now: int) -> int:
+    """What was not confirmed within seven days of the wish: new addresses go; one that was a subscriber before is again
+    what it was, so that the links in its old mails work and no paper comes twice. Returns rows deleted."""
+    s = t.subscriber.c
+    old = sa.and_(s.status == "pending", s.confirm_expires_at < now + CONFIRM_SECONDS - PURGE_SECONDS)
+    values = {"status": "unsubscribed", "confirm_hash": None, "next_at": None}
+    c.execute(sa.update(t.subscriber).where(old, s.confirmed_at.is_not(None)).values(**values))
+    return max(0, c.execute(sa.delete(t.subscriber).where(old, s.confirmed_at.is_(None))).rowcount)
 
 
 def pending(db: Database, token: str, now: int) -> dict[str, Any] | None:
@@ -161,5 +170,5 @@ def unsubscribe(db: Database, settings: Settings, token: str) -> bool:
     s, o = t.subscriber.c, t.outbox.c
     with db.begin() as c:
         c.execute(sa.update(t.subscriber).where(s.id == row["id"]).values(status="unsubscribed", next_at=None))
-        c.execute(sa.delete(t.outbox).where(o.subscriber_id == row["id"], o.status == "queued"))
+        c.execute(sa.delete(t.outbox).where(o.subscriber_id == row["id"], o.status.in_(("queued", "sending"))))
     return True

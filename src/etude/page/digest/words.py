@@ -41,6 +41,18 @@ _WORDS = {
         "es": "Abre este enlace y pulsa el botón para empezar. Vale una vez, durante 48 horas:",
         "fr": "Ouvrez ce lien et appuyez sur le bouton pour commencer. Il sert une fois, pendant 48 heures :",
     },
+    "known": {
+        "en": "Somebody asked for the Etude digest for this address, which gets it already.",
+        "de": "Jemand hat die Etude-Mail für diese Adresse bestellt, die sie schon bekommt.",
+        "es": "Alguien pidió el boletín de Etude para esta dirección, que ya lo recibe.",
+        "fr": "Quelqu'un a demandé le bulletin d'Etude pour cette adresse, qui le reçoit déjà.",
+    },
+    "unchanged": {
+        "en": "Nothing has changed. Every digest holds a link to leave.",
+        "de": "Es hat sich nichts geändert. In jeder Mail steht ein Link zum Abbestellen.",
+        "es": "Nada ha cambiado. Cada correo lleva un enlace para darse de baja.",
+        "fr": "Rien n'a changé. Chaque courriel contient un lien de désabonnement.",
+    },
     "otherwise": {
         "en": "If it was not you, do nothing: no mail will follow.",
         "de": "Wenn du es nicht warst, tu nichts: Es kommt keine weitere Mail.",
