@@ -120,6 +120,14 @@ def test_maml_learns_through_its_inner_steps():
             EpisodeMAML(1, 1, **wrong)
 
 
+def test_maml_draws_its_prefixes_from_the_callers_generator():
+    torch.manual_seed(0)
+    net, e, state = EpisodeMAML(1, 1, 1, hidden_size=8), tasks.sinusoid_episodes(4, 6, gen()), torch.get_rng_state()
+    losses = [float(net(e.x, e.y, torch.Generator().manual_seed(s)).loss.detach()) for s in (3, 3, 4)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert losses[0] == losses[1] != losses[2]
+
+
 @pytest.mark.parametrize("make", [lambda: EpisodeLSTM(16, 3, 8), lambda: EpisodeMAML(16, 3, task="classification").eval(),
                                   lambda: OnlinePrototypes(3)])  # fmt: skip
 def test_no_baseline_sees_its_own_label(make):

@@ -312,10 +312,85 @@ def test_the_state_goes_on_where_an_episode_ended():
     session = made.start(B)
     for t in range(3):
         session.observe(x[:, t], y[:, t])
-    session.previous = torch.zeros(B, 1)
-    assert torch.allclose(
-        made(x[:, 3:4], y[:, 3:4], state=first.state).predictions[:, 0], session.predict(x[:, 3]), atol=1e-5
-    )
+    for state in (first.state, session.state):
+        again = made(x[:, 3:4], y[:, 3:4], state=state).predictions[:, 0]
+        assert torch.allclose(again, session.predict(x[:, 3]), atol=1e-5)
+    old = first.state._replace(previous=None)  # saved before there was such a field: nothing is fed
+    session.state = session.state._replace(previous=torch.zeros(B, 1, 1))
+    assert torch.allclose(made(x[:, 3:4], state=old).predictions[:, 0], session.predict(x[:, 3]), atol=1e-5)
+
+
+@pytest.mark.parametrize("controller", ["mlp", "lstm"])
+@pytest.mark.parametrize("delay", [0, 1, 2, 4])
+@pytest.mark.parametrize("cuts", [(3,), (1, 2, 5)])
+def test_an_episode_in_parts_is_the_whole(controller, delay, cuts):
+    x, y = episode()
+    y[1, 2] = -1
+    made = woken(net(controller=controller))
+    whole = made(x, y, delay, allow_leak=True)
+    state, parts = None, []
+    for a, b in zip((0, *cuts), (*cuts, T), strict=True):
+        out = made(x[:, a:b], y[:, a:b], delay, allow_leak=True, state=state)
+        state = out.state
+        parts.append(out.predictions)
+    assert torch.allclose(torch.cat(parts, 1), whole.predictions, atol=1e-6)
+    assert torch.allclose(state.memory, whole.memory, atol=1e-6)
+    assert [tuple(p.label.shape) for p in state.pending] == [(B, C)] * max(0, delay - 1)
+    with torch.no_grad():
+        start = made(x[:, :3], y[:, :3], 2).state
+    out = made(x[:, 3:], y[:, 3:], 2, state=start)  # the first part has no graph
+    (out.loss + out.synthetic_loss).backward()
+
+
+@pytest.mark.parametrize("controller", ["mlp", "lstm"])
+@pytest.mark.parametrize("part", [slice(0, 4), slice(2, 6)])
+def test_padding_leaves_usage_and_cell_alone(controller, part):
+    x, y = episode()
+    made = woken(net(controller=controller))
+    mask = torch.ones(B, T, dtype=torch.bool)
+    mask[1] = False
+    mask[1, part] = True
+    padded, short = made(x, y, mask=mask), made(x[1:2, part], y[1:2, part])
+    assert torch.allclose(padded.predictions[1:2, part], short.predictions, atol=1e-6)
+    assert torch.allclose(padded.state.usage[1:2], short.state.usage, atol=1e-5)
+    if controller == "lstm":
+        assert torch.allclose(padded.state.cell[0][1:2], short.state.cell[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("controller", ["mlp", "lstm"])
+@pytest.mark.parametrize("mode", ["autocast", torch.bfloat16, torch.float16])
+def test_half_precision_says_about_the_same(controller, mode):
+    x, y = episode()
+    made = woken(net(controller=controller, max_fast_norm=0.2))
+    want = made(x, y)
+    dtype = torch.bfloat16 if mode == "autocast" else mode
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "autocast"):
+        if mode != "autocast":
+            made, x = made.to(dtype), x.to(dtype)
+        out = made(x, y)
+        (out.loss + out.synthetic_loss).backward()
+        session = made.start(B)
+        session.observe(x[:, 0], y[:, 0])
+        ahead = session.predict(x[:, 1])
+    assert torch.allclose(out.predictions.float(), want.predictions, atol=0.03)
+    assert torch.allclose(ahead.float(), want.predictions[:, 1], atol=0.03)
+    assert out.predictions.dtype == dtype and float(out.fast_norm.max()) < 0.202
+    assert all(p.grad.isfinite().all() for p in made.parameters() if p.grad is not None)
+
+
+def test_writes_are_what_a_label_replaces_in_each_slot():
+    x, y = episode()
+    y[0, 1] = -1
+    made = woken(net(write="lru"))
+    out = made(x, y)
+    assert out.writes.shape == (B, T, 8) and float(out.writes[0, 1].abs().max()) == 0
+    before, after = made(x[:, :2], y[:, :2]).memory, made(x[:, :3], y[:, :3]).memory
+    w = out.writes[:, 2, :, None]
+    assert float(w.amax(1).min()) > 0.01
+    vector = (after - (1 - w) * before) / w  # the same in every slot, where enough was written to tell
+    most = vector.gather(1, w.argmax(1, keepdim=True).expand(-1, -1, 6))
+    assert torch.allclose(((vector - most) * w), torch.zeros(()), atol=1e-6)
+    assert not torch.allclose(out.writes, out.attention * out.gates[..., None], atol=0.01)
 
 
 def test_state_dict_and_encoder():
@@ -327,6 +402,17 @@ def test_state_dict_and_encoder():
     assert torch.equal(made(images).predictions, other(images).predictions)
     session = made.start()
     assert session.observe(images[:1, 0], torch.tensor([2])).shape == (1, C)
+
+
+def test_a_session_leaves_the_encoder_as_it_is():
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout())
+    made = FastSlowMemory(8, C, 8, 6, hidden_size=10, encoder=encoder)
+    image, before = torch.rand(1, 1, 4, 4, generator=gen()), encoder[2].running_mean.clone()
+    session = made.start()
+    ahead = session.predict(image)
+    assert torch.equal(session.predict(image), ahead)
+    assert torch.equal(session.observe(image, torch.tensor([2])), ahead)
+    assert torch.equal(encoder[2].running_mean, before) and all(m.training for m in encoder)
 
 
 def test_bad_input():
@@ -343,15 +429,32 @@ def test_bad_input():
     for name in ("y", "mask", "reveal"):
         with pytest.raises(ValueError, match=name):
             made(x, **{name: y[:, :2] if name == "y" else torch.ones(B, 2, dtype=torch.bool)})
+        if name != "y":
+            with pytest.raises(ValueError, match=f"{name} must be Boolean"):
+                made(x, y, **{name: torch.ones(B, T)})
+    with pytest.raises(ValueError, match="at least one item"):
+        made(x[:, :0], y[:, :0])
+    with pytest.raises(ValueError, match="state has a memory"):
+        made(x, y, state=made.begin(2))
+    with pytest.raises(ValueError, match="label_delay=2"):
+        made(x, y, state=made(x, y, label_delay=2).state)
+    with pytest.raises(ValueError, match="memory must be"):
+        made.start(1).load_state_dict(made.start(3).state_dict())
     with pytest.raises(ValueError, match="floats"):
         net("regression")(x, y)
     with pytest.raises(ValueError, match="label_delay"):
         made(x, y, label_delay=-1)
     with pytest.warns(UserWarning, match="slots"):
         FastSlowMemory(D, 9, 4, 6, hidden_size=10)
-    for wrong in ({"task": "ranking"}, {"feedback": "all"}, {"write": "first"}, {"controller": "gru"}, {"rate": 0.0}):
+    for wrong in (
+        {"task": "ranking"}, {"feedback": "all"}, {"write": "first"}, {"controller": "gru"}, {"rate": 0.0},
+        {"rate": math.inf}, {"task_id": 3}, {"task_id": 2, "num_tasks": 2},
+    ):  # fmt: skip
         with pytest.raises(ValueError):
             net(**wrong)
+    assert net(rate=1000.0).rates.tolist() == pytest.approx([1000.0] * 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        FastSlowMemory(0, C, 8, 6)
     with pytest.raises(ValueError, match="rows"):
         made.start(2).observe(x[:, 0], y[:, 0])
     with pytest.raises(ValueError, match="batch_size"):

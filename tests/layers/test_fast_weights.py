@@ -114,6 +114,16 @@ def test_bad_input():
         net(draw(B + 1, IN), fast)
 
 
+def test_no_rows_and_many_small_steps_keep_within_the_bound():
+    assert layer(1.0).update(None, draw(0, OUT), draw(0, IN), 0.1).inputs.shape == (0, 1, IN)
+    net = FastLinear(nn.Linear(IN, OUT, dtype=torch.bfloat16), 1.0)
+    delta, x, fast = torch.ones(1, OUT).bfloat16(), torch.ones(1, IN).bfloat16(), None
+    for _ in range(2 * IN):  # each too small to move a sum in bfloat16
+        fast = net.update(fast, delta, x, 2e-3)
+    assert float(fast.bound[0]) == pytest.approx(min(1.0, 2 * IN * 2e-3 * (IN * OUT) ** 0.5), rel=0.01)
+    assert float(fast.norm()[0]) <= 1.01
+
+
 def test_no_fast_step_has_norm_zero_and_small_norms_are_true():
     zeros = Fast(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5), torch.zeros(2))
     assert zeros.norm().tolist() == [0.0, 0.0]

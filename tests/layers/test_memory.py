@@ -27,6 +27,16 @@ def test_a_cold_reader_finds_the_slot_it_asks_for():
     assert torch.allclose(memory.read(torch.zeros(3, 4, dtype=torch.float64), M).value, M.mean(1), atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1e-3])
+def test_short_queries_are_no_nan_in_half_precision(dtype, scale):
+    memory, M = ContentMemory(5, 4), filled().to(dtype)
+    q = (scale * M[:, 2]).to(dtype)
+    weights = memory.read(q, M).weights
+    want = memory.read(q.double(), M.double()).weights
+    assert weights.dtype == dtype and torch.allclose(weights.double(), want, atol=0.05)
+
+
 def test_writing_equals_the_formula_slot_by_slot():
     memory, M = ContentMemory(5, 4), filled()
     w, v, g = filled(3, 5, 1)[..., 0].softmax(-1), filled(3, 1, 4, 1)[:, 0], torch.rand(3, 1, dtype=torch.float64)

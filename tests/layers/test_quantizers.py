@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from hypothesis import given
@@ -267,8 +269,11 @@ def test_forcing_beyond_is_an_index_error() -> None:
     for codes, groups in (([6], None), ([-1], None), ([0], [2])):
         with pytest.raises(IndexError), vq.force(codes, groups=groups):
             pass
-    with pytest.raises(IndexError), vq.force([0], positions=4):
-        vq(x)
+    for positions in (4, slice(4, None), slice(100, 101)):
+        with pytest.raises(IndexError), vq.force([0], positions=positions):
+            vq(x)
+    with vq.force([0], positions=slice(-9, 99)):  # starts before and reaches over the end: all of it
+        assert bool((vq(x).indices == 0).all())
     with pytest.raises(ValueError, match="k = 1"), vq.force([0, 1]):
         pass
     assert torch.equal(vq(x).indices, vq.eval()(x).indices)  # nothing is left forced
@@ -296,9 +301,22 @@ def test_errors_name_the_quantizer() -> None:
         ({"learn": "magic"}, "unknown learn"),
         ({"backward": "none"}, "unknown backward"),
         ({"dead_after": 0}, "dead_after"),
+        ({"commitment": -1.0}, "commitment"),
     ]:
         with pytest.raises(ValueError, match=message):
             VectorQuantizer(4, 3, **options)
+
+
+def test_nan_in_a_graph_is_named_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="x holds nan"):
+            nearest_codes(torch.full((2, 1, 3), torch.nan, requires_grad=True), torch.ones(1, 4, 3))
+
+
+@pytest.mark.parametrize("backward", ["straight", "base", "aeloss"])
+def test_no_vectors_have_no_loss(backward: str) -> None:
+    assert float(quantizer(learn="gradient", backward=backward)(torch.zeros(0, 5, 2, 3)).loss.detach()) == 0
 
 
 def test_a_zero_vector_under_cosine_gives_no_nan() -> None:

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from etude.errors import UsageError
 from etude.lab.jobs import UserData
-from etude.lab.runner import run_study
+from etude.lab.runner import configure, run_study
 from etude.lab.study import Results
 from etude.studies.codebook_features import CodebookStudy
 
@@ -59,6 +60,15 @@ def test_plots_are_drawn(result):
     plots = CodebookStudy().plots(Results(result.rows, [codes]))
     assert [p.name for p in plots] == ["loss", "purity", "forced", "codes"]
     assert all(p.caption and "$schema" in p.spec for p in plots)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"length": 1}, {"ks": [0]}, {"ks": [4]}, {"ks": [1, 2]}, {"num_codes": 3}, {"lr": -1}, {"num_states": 1},
+              {"num_successors": 21}, {"hidden_dim": 34}],
+)  # fmt: skip
+def test_settings_that_cannot_run_are_refused(wrong):
+    with pytest.raises(UsageError, match=f"setting {'ks' if 'num_codes' in wrong else next(iter(wrong))} = "):
+        configure(CodebookStudy(), "quick", settings=wrong)
 
 
 def test_texts_of_the_user(tmp_path):

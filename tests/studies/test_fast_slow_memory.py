@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from etude.data import ImageSet
+from etude.errors import UsageError
 from etude.lab.registry import study
-from etude.lab.runner import run_study
+from etude.lab.runner import configure, run_study
 from etude.lab.study import Job, Results
 
 
@@ -56,6 +57,12 @@ def test_plots_are_drawn(result):
         "writes",
     }  # fmt: skip
     assert all(json.dumps(p.spec) for p in plots)
+
+
+@pytest.mark.parametrize("wrong", [{"items": 3}, {"lr": -1}, {"points": 0}])
+def test_settings_that_cannot_run_are_refused(wrong):
+    with pytest.raises(UsageError, match=f"setting {next(iter(wrong))} = "):
+        configure(study("fast-slow-memory"), "quick", settings=wrong)
 
 
 def test_a_reused_feedback_and_its_control_are_measured():

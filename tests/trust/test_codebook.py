@@ -64,6 +64,18 @@ def test_gradients_of_aeloss_are_those_of_base_with_the_reconstruction_in_the_lo
     assert torch.allclose(grads[0][0], z.grad, atol=1e-6)
 
 
+@pytest.mark.parametrize("gradient", ["vqvae", "fullaeloss"])
+def test_beta_is_the_weight_of_the_pull_towards_the_codes(gradient):
+    net, x = nn.Sequential(nn.Linear(4, 6)), torch.randn(5, 4, generator=stream(1, "x"))
+    grads = []
+    for beta in (0.0, 0.25, 1.0):
+        cb = codebook.wrap(copy.deepcopy(net), "0", 7, gradient=gradient, commitment=beta, generator=stream(0, "c"))
+        cb(x).sum().backward()
+        grads.append(cb.model[0].weight.grad)
+    assert torch.allclose(grads[1] - grads[0], 0.25 * (grads[2] - grads[0]), atol=1e-6)
+    assert not torch.allclose(grads[0], grads[2])
+
+
 def test_wrapping_replaces_states_and_unwrapping_restores_them_bit_for_bit():
     model = decoder()
     before, names = model(IDS), list(model.state_dict())
@@ -353,6 +365,11 @@ def test_widths_are_told_by_weights_or_asked_for():
         (lambda: wrapped().replace_dead(stream(0)), ValueError, "needs dead_after="),
         (lambda: _forced(wrapped(), {"*.ffn": [40]}), IndexError, r"0\.\.39"),
         (lambda: _forced(wrapped(), {"*.ffn": [1]}, positions=[20]), IndexError, "out of bounds"),
+        (lambda: _forced(wrapped(), {"*.ffn": [1]}, positions=slice(9, 20)), IndexError, "beyond a sequence of 9"),
+        (lambda: wrapped(gradient="fullaeloss-0.5"), ValueError, "gradient 'fullaeloss-0.5': .*fullaeloss.*commitment"),
+        (lambda: _disabled().codes(IDS), RuntimeError, r"enable\(\)"),
+        (lambda: _disabled().search(IDS, IDS == 1), RuntimeError, r"enable\(\)"),
+        (lambda: _disabled().reconstruction_loss(), RuntimeError, r"enable\(\)"),
         (lambda: _forced(wrapped(), {"*.ffn": [1, 2]}), ValueError, "do not fit into k = 1"),
         (lambda: _forced(wrapped(), {"*.mlp": [1]}), TargetError, "no codebook named"),
     ],
@@ -360,6 +377,13 @@ def test_widths_are_told_by_weights_or_asked_for():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def _disabled():
+    cb = wrapped()
+    cb.disable()
+    cb(IDS)
+    return cb
 
 
 def _forced(cb, codes, **options):

@@ -46,7 +46,7 @@ class EpisodeLSTM(nn.Module):
         """x (B, T, input) or what the encoder takes, y (B, T)."""
         x = x if self.encoder is None else self.encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         target, known = encode_labels(y, self.output_size, self.task)
-        hidden, _ = self.rnn(torch.cat([x, previous_labels(target, 1)], -1))
+        hidden, _ = self.rnn(torch.cat([x, previous_labels(target, 1).to(x.dtype)], -1))
         return _answer(self.head(hidden), target, known, self.task)
 
 
@@ -78,10 +78,12 @@ class EpisodeMAML(nn.Module):
         self.start = mlp((input_size, hidden_size, hidden_size, output_size))
         self.log_lr = nn.Parameter(torch.tensor(inner_lr).log())
 
-    def forward(self, x: Tensor, y: Tensor) -> Answer:
+    def forward(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Answer:
         """In training a few random prefixes, the loss over all items after them; else every prefix and its next item.
 
         x (B, T, input), y (B, T). In training the predictions are those of the last prefix drawn.
+        generator
+            Draws the prefixes in training; None: the global generator.
         """
         target, known = encode_labels(y, self.output_size, self.task)
         time = x.shape[1]
@@ -89,7 +91,7 @@ class EpisodeMAML(nn.Module):
             each = self.adapted(x, target, known, torch.arange(time))  # (B, P, T, out)
             index = torch.arange(time)
             return _answer(each[:, index, index].detach(), target, known, self.task)
-        chosen = torch.randint(time, (self.prefixes,))
+        chosen = torch.randint(time, (self.prefixes,), generator=generator)
         each = self.adapted(x, target, known, chosen)
         later = (torch.arange(time) >= chosen[:, None]).to(x.device) & known[:, None]
         wide = target[:, None].expand(-1, len(chosen), -1, -1)

@@ -27,7 +27,7 @@ from etude.incontext.episode_labels import (
     previous_labels,
 )
 from etude.incontext.memory_session import MemorySession
-from etude.incontext.memory_state import EpisodeState, Record
+from etude.incontext.memory_state import EpisodeState, Pending, Record
 from etude.incontext.synthetic_gradients import CONTROLLERS, Feedback, Tape, synthetic_loss, true_gradients
 from etude.layers import ContentMemory, FastLinear
 from etude.layers.fast_weights import Fast
@@ -48,6 +48,8 @@ class EpisodeOutput(NamedTuple):
     """(B, T, l) read weights."""
     gates: Tensor
     """(B, T) how far each step's label was written, 0 without label."""
+    writes: Tensor
+    """(B, T, l) how much of each slot the step's label replaced: write weights times gate."""
     fast_norm: Tensor
     """(B, 3) Frobenius norms of the fast weights of R, O and W after the episode."""
     state: EpisodeState
@@ -90,7 +92,8 @@ class FastSlowMemory(nn.Module):
     Raises
     ------
     ValueError
-        For unknown names, sizes that do not fit a given feedback, or a rate that is not positive.
+        For unknown names, sizes below 1 or that do not fit a given feedback, a task_id that the feedback does not have,
+        or a rate that is not positive and finite.
     """
 
     def __init__(
@@ -120,8 +123,10 @@ class FastSlowMemory(nn.Module):
             raise ValueError(f"task must be one of {', '.join(KINDS)}, got {task!r}")
         if controller not in ("mlp", "lstm"):
             raise ValueError(f"controller must be 'mlp' or 'lstm', got {controller!r}")
-        if not rate > 0:
-            raise ValueError(f"rate must be positive, got {rate}")
+        if not 0 < rate < math.inf:
+            raise ValueError(f"rate must be positive and finite, got {rate}")
+        if min(input_size, output_size, hidden_size) < 1:
+            raise ValueError(f"sizes must be at least 1, got {input_size}, {output_size}, {hidden_size}")
         if task == "classification" and slots < output_size:
             warnings.warn(f"{slots} slots for {output_size} classes: some must share a slot", stacklevel=2)
         self.input_size, self.output_size, self.task = input_size, output_size, task
@@ -147,11 +152,15 @@ class FastSlowMemory(nn.Module):
                     f"a feedback for controllers {feedback.sizes} and {feedback.output_size} outputs does not fit "
                     f"{outs} and {output_size}"
                 )
+            tasks = 1 if feedback.task is None else feedback.task.num_embeddings
+            if not 0 <= task_id < tasks:
+                raise ValueError(f"task_id must lie in 0..{tasks - 1}, the tasks of the feedback, got {task_id}")
             self.feedback = feedback
             self.modulators = nn.ModuleDict(
                 {name: nn.Linear(size + feedback.context_size, 1) for name, size in outs.items()}
             )
-            self.raw_rates = nn.Parameter(torch.full((len(outs),), math.log(math.expm1(rate))))
+            raw = math.log(math.expm1(rate)) if rate < 30 else rate  # equal from there on, and expm1 overflows
+            self.raw_rates = nn.Parameter(torch.full((len(outs),), raw))
 
     @property
     def rates(self) -> Tensor:
@@ -171,16 +180,22 @@ class FastSlowMemory(nn.Module):
             loss. None: plain reading.
         label_delay
             Steps from an item to its label's arrival: 1, the label follows the prediction and is an input at the next
-            item. 0 shows it with the item, a leak that `allow_leak` must allow.
+            item. 0 shows it with the item.
         mask
-            (B, T) bool, True = real; for episodes of unequal length.
+            (B, T) bool, True = real; for episodes of unequal length, padded in front or behind. Padding changes
+            nothing, but time goes on in it: labels on their way arrive.
         reveal
             (B, T) bool, labels that the net is shown; the loss has all. False everywhere: nothing can be learned.
+        allow_leak
+            Allows a label_delay of 0, with which the net can see what it is asked.
+        state
+            `EpisodeOutput.state` of the items before: this call goes on as if the episode had not been cut. It keeps
+            the graph of those items; None: a new episode.
 
         Raises
         ------
         ValueError
-            For shapes that do not fit, classes beyond the outputs, or a leak.
+            For shapes or a state that do not fit, classes beyond the outputs, or a leak.
         """
         if label_delay < 0 or (label_delay == 0 and not allow_leak):
             raise ValueError(f"label_delay={label_delay} shows the answer with its item: allow_leak=True allows 0")
@@ -189,6 +204,9 @@ class FastSlowMemory(nn.Module):
         for name, given in (("y", y), ("mask", mask), ("reveal", reveal)):
             if given is not None and tuple(given.shape[:2]) != (batch, time):
                 raise ValueError(f"{name} must have shape ({batch}, {time}), got {tuple(given.shape)}")
+            if given is not None and name != "y" and given.dtype != torch.bool:
+                raise ValueError(f"{name} must be Boolean, got {given.dtype}")
+        self._check(state, batch, label_delay)
         target, known = x.new_zeros(batch, time, self.output_size), torch.zeros(batch, time, dtype=torch.bool)
         if y is not None:
             target, known = encode_labels(y, self.output_size, self.task)
@@ -198,7 +216,7 @@ class FastSlowMemory(nn.Module):
             known, x = known & mask, x.masked_fill(~mask[..., None], 0.0)
         shown = known if reveal is None else known & reveal
         seen = target * shown[..., None]
-        predictions, traces, tape, state = self._episode(x, seen, shown, label_delay, state)
+        predictions, traces, tape, state = self._episode(x, seen, shown, label_delay, state, mask)
         loss = None
         synthetic = predictions.new_zeros(())
         if bool(known.any()):
@@ -207,7 +225,7 @@ class FastSlowMemory(nn.Module):
             if self._wants_targets(tape):
                 total = items.sum()
                 synthetic = synthetic_loss(self.feedback, tape, self._gradients(total, tape), self.task_id)  # type: ignore[arg-type]
-        norms = torch.stack([f.norm() if f.inputs.shape[1] else f.inputs.new_zeros(batch) for f in state.fast], 1) if (
+        norms = torch.stack([f.norm() if f.inputs.shape[1] else f.bound.new_zeros(batch) for f in state.fast], 1) if (
             state.fast) else x.new_zeros(batch, len(CONTROLLERS))  # fmt: skip
         return EpisodeOutput(predictions, loss, synthetic, state.memory, *traces, norms.detach(), state)
 
@@ -220,7 +238,18 @@ class FastSlowMemory(nn.Module):
             predictions, _, tape, _ = self._episode(self._features(x), target.to(x.dtype), known.to(x.device), 1, None)
             return tape, self._gradients((item_losses(predictions, target, self.task) * known).sum(), tape)
 
+    def _check(self, state: EpisodeState | None, batch: int, delay: int) -> None:
+        if state is None:
+            return
+        wanted = (batch, self.cells.slots, self.cells.width)
+        if tuple(state.memory.shape) != wanted:
+            raise ValueError(f"state has a memory of {tuple(state.memory.shape)}, these episodes need {wanted}")
+        if state.previous is not None and state.previous.shape[1] != delay:
+            raise ValueError(f"state was left with label_delay={state.previous.shape[1]}: go on with it, not {delay}")
+
     def _features(self, x: Tensor) -> Tensor:
+        if x.ndim > 1 and x.shape[1] == 0:
+            raise ValueError(f"episodes need at least one item, got {tuple(x.shape)}")
         if self.encoder is not None and x.ndim > 2:
             x = self.encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         if x.ndim != 3 or x.shape[-1] != self.input_size:
@@ -240,27 +269,46 @@ class FastSlowMemory(nn.Module):
         return true_gradients(total, tape)
 
     def _episode(
-        self, x: Tensor, seen: Tensor, shown: Tensor, delay: int, state: EpisodeState | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tape, EpisodeState]:
-        """All steps: predictions, (attention, gates), where fast steps were taken, the last state."""
+        self, x: Tensor, seen: Tensor, shown: Tensor, delay: int, state: EpisodeState | None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tape, EpisodeState]:  # fmt: skip
+        """All steps: predictions, (attention, gates, writes), where fast steps were taken, the last state."""
         batch, time = x.shape[:2]
         state = self.begin(batch) if state is None else state
         tape = Tape({name: [] for name in CONTROLLERS}, [], [])
-        before = previous_labels(seen, delay).unbind(1)
+        old = state.pending  # items of the part before, whose labels come now
+        records = [p.record for p in old]
+        if old:
+            seen = torch.cat([torch.stack([p.label for p in old], 1), seen], 1)
+            shown = torch.cat([torch.stack([p.known for p in old], 1), shown], 1)
+        n = len(old)
+        own = seen[:, n:]
+        before = (previous_labels(own, delay) if state.previous is None else
+                  torch.cat([state.previous, own], 1)[:, :time]).unbind(1)  # fmt: skip
         labels, there = seen.unbind(1), shown.unbind(1)
         some, every = shown.any(0).tolist(), shown.all(0).tolist()
-        records: list[Record] = []
-        gates = [x.new_zeros(batch)] * time
+        real = [True] * time if mask is None else mask.all(0).tolist()
+        gates = [x.new_zeros(batch)] * (n + time)
+        places = [x.new_zeros(batch, self.cells.slots)] * (n + time)
         for t, x_t in enumerate(x.unbind(1)):
-            state, record = self.step(state, x_t, before[t])
+            ahead, record = self.step(state, x_t, before[t])
+            state = ahead if real[t] or mask is None else _padded(state, ahead, mask[:, t, None])
             records.append(record)
-            s = t if delay == 0 else t - delay + 1  # whose label has just come
+            s = n + (t if delay == 0 else t - delay + 1)  # whose label has just come
             if s >= 0 and some[s]:
                 known = None if every[s] else there[s]
-                state, gates[s] = self.learn(state, records[s], labels[s], known, tape)
-        predictions = torch.stack([r.prediction for r in records], 1)
-        attention = torch.stack([r.attention for r in records], 1).detach()
-        return predictions, (attention, torch.stack(gates, 1)), tape, state
+                kept = tape if s >= n or records[s].q.requires_grad else None  # the part before may have had no graph
+                state, gates[s], places[s] = self.learn(state, records[s], labels[s], known, kept)
+        predictions = torch.stack([r.prediction for r in records[n:]], 1)
+        attention = torch.stack([r.attention for r in records[n:]], 1).detach()
+        gate = torch.stack(gates[n:], 1)
+        writes = torch.stack(places[n:], 1) * gate[..., None]
+        late = range(max(0, n + time - delay + 1) if delay else n + time, n + time)
+        state = state._replace(
+            previous=_last(own, delay, state.previous),
+            pending=tuple(Pending(records[s], labels[s], there[s]) for s in late),
+        )
+        return predictions, (attention, gate, writes), tape, state
 
     def begin(self, batch_size: int) -> EpisodeState:
         """The state before an episode."""
@@ -290,8 +338,8 @@ class FastSlowMemory(nn.Module):
 
     def learn(
         self, state: EpisodeState, record: Record, y: Tensor, known: Tensor | None, tape: Tape | None = None
-    ) -> tuple[EpisodeState, Tensor]:
-        """Write the label and take the fast steps; returns the gates (B,), too.
+    ) -> tuple[EpisodeState, Tensor, Tensor]:
+        """Write the label and take the fast steps; returns the gates (B,) and the write weights (B, l), too.
 
         y (B, out) as a vector; known (B,) bool, rows whose label is there (None: all); nothing changes in other rows.
         """
@@ -306,7 +354,7 @@ class FastSlowMemory(nn.Module):
         used = state.usage + (place if real is None else place * real).detach()
         state = state._replace(memory=memory, usage=used)
         if self.feedback is None:
-            return state, gate.detach()[:, 0]
+            return state, gate.detach()[:, 0], place.detach()
         c = self.feedback.context(record.r, y, prediction_error(record.prediction, y, self.task))
         rates, steps = self.rates, []
         pairs = ((record.q, record.read_input), (record.o, record.output_input), (w, i_w))
@@ -324,7 +372,7 @@ class FastSlowMemory(nn.Module):
         if tape is not None:
             tape.contexts.append(c)
             tape.known.append(torch.ones_like(y[:, 0], dtype=torch.bool) if known is None else known)
-        return state._replace(fast=tuple(steps)), gate.detach()[:, 0]
+        return state._replace(fast=tuple(steps)), gate.detach()[:, 0], place.detach()
 
     def start(self, batch_size: int = 1) -> MemorySession:
         """An online learner in its own session: ``observe(x, y)`` learns, ``predict(x)`` does not."""
@@ -334,3 +382,19 @@ class FastSlowMemory(nn.Module):
         """What `repr` shows between the brackets."""
         kind = "none" if self.feedback is None else self.feedback.kind
         return f"{self.input_size}, {self.output_size}, task={self.task}, feedback={kind}, meta={self.meta}"
+
+
+def _last(labels: Tensor, delay: int, before: Tensor | None) -> Tensor:
+    """(B, delay, out) the labels that are fed after the last item, zeros where the episode is shorter."""
+    if before is None:
+        before = labels.new_zeros(len(labels), delay, labels.shape[2])
+    whole = torch.cat([before, labels], 1)
+    return whole[:, whole.shape[1] - delay :]
+
+
+def _padded(state: EpisodeState, ahead: EpisodeState, real: Tensor) -> EpisodeState:
+    """The state after a step that is padding in the rows where `real` (B, 1) is False: those stay as they were."""
+    cell = ahead.cell
+    if cell is not None and state.cell is not None:
+        cell = (torch.where(real, cell[0], state.cell[0]), torch.where(real, cell[1], state.cell[1]))
+    return ahead._replace(usage=torch.where(real, ahead.usage, state.usage), cell=cell)

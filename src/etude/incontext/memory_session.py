@@ -9,21 +9,32 @@ from etude.incontext.episode_labels import encode_labels
 from etude.incontext.memory_state import EpisodeState
 from etude.incontext.synthetic_gradients import CONTROLLERS
 from etude.layers.fast_weights import Fast
+from etude.layers.modes import evaluating
 
 
 class MemorySession:
-    """Memory, fast weights and usage of one stream; the net's own weights stay as they are."""
+    """Memory, fast weights and usage of one stream; the net itself, its encoder's statistics too, stays as it is.
+
+    `state` may be given to the net: ``net(x, y, state=session.state)`` goes on where the session is.
+    """
 
     def __init__(self, net: Any, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.net, self.batch_size = net, batch_size
         with torch.no_grad():
-            self.state = net.begin(batch_size)
-        self.previous = self.state.memory.new_zeros(batch_size, net.output_size)
+            state: EpisodeState = net.begin(batch_size)
+        self.state = state._replace(previous=state.memory.new_zeros(batch_size, 1, net.output_size))
+
+    @property
+    def previous(self) -> Tensor:
+        """(B, out) the label before, zeros where it was missing."""
+        assert self.state.previous is not None
+        return self.state.previous[:, -1]
 
     def _rows(self, x: Tensor) -> Tensor:
-        x = self.net._features(x[:, None])[:, 0]
+        with evaluating(*() if self.net.encoder is None else (self.net.encoder,)):
+            x = self.net._features(x[:, None])[:, 0]
         if len(x) != self.batch_size:
             raise ValueError(f"this session has {self.batch_size} rows, got {len(x)}")
         return x
@@ -38,10 +49,10 @@ class MemorySession:
         """Predict (B, out), then learn from labels (B,); rows with a missing label only read."""
         target, known = encode_labels(y[:, None], self.net.output_size, self.net.task)
         state, record = self.net.step(self.state, self._rows(x), self.previous)
-        self.previous, there = target[:, 0].to(record.o.dtype), known[:, 0]
+        label, there = target[:, 0].to(record.o.dtype), known[:, 0]
         if bool(there.any()):
-            state, _ = self.net.learn(state, record, self.previous, None if bool(there.all()) else there)
-        self.state = state
+            state, *_ = self.net.learn(state, record, label, None if bool(there.all()) else there)
+        self.state = state._replace(previous=label[:, None])
         return record.prediction
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -54,11 +65,21 @@ class MemorySession:
         return {name: t.detach().clone() for name, t in found.items()}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        """Go on where `state_dict` was taken; KeyError where the net is of another kind."""
+        """Go on where `state_dict` was taken.
+
+        Raises
+        ------
+        KeyError
+            Where the net is of another kind.
+        ValueError
+            Where the session had another number of rows, or the net other sizes.
+        """
+        for name, now in (("memory", self.state.memory), ("previous", self.previous)):
+            if saved[name].shape != now.shape:
+                raise ValueError(f"{name} must be {tuple(now.shape)} in this session, got {tuple(saved[name].shape)}")
         fast = [
             Fast(*(saved[f"fast_{n}_{part}"] for part in Fast._fields))
             for n, _ in zip(CONTROLLERS, self.state.fast, strict=False)
         ]
         cell = None if self.state.cell is None else (saved["cell_h"], saved["cell_c"])
-        self.state = EpisodeState(saved["memory"], saved["usage"], tuple(fast), cell)
-        self.previous = saved["previous"]
+        self.state = EpisodeState(saved["memory"], saved["usage"], tuple(fast), cell, saved["previous"][:, None])

@@ -7,19 +7,6 @@ from torch import Tensor
 from etude.layers.fast_weights import Fast
 
 
-class EpisodeState(NamedTuple):
-    """What an episode has changed so far."""
-
-    memory: Tensor
-    """(B, l, k)"""
-    usage: Tensor
-    """(B, l)"""
-    fast: tuple[Fast, ...]
-    """Of the read, output and write controllers; empty without a fast path."""
-    cell: tuple[Tensor, Tensor] | None
-    """Of an LSTM read controller."""
-
-
 class Record(NamedTuple):
     """One step before its label: inputs i and outputs h of the controllers, what was read, the prediction."""
 
@@ -30,3 +17,30 @@ class Record(NamedTuple):
     output_input: Tensor
     o: Tensor
     prediction: Tensor
+
+
+class Pending(NamedTuple):
+    """An item whose label is still on its way."""
+
+    record: Record
+    label: Tensor
+    """(B, out), zeros where it is missing."""
+    known: Tensor
+    """(B,) bool"""
+
+
+class EpisodeState(NamedTuple):
+    """What an episode has changed so far, and what the next items need from those before."""
+
+    memory: Tensor
+    """(B, l, k)"""
+    usage: Tensor
+    """(B, l)"""
+    fast: tuple[Fast, ...]
+    """Of the read, output and write controllers; empty without a fast path."""
+    cell: tuple[Tensor, Tensor] | None
+    """Of an LSTM read controller."""
+    previous: Tensor | None = None
+    """(B, label_delay, out) labels that have not been an input yet, the oldest first; None: there are none."""
+    pending: tuple[Pending, ...] = ()
+    """The last label_delay - 1 items, the oldest first: their labels come later."""

@@ -80,5 +80,6 @@ def quantization_loss(
 
 
 def _gap(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distance of (..., G, d): mean over the leading axes, sum over groups."""
-    return (a - b).square().sum(-1).reshape(-1, a.shape[-2]).mean(0).sum()
+    """Squared distance of (..., G, d): mean over the leading axes (0 where there is no vector), sum over groups."""
+    rows = (a - b).square().sum(-1).reshape(-1, a.shape[-2])
+    return rows.mean(0).sum() if len(rows) else rows.sum()

@@ -108,7 +108,7 @@ def _check(x: Tensor, codes: Tensor, k: int, similarity: str, chunk: int | None)
 def _require_finite(name: str, t: Tensor) -> None:
     if not bool(torch.isfinite(t).all()):
         where = tuple((~torch.isfinite(t)).nonzero()[0].tolist())
-        raise ValueError(f"{name} holds {float(t[where])} at {where}: every entry must be finite")
+        raise ValueError(f"{name} holds {float(t[where].detach())} at {where}: every entry must be finite")
 
 
 def _blocked(allowed: Tensor | None, groups: int, num_codes: int, k: int) -> Tensor | None:

@@ -22,7 +22,8 @@ class Fast(NamedTuple):
     deltas: Tensor
     """(B, s, out)"""
     bound: Tensor
-    """(B,) upper bounds of the norms, ``sum_s |d_s| |x_s|``: cheap to keep, so that norms are rarely needed."""
+    """(B,) upper bounds of the norms, ``sum_s |d_s| |x_s|``: cheap to keep, so that norms are rarely needed. Float32
+    where the weights are of half precision, as a sum of many small steps."""
 
     def dense(self) -> Tensor:
         """(B, out, in), for looking at."""
@@ -30,7 +31,9 @@ class Fast(NamedTuple):
 
     def norm(self) -> Tensor:
         """(B,) Frobenius norms, from s x s products."""
-        gram = (self.inputs @ self.inputs.transpose(1, 2)) * (self.deltas @ self.deltas.transpose(1, 2))
+        inputs, deltas = self.inputs.to(self.bound.dtype), self.deltas.to(self.bound.dtype)
+        with torch.autocast(inputs.device.type, enabled=False):  # half precision would lose the difference of terms
+            gram = (inputs @ inputs.transpose(1, 2)) * (deltas @ deltas.transpose(1, 2))
         squared = gram.sum((1, 2))
         some = squared > 0
         return torch.where(some, torch.where(some, squared, 1.0).sqrt(), 0.0)
@@ -68,9 +71,8 @@ class FastLinear(nn.Module):
         """Fast weights of zero."""
         w = self.linear.weight
         empty = w.new_zeros(batch_size, 0)
-        return Fast(
-            empty[..., None].expand(-1, -1, w.shape[1]), empty[..., None].expand(-1, -1, w.shape[0]), empty.sum(1)
-        )
+        bound = empty.sum(1, dtype=torch.promote_types(w.dtype, torch.float32))
+        return Fast(empty[..., None].expand(-1, -1, w.shape[1]), empty[..., None].expand(-1, -1, w.shape[0]), bound)
 
     def forward(self, x: Tensor, fast: Fast | None = None) -> Tensor:
         """(B, in) or (B, n, in) -> (B, out) or (B, n, out); without `fast` the slow layer."""
@@ -116,12 +118,15 @@ class FastLinear(nn.Module):
     @staticmethod
     def _bounded(made: Fast, step: Tensor, x: Tensor, most: float) -> Fast:
         with torch.no_grad():
-            bound = torch.linalg.vector_norm(step, dim=-1).mul_(torch.linalg.vector_norm(x, dim=-1)).add_(made.bound)
-            if float(bound.max()) <= most:
+            d, i = step.to(made.bound.dtype), x.to(made.bound.dtype)
+            bound = torch.linalg.vector_norm(d, dim=-1).mul_(torch.linalg.vector_norm(i, dim=-1)).add_(made.bound)
+            if not len(bound) or float(bound.max()) <= most:
                 return made._replace(bound=bound)
         norm = made.norm()
         share = (most / norm).clamp_max(1.0)
-        return Fast(made.inputs, made.deltas * share[:, None, None], norm.detach().clamp_max(most))
+        return Fast(
+            made.inputs, made.deltas * share.to(made.deltas.dtype)[:, None, None], norm.detach().clamp_max(most)
+        )
 
 
 def compact(fast: Fast) -> Fast:

@@ -68,13 +68,16 @@ class ContentMemory(nn.Module):
         """Attend with queries (B, k); a zero query or slot has similarity 0."""
         if q.shape != (M.shape[0], M.shape[2]):
             raise ValueError(f"queries {tuple(q.shape)} do not fit a memory {tuple(M.shape)}")
-        lengths = torch.linalg.vector_norm(M, dim=-1) * torch.linalg.vector_norm(q * self.temperature, dim=-1)[:, None]
-        weights = (torch.bmm(M, q[..., None])[..., 0] / lengths.clamp_min(TINY)).softmax(-1)
+        wide = torch.promote_types(M.dtype, torch.float32)  # TINY and short queries are 0 in half precision
+        rows, asked = M.to(wide), q.to(wide) * self.temperature
+        lengths = torch.linalg.vector_norm(rows, dim=-1) * torch.linalg.vector_norm(asked, dim=-1)[:, None]
+        weights = (torch.bmm(M, q.to(M.dtype)[..., None])[..., 0] / lengths.clamp_min(TINY)).softmax(-1).to(M.dtype)
         return Read(torch.bmm(weights[:, None], M)[:, 0], weights)
 
     def write(self, M: Tensor, weights: Tensor, vector: Tensor, gate: Tensor) -> Tensor:
         """Erase and add: weights (B, l), vector (B, k), gate (B, 1). Gate 0 leaves the memory as it is."""
-        return torch.lerp(M, vector[:, None], (weights * gate)[..., None])
+        share = (weights * gate).to(M.dtype)  # autocast mixes types
+        return torch.lerp(M, vector.to(M.dtype)[:, None], share[..., None])
 
     def where(self, weights: Tensor, usage: Tensor, mix: Tensor | None = None) -> Tensor:
         """Write weights (B, l): those of the reading, or with "lru" ``mix * weights + (1 - mix) * least used``.
@@ -85,7 +88,7 @@ class ContentMemory(nn.Module):
         if self.rule == "content":
             return weights
         least = F.one_hot(usage.argmin(-1), self.slots).to(weights.dtype)
-        return least if mix is None else torch.lerp(least, weights, mix)
+        return least if mix is None else torch.lerp(least, weights, mix.to(weights.dtype))
 
     def used(self, usage: Tensor, read: Tensor, written: Tensor | None = None) -> Tensor:
         """Usage (B, l) after a step; what was written counts, else the next write would hit the same slot."""

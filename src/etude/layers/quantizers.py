@@ -8,6 +8,7 @@ otherwise the next update would bring the dead code back.
 """
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -107,6 +108,8 @@ class VectorQuantizer(nn.Module):
             raise ValueError(f"decay is the weight of the old value and lies in [0, 1), got {decay}")
         if dead_after is not None and dead_after < 1:
             raise ValueError(f"dead_after must be at least 1, got {dead_after}")
+        if not 0 <= commitment < math.inf:
+            raise ValueError(f"commitment must be finite and at least 0, got {commitment}")
         self.num_codes, self.dim, self.groups, self.k = num_codes, dim, groups, k
         self.similarity, self.learn, self.backward, self.decay = similarity, learn, backward, decay
         self.dead_after, self.commitment, self.eps, self.name = dead_after, commitment, eps, name
@@ -322,7 +325,8 @@ class VectorQuantizer(nn.Module):
         Raises
         ------
         IndexError
-            If an index reaches beyond the codebook or the groups, or (in forward) a position beyond the axis.
+            If an index reaches beyond the codebook or the groups, or (in forward) a position or the start of a slice
+            beyond the axis.
         ValueError
             If more than k codes are forced.
         """
@@ -371,6 +375,8 @@ class VectorQuantizer(nn.Module):
             if indices.ndim < 3:
                 raise IndexError("positions need an axis before the groups: x is one vector a group")
             length = indices.shape[-3]
+            if isinstance(positions, slice) and 0 < length <= (positions.start or 0):
+                raise IndexError(f"forced positions start at {positions.start}, beyond a sequence of {length}")
             at = torch.zeros(length, dtype=torch.bool)
             at[positions] = True  # raises IndexError beyond the sequence
             at = at.to(indices.device)[:, None, None]

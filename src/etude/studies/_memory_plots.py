@@ -41,6 +41,6 @@ def memory_plots(results: Results) -> list[Plot]:
     if rows:
         chart = alt.Chart(alt.Data(values=rows)).mark_rect()
         chart = chart.encode(x="step:O", y="slot:O", color="written:Q").properties(height=160)
-        caption = "Gate times attention by slot in one episode whose task switches in the middle."
+        caption = "Gate times write weights by slot in one episode whose task switches in the middle."
         out.append(Plot("writes", chart.facet(row="arm:N").to_dict(), caption))
     return out

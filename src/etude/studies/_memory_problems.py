@@ -214,7 +214,7 @@ def switched(job: Job, arm: str, net: Any, seed: int) -> Iterator[Measurement | 
     yield Measurement(arm, seed, "accuracy_after_switch", 100 * float(right[at + 3]), "points")
     if isinstance(net, FastSlowMemory) and arm != "labels_hidden":
         out = net(e.x[:1].to(job.device), e.y[:1].to(job.device))
-        yield Artifact(arm, seed, "writes", (out.attention[0] * out.gates[0][:, None]).cpu().T.tolist())
+        yield Artifact(arm, seed, "writes", out.writes[0].cpu().T.tolist())
 
 
 class PermutedFeedback(Feedback):

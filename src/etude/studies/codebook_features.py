@@ -5,10 +5,10 @@ same batches: as it is, and with codebooks of one and of four codes. Language mo
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from etude.data import TokenMachine, load_texts, stream, token_machine
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
@@ -24,9 +24,9 @@ class CodebookConfig(StudyConfig):
     """The machine, the net, the codebooks; and the language models of the text protocols."""
 
     protocols: tuple[str, ...] = (MACHINE,)
-    num_states: PositiveInt = 50
+    num_states: Annotated[int, Field(ge=2)] = 50
     num_successors: PositiveInt = 5
-    length: PositiveInt = 16
+    length: Annotated[int, Field(ge=2)] = 16
     """States in a sequence."""
     num_layers: PositiveInt = 2
     num_heads: PositiveInt = 2
@@ -45,6 +45,29 @@ class CodebookConfig(StudyConfig):
     text_steps: PositiveInt = 300
     text_codes: PositiveInt = 500
     text_vocab: PositiveInt = 1000
+
+    @field_validator("num_successors")
+    @classmethod
+    def _are_states(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("num_states", value):
+            raise ValueError(f"must be at most num_states = {info.data['num_states']}")
+        return value
+
+    @field_validator("hidden_dim")
+    @classmethod
+    def _fits_the_heads(cls, value: int, info: ValidationInfo) -> int:
+        if value % (2 * info.data.get("num_heads", 1)):
+            raise ValueError(f"must be a multiple of 2 * num_heads = {2 * info.data['num_heads']}")
+        return value
+
+    @field_validator("ks")
+    @classmethod
+    def _are_arms(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        if 1 not in value or len(set(value)) < len(value) or not set(value) <= {1, 4, 16}:
+            raise ValueError("ks must hold 1 and may hold 4 and 16, each once: these have arms")
+        if max(value) > info.data.get("num_codes", max(value)):
+            raise ValueError(f"k must be at most num_codes = {info.data['num_codes']}")
+        return value
 
 
 class CodebookStudy(Study):

@@ -5,9 +5,9 @@ points of a sinusoid, and items of three classes of which one is rare; the contr
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from etude.data import load_images
 from etude.incontext import Feedback
@@ -24,8 +24,8 @@ class MemoryConfig(StudyConfig):
     protocols: tuple[str, ...] = ("sinusoids", "classes")
     points: PositiveInt = 10
     """Points of a sinusoid in training; the claims name the 6th and the 10th."""
-    items: PositiveInt = 15
-    """Items of an episode of classes."""
+    items: Annotated[int, Field(ge=4)] = 15
+    """Items of an episode of classes; accuracy is measured three items after a switch."""
     hidden_size: PositiveInt = 64
     slots: PositiveInt = 16
     width: PositiveInt = 40

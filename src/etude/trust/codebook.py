@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from etude.data.randomness import stream
+from etude.layers.modes import evaluating
 from etude.layers.surgery import TargetError, match
 from etude.trust.codebook_layer import CodebookLayer
 from etude.trust.codebook_search import CodeHit, CodeIndex
@@ -37,6 +38,7 @@ def wrap(
     gradient: str = "aeloss",
     similarity: str = "cosine",
     dead_after: int | None = None,
+    commitment: float = 0.25,
     dim: int | Mapping[str, int] | None = None,
     example: Any = None,
     generator: torch.Generator | None = None,
@@ -53,7 +55,9 @@ def wrap(
     groups
         Codebooks side by side, each on its own slice (one a head): one number, or by name or glob as in `targets`.
     gradient, similarity, dead_after
-        See `CodebookLayer`.
+        See `CodebookLayer`; `gradient` is "aeloss", "base", "vqvae" or "fullaeloss".
+    commitment
+        beta: how much "vqvae" and "fullaeloss" pull the activations towards their codes.
     dim, example
         Width of the activations: given, or measured by running the model once on `example` (a tensor, a tuple of
         arguments or a mapping of keywords), or else taken from the modules' weights.
@@ -64,7 +68,8 @@ def wrap(
     ------
     ValueError
         If a target matches nothing (`TargetError`, which lists what there is) or carries a codebook already, k does
-        not lie in 1..num_codes, or a width cannot be told or cut into groups. The model is then as it was.
+        not lie in 1..num_codes, `gradient` is unknown, or a width cannot be told or cut into groups. The model is then
+        as it was.
     """
     places = _places(model, [targets] if isinstance(targets, str) else list(targets))
     if taken := [name for name, (m, _) in places.items() if _carries(m)]:
@@ -78,7 +83,7 @@ def wrap(
     for name, (module, _) in places.items():
         layer = CodebookLayer(
             widths[name], num_codes, k, groups=_by_name(groups, name, 1), gradient=gradient, similarity=similarity,
-            dead_after=dead_after, name=name, generator=generator,
+            dead_after=dead_after, commitment=commitment, name=name, generator=generator,
         )  # fmt: skip
         layers.append(layer.to(like.device).to(dtype).train(module.training))
     return CodebookModel(model, places, layers)
@@ -129,6 +134,7 @@ class CodebookModel(nn.Module):
         """Sum over the codebooks of |y - z|^2 of the last pass; has a gradient only with ``gradient="base"``."""
         losses = [call.loss for layer in self.layers.values() for call in layer.calls]
         if not losses:
+            self._require_enabled()
             raise RuntimeError("run the model before asking for its reconstruction loss")
         return torch.stack(losses).sum()
 
@@ -136,8 +142,12 @@ class CodebookModel(nn.Module):
 
     @torch.no_grad()
     def codes(self, batch: Any) -> dict[str, Tensor]:
-        """Chosen codes (..., G, k) of every place for a batch, in eval mode; a place that runs again is "name:1"."""
-        with self._evaluating():
+        """Chosen codes (..., G, k) of every place for a batch, in eval mode; a place that runs again is "name:1".
+
+        The axis of the groups is there for one group, too: (B, T, 1, k).
+        """
+        self._require_enabled()
+        with evaluating(self):
             _run(self.model, batch)
         found = {}
         for name, layer in self.layers.items():
@@ -181,7 +191,8 @@ class CodebookModel(nn.Module):
         Raises
         ------
         IndexError
-            If an index lies beyond the codebook, or (when the model runs) a position beyond the sequence.
+            If an index lies beyond the codebook, or (when the model runs) a position or the start of a slice beyond
+            the sequence.
         """
         layers = self.layers
         with contextlib.ExitStack() as stack:
@@ -217,6 +228,10 @@ class CodebookModel(nn.Module):
         for layer in self.layers.values():
             layer.enabled = True
 
+    def _require_enabled(self) -> None:
+        if not any(layer.enabled for layer in self.layers.values()):
+            raise RuntimeError("the codebooks are disabled, so no codes are chosen: enable() them first")
+
     def unwrap(self) -> nn.Module:
         """Take all codebooks off; the network itself, which gives the same numbers as if it had never had any."""
         for handle in self._handles:
@@ -249,7 +264,7 @@ class CodebookModel(nn.Module):
         for layer in layers.values():
             layer.keep_rows = True
         try:
-            with self._evaluating():
+            with evaluating(self):
                 for batch in batches:
                     _run(self.model, batch)
                     for name, layer in layers.items():
@@ -273,16 +288,6 @@ class CodebookModel(nn.Module):
     ) -> int:
         """Put idle codes of all places on activations of the last training pass; see `CodebookLayer.replace_dead`."""
         return sum(layer.replace_dead(generator, optimizer, noise=noise) for layer in self.layers.values())
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        modes = {m: m.training for m in self.modules()}
-        self.eval()
-        try:
-            yield
-        finally:
-            for m, mode in modes.items():
-                m.training = mode
 
     # --- keeping -----------------------------------------------------------------------------------------------
 
@@ -389,7 +394,7 @@ def _measured(model: nn.Module, places: Mapping[str, tuple[nn.Module, bool]], ex
     probes = [Probe(1, 1, name=name, generator=unused) for name in places]
     wrapped = CodebookModel(model, places, probes)
     try:
-        with torch.no_grad(), wrapped._evaluating():
+        with torch.no_grad(), evaluating(wrapped):
             _run(model, example)
     finally:
         wrapped.unwrap()

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from etude.layers.code_gradients import BACKWARD
 from etude.layers.quantizers import VectorQuantizer
 
 CALLS = 64  # passes through one layer that are kept: a tied layer runs several times in a pass of the model
 FIRST, CHECKED = 100, 1000  # training passes before the first look for a collapse, and between two later ones
 COLLAPSED = 0.01
+GRADIENTS = ("aeloss", "base", "vqvae", "fullaeloss")  # of the paper; "straight" is the quantiser's own
 
 
 class Call(NamedTuple):
@@ -43,7 +45,10 @@ class CodebookLayer(nn.Module):
         As in `etude.layers.VectorQuantizer`.
     gradient
         Its `backward`: ``"aeloss"`` teaches codes by the task and by the reconstruction within the backward pass;
-        ``"base"`` leaves the reconstruction to the loss.
+        ``"base"`` leaves the reconstruction to the loss; ``"vqvae"`` teaches codes by the reconstruction only and pulls
+        the activation towards its codes; ``"fullaeloss"`` is "aeloss" with that pull.
+    commitment
+        beta, the weight of that pull.
     name
         Stands in errors and warnings.
 
@@ -65,6 +70,7 @@ class CodebookLayer(nn.Module):
         gradient: str = "aeloss",
         similarity: str = "cosine",
         dead_after: int | None = None,
+        commitment: float = 0.25,
         eps: float = 1e-5,
         name: str = "codebook",
         generator: torch.Generator | None = None,
@@ -72,12 +78,16 @@ class CodebookLayer(nn.Module):
         super().__init__()
         if groups < 1 or dim % groups:
             raise ValueError(f"{name}: a width of {dim} cannot be cut into {groups} groups of one size")
+        if gradient not in BACKWARD:
+            raise ValueError(
+                f"unknown gradient {gradient!r}: choose one of {', '.join(GRADIENTS)} (beta is given as commitment=)"
+            )
         self.dim, self.groups, self.eps, self.name = dim, groups, eps, name
         self.weight = nn.Parameter(torch.ones(groups, dim // groups))
         self.bias = nn.Parameter(torch.zeros(groups, dim // groups))
         self.quantizer = VectorQuantizer(
             num_codes, dim // groups, groups=groups, k=k, similarity=similarity, learn="gradient", backward=gradient,
-            dead_after=dead_after, name=name, generator=generator,
+            dead_after=dead_after, commitment=commitment, name=name, generator=generator,
         )  # fmt: skip
         self.enabled = True
         self.keep_rows = False

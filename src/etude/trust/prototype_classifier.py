@@ -140,7 +140,7 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
         return rows, target
 
     def _check_parameters(self) -> None:
-        if not isinstance(self.n_prototypes, Integral):
+        if not isinstance(self.n_prototypes, Integral) or isinstance(self.n_prototypes, bool):
             raise ValueError(f"n_prototypes must be a whole number, got {self.n_prototypes!r}")
         if self.n_prototypes < 1:
             raise ValueError(f"n_prototypes must be at least 1, got {self.n_prototypes}")
@@ -222,6 +222,9 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Squared distances (n, m) to the prototypes, in latent space."""
+        return self._distances(X)
+
+    def _distances(self, X: ArrayLike) -> NDArray[np.float32]:
         return self._outputs(X, lambda x: self._network().evidence(x).distances)
 
     def decode_prototypes(self) -> NDArray[np.float32]:
@@ -234,5 +237,5 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
 
         The contributions of a row sum to its logits: the explanation is the computation.
         """
-        distances = torch.from_numpy(self.transform(x))
+        distances = torch.from_numpy(self._distances(x))  # `transform` may be set to give a table
         return explanations(distances, self._network().head.weight, torch.from_numpy(self.prototype_cases_))
