@@ -431,3 +431,81 @@ def test_norms_of_the_generator(norm):
     assert len(gains) == (2 if norm == "weight" else 0)
     with pytest.raises(ValueError, match="without norm"):
         hyper.widen(2)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("given", [{"task": 1}, {"task": [0, 1, 2, 3, 0]}])
+def test_inference_mode_computes_the_same(strategy, given):
+    hyper, x = make(strategy).eval(), torch.randn(5, 6)
+    want = [hyper(x, **given), hyper.forward_each(x, shared=True, **given), hyper.generate_flat(**given)]
+    with torch.inference_mode():
+        got = [hyper(x, **given), hyper.forward_each(x, shared=True, **given), hyper.generate_flat(**given)]
+        hyper.export(task=1)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(want, got, strict=True))
+
+
+def test_a_report_inside_inference_mode():
+    hyper = make("all", ScalarCondition(["lam"]))
+    want = hyper.magnitude_report()
+    with torch.inference_mode():
+        assert torch.equal(hyper.magnitude_report().grad_norms, want.grad_norms)
+        assert make("all", ScalarCondition(["lam"])).magnitude_report().grad_norms is None  # nothing takes a gradient
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_rows_give_no_rows(strategy):
+    hyper, none = make(strategy), torch.zeros(0, 6)
+    out = hyper(none, task=torch.zeros(0, dtype=torch.long))
+    assert out.shape == hyper(none, task=1).shape == (0, 3)
+    out.sum().backward()
+    assert make(strategy, ScalarCondition("lam"))(none, lam=torch.zeros(0)).shape == (0, 3)
+    with pytest.raises(ValueError, match="0 conditions for 5 rows"):
+        hyper(torch.zeros(5, 6), task=[])
+
+
+def test_a_batch_norm_in_the_generator_needs_two_conditions_and_is_not_moved_by_a_look():
+    hyper, x = make("all", ScalarCondition(["lam"]), norm="batch"), torch.randn(4, 6)
+    hyper.generate_flat(lam=torch.tensor([0.1, 0.5, 0.9]))
+    before = copy.deepcopy(hyper.state_dict())
+    for call in (lambda: hyper(x, lam=0.3), lambda: hyper.generate(lam=0.3), lambda: hyper.generate_flat(lam=[])):
+        with pytest.raises(ValueError, match=r"norm=\"batch\" cannot train on [01] conditions.*hyper.eval"):
+            call()
+    plain, report = hyper.export(lam=0.3), hyper.magnitude_report()
+    assert all(m.training for m in hyper.modules())
+    assert all(torch.equal(v, before[n]) for n, v in hyper.state_dict().items())
+    hyper.eval()
+    assert torch.allclose(plain(x), hyper(x, lam=0.3), atol=1e-6)
+    assert torch.equal(report.norms, hyper.magnitude_report().norms)
+
+
+def test_a_report_of_half_precision_does_not_overflow():
+    many = torch.ones(100_000, dtype=torch.half, requires_grad=True)
+    report = magnitude_report(lambda c: {"a": many * c}, [0.5, 0.75, 1], parameters=[many])
+    assert torch.allclose(report.norms, report.grid * math.sqrt(100_000), rtol=1e-3)
+    assert torch.allclose(report.grad_norms, report.grid**2 * math.sqrt(100_000), rtol=1e-3)
+    assert report.r_squared == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"norm": "zz"}, "batch, layer, weight or None"),
+        ({"norm": "zz", "strategy": "rnn"}, "batch, layer, weight or None"),
+        ({"norm": "batch", "strategy": "chunk"}, "mixes the places of strategy='chunk'"),
+    ],
+)
+def test_norms_that_do_not_go(options, words):
+    with pytest.raises(ValueError, match=words):
+        make(**options)
+
+
+def test_targets_and_starts_that_mean_nothing():
+    with pytest.raises(ValueError, match="mixes types.*0.bias is torch.float32.*1.bias is torch.float64"):
+        HyperNetwork(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3).double()), TaskCondition(2, 3))
+    net = mlp((6, 5, 3))
+    with pytest.raises(ValueError, match="residual=False"):
+        HyperNetwork.from_pretrained(net, ScalarCondition("lam"), residual=False)
+    with torch.no_grad():
+        net[0].bias[1] = float("nan")
+    with pytest.raises(ValueError, match=r"'0.bias' holds NaN"):
+        HyperNetwork.from_pretrained(net, ScalarCondition("lam"), residual=None)

@@ -8,8 +8,10 @@ import torch
 
 from etude.data import load_images
 from etude.data.randomness import stream
+from etude.errors import UsageError
 from etude.lab.jobs import UserData
-from etude.lab.runner import run_study
+from etude.lab.registry import study
+from etude.lab.runner import configure, run_study
 from etude.studies._review_nets import WaveNet, per_task_net
 from etude.studies._review_problems import OpenSet, TurnedTasks, Waves
 
@@ -99,3 +101,9 @@ def test_images_of_the_user(tmp_path):
     )  # fmt: skip
     assert result.errors == []
     assert mean(result, "independent_near") > 30
+
+
+@pytest.mark.parametrize("lr", [-1.0, 0.0])
+def test_a_learning_rate_that_cannot_be_right_is_refused(lr):
+    with pytest.raises(UsageError, match="setting lr = .* greater than 0"):
+        configure(study("hypernetworks-review"), "quick", settings={"lr": lr})

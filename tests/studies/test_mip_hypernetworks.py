@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from etude.errors import UsageError
 from etude.lab.jobs import UserData
-from etude.lab.runner import run_study
+from etude.lab.registry import study
+from etude.lab.runner import configure, run_study
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +69,17 @@ def test_images_of_the_user(tmp_path):
     assert result.errors == []
     assert values(result, "default", "r_squared_at_init").min() > 0.999
     assert np.isfinite(values(result, "mip", "ln_test_loss_cnn")).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"signals": 3}, "greater than or equal to 4"),
+        ({"pool": 3}, "pool=3 leaves 2 x 2 pixels of digits: its convnet needs 5"),
+        ({"lr_adam": -1.0}, "greater than 0"),
+        ({"lr_sgd": 0.0}, "greater than 0"),
+    ],
+)
+def test_settings_that_cannot_be_right_are_refused(settings, words):
+    with pytest.raises(UsageError, match=words):
+        configure(study("mip-hypernetworks"), "quick", settings=settings)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from etude.layers.hypernetwork_conditions import Condition, Encoding, ScalarCondition, TaskCondition, encode_magnitude
-from etude.layers.hypernetwork_generators import AllAtOnce, Recurrent, Strategy, make_generator, widened
+from etude.layers.hypernetwork_generators import Recurrent, Strategy, make_generator, widened
 from etude.layers.hypernetwork_magnitude import MagnitudeReport, magnitude_report
+from etude.layers.hypernetwork_start import NORMS, Init, Start, init_head
+from etude.layers.modes import evaluating
 from etude.layers.parameters import Layout, flatten, forward_with, layout_of, unflatten
 from etude.layers.surgery import TargetError
-
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,12 @@ class HyperNetwork(nn.Module):
         rescaled by a fixed factor, measured once, to the size of an ordinary net's (biases: 0.01); "scaled": the same
         start, with the factor in the head's own rows ("all" only), so that it does not magnify the optimiser's steps;
         "hyperfan": by the variance of the head's rows ("all" only). None: "default" where one head emits a change of
-        theta_0, as in MIP, else "gain".
+        theta_0, as in MIP, else "gain". What starts at a constant (norm gains, slopes, scales): see `Start`.
+    activation
+        Of the generator, whose kaiming gain follows it (see `kaiming_kind`).
     norm
         Of the generator's hidden layers: "batch", "layer" or "weight" (norm and direction of each row apart), or None.
+        "batch" is for strategies "all" and "split", and needs two conditions at once in training.
     unit, feed_previous
         Of "rnn": a step a "chunk" or a "layer"; whether a step is given a read-out of the weights before it.
     buffers
@@ -78,14 +81,14 @@ class HyperNetwork(nn.Module):
     Raises
     ------
     ValueError
-        For numbers that do not fit, or a target that cannot run with given weights, by module name.
+        For numbers that do not fit, a target of mixed types, or one that cannot run with given weights, by module name.
     TargetError
         If `targets` match nothing.
     """
 
     theta0: nn.Parameter | None
     gain: Tensor
-    offset: Tensor
+    offset: Tensor | None
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class HyperNetwork(nn.Module):
         targets: Sequence[str] | str | None = None,
         encoding: Encoding | None = "cos|sin",
         residual: bool | None = None,
-        init: Literal["gain", "scaled", "hyperfan", "default"] | None = None,
+        init: Init | None = None,
         activation: str = "leaky_relu",
         norm: str | None = None,
         num_heads: int = 4,
@@ -122,18 +125,20 @@ class HyperNetwork(nn.Module):
         for name, module in target.named_modules():
             if isinstance(module, nn.RNNBase | torch.jit.ScriptModule):
                 raise ValueError(f"{name or 'the target'} is a {type(module).__name__}, which ignores given weights")
+        kinds = {p.dtype: n for n, p in target.named_parameters()}
+        if len(kinds) > 1:
+            each = ", ".join(f"{name} is {kind}" for kind, name in kinds.items())
+            raise ValueError(f"the target mixes types ({each}): bring it to one first, such as by target.float()")
         self.target, self.condition, self.strategy, self.encoding = copy.deepcopy(target), condition, strategy, encoding
         chosen = _select(self.target, targets)
         self.layout: Layout = layout_of(chosen)
-        norms = [n for n, m in self.target.named_modules() if isinstance(m, _NORMS)]
-        gains = {f"{n}.weight" if n else "weight" for n in norms}
-        self.is_gain = tuple(name in gains for name in self.layout.names)
+        start = Start(self.target, self.layout, chosen)
         for name, p in chosen.items():
             owner, _, leaf = name.rpartition(".")
             module = self.target.get_submodule(owner)
             del module._parameters[leaf]
             module.register_buffer(leaf, p.detach(), persistent=False)
-        self.bounded = bounded
+        self.bounded, self.norm = bounded, norm
         encode_magnitude(torch.zeros(1, 1), encoding)  # refuses an unknown one
         width = condition.width * (2 if self.bounded else 1)
         self.generator = make_generator(
@@ -141,11 +146,13 @@ class HyperNetwork(nn.Module):
             num_chunks=num_chunks, chunk_dim=chunk_dim, cell=cell, bias=not residual, unit=unit,
             feed_previous=feed_previous,
         )  # fmt: skip
-        self.theta0 = nn.Parameter(self._ordinary()) if residual else None
-        ones = [torch.full(s, float(g)) for s, g in zip(self.layout.shapes, self.is_gain, strict=True)]
-        self.register_buffer("offset", torch.cat([o.reshape(-1) for o in ones]) * (0.0 if residual else 1.0))
+        self.theta0 = nn.Parameter(start.ordinary(self.layout)) if residual else None
+        # made anew with every object: of it, a state holds only what the target's own values decided
+        self.register_buffer("offset", None if residual else start.offset(), persistent=False)
+        self._own = start.own
         self.register_buffer("gain", torch.ones(len(self.layout.names)))
-        self._init_head(init, activation)
+        probe = None if init == "default" else self.encode(condition.probe().to(self.gain))
+        init_head(self.generator, self.layout, init, activation, probe, self.gain)
         self._own_buffers(buffers)
         like = next(iter(chosen.values()))
         self.to(device=like.device, dtype=like.dtype)
@@ -154,7 +161,12 @@ class HyperNetwork(nn.Module):
     def from_pretrained(
         cls, net: nn.Module, condition: Condition, *, freeze_theta0: bool = False, **options: Any
     ) -> "HyperNetwork":
-        """MIP around a trained net: theta_0 is its weights. `freeze_theta0`: train the change alone (an adapter)."""
+        """MIP around a trained net: theta_0 is its weights. `freeze_theta0`: train the change alone (an adapter).
+
+        ValueError for residual=False, which has no theta_0.
+        """
+        if options.get("residual") is False:
+            raise ValueError("a trained net's weights become theta_0, which residual=False does without: leave it out")
         hyper = cls(net, condition, **{**options, "residual": True})
         hyper.load_theta0(dict(net.named_parameters(remove_duplicate=False)))
         assert hyper.theta0 is not None
@@ -163,7 +175,7 @@ class HyperNetwork(nn.Module):
 
     @torch.no_grad()
     def load_theta0(self, weights: dict[str, Tensor]) -> None:
-        """Set theta_0 from tensors by name; ValueError for a missing or extra name or a wrong shape."""
+        """Set theta_0 from tensors by name; ValueError for a missing or extra name, a wrong shape, NaN or infinity."""
         if self.theta0 is None:
             raise ValueError("there is no theta_0: build with residual=True")
         known = {*self.layout.names, *(n for n, _ in self.layout.tied)}
@@ -174,6 +186,8 @@ class HyperNetwork(nn.Module):
         for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
             if weights[name].shape != shape:
                 raise ValueError(f"{name!r} must have shape {tuple(shape)}, got {tuple(weights[name].shape)}")
+            if not torch.isfinite(weights[name]).all():
+                raise ValueError(f"{name!r} holds NaN or infinite weights")
         self.theta0.copy_(flatten({n: weights[n] for n in self.layout.names})[0])
 
     def encode(self, z: Tensor) -> Tensor:
@@ -187,7 +201,9 @@ class HyperNetwork(nn.Module):
         return self.condition(**given).to(self.gain.device, wide)  # type: ignore[no-any-return]
 
     def weights(self, z: Tensor) -> Tensor:
-        """The flat weights (C, P) of condition rows (C, width)."""
+        """The flat weights (C, P) of condition rows (C, width); ValueError where a batch norm would have one row."""
+        if len(z) < 2 and self.norm == "batch" and any(m.training for m in self._batch_norms(self.generator)):
+            raise ValueError(f'norm="batch" cannot train on {len(z)} conditions: give two or more, or hyper.eval()')
         scale = torch.repeat_interleave(self.gain, self._sizes())
         change = self.generator(self.encode(z)) * scale
         return change + (self.offset if self.theta0 is None else self.theta0)  # type: ignore[no-any-return]
@@ -204,6 +220,8 @@ class HyperNetwork(nn.Module):
     def forward(self, x: Tensor, **condition: Any) -> Any:
         """f(x; theta(c)) for one condition, or for one a row of x (ValueError if their numbers differ)."""
         z = self._condition((), condition)
+        if not len(z) and not len(x):  # the target alone knows the shape of no rows; a sum over no weight sets is 0
+            return forward_with(self.target, unflatten(self.weights(z).sum(0), self.layout), x)
         if len(z) == 1:
             flat = self.weights(z)[0]
             out = self.forward_flat(x, flat, **condition)
@@ -229,8 +247,11 @@ class HyperNetwork(nn.Module):
         return out
 
     def _unwritten(self, flat: Tensor, z: Tensor) -> None:
-        """ValueError if the target has written into the weights it was given: they would not be those of phi."""
-        if flat._version == 0:
+        """ValueError if the target has written into the weights it was given: they would not be those of phi.
+
+        Autograd's counter of writes is asked: it does not see those through ``.data``, and inference mode has none.
+        """
+        if flat.is_inference() or flat._version == 0:
             return
         with torch.no_grad():
             fresh = self.weights(z).view_as(flat)
@@ -239,8 +260,8 @@ class HyperNetwork(nn.Module):
         raise ValueError(f"{where} changes its weights in place ({', '.join(names)}): generated weights are read only")
 
     def export(self, **condition: Any) -> nn.Module:
-        """An ordinary, frozen copy of the target with the weights of one condition."""
-        with torch.no_grad():
+        """An ordinary, frozen copy of the target with the weights of one condition, as in eval mode."""
+        with torch.no_grad(), evaluating(*self._batch_norms(self.generator, self.condition)):
             flat = self.generate_flat(**condition)
         if len(flat) != 1:
             raise ValueError(f"export takes one condition, got {len(flat)}")
@@ -268,7 +289,10 @@ class HyperNetwork(nn.Module):
         return ParameterReport(self.layout.size, sum(direct.values()), trainable, tuple(direct))
 
     def magnitude_report(self, grid: int = 21) -> MagnitudeReport:
-        """`magnitude_report` over the range of one scalar condition (brought to [0, 1]), with gradients."""
+        """`magnitude_report` over the range of one scalar condition (brought to [0, 1]), with gradients.
+
+        Batch norms in the generator work as in eval mode.
+        """
         if not isinstance(self.condition, ScalarCondition) or len(self.condition.names) != 1:
             raise ValueError("magnitude_report sweeps one scalar: for other conditions pass the function a grid")
         if self.encoding is None and self.theta0 is None:
@@ -277,7 +301,8 @@ class HyperNetwork(nn.Module):
         def made(c: float) -> dict[str, Tensor]:
             return unflatten(self.weights(self.gain.new_full((1, 1), c))[0], self.layout)
 
-        return magnitude_report(made, grid, parameters=self.parameters())
+        with evaluating(*self._batch_norms(self.generator)):
+            return magnitude_report(made, grid, parameters=self.parameters())
 
     def add_condition(self, count: int = 1, generator: torch.Generator | None = None) -> range:
         """Room for more tasks; their ids. New parameters: rebuild the optimiser or add them to it."""
@@ -296,7 +321,7 @@ class HyperNetwork(nn.Module):
             self.generator.widen(n)
             return
         linears = [m for m in self.generator.modules() if isinstance(m, nn.Linear)]
-        plain = not any(isinstance(m, _NORMS) or is_parametrized(m) for m in self.generator.modules())
+        plain = not any(isinstance(m, NORMS) or is_parametrized(m) for m in self.generator.modules())
         if self.strategy == "split" or len(linears) < 2 or not plain:
             raise ValueError("widen needs one head over a hidden layer without norm")
         std = float(linears[-2].weight.detach().std())
@@ -312,51 +337,29 @@ class HyperNetwork(nn.Module):
     def _sizes(self) -> Tensor:
         return torch.tensor([math.prod(s) for s in self.layout.shapes], device=self.gain.device)
 
-    def _stds(self) -> list[float]:
-        """The size of each tensor in an ordinary net: kaiming by fan-in, 0.01 for biases and norm gains."""
-        return [math.sqrt(2 / math.prod(s[1:])) if len(s) > 1 else 0.01 for s in self.layout.shapes]
+    @staticmethod
+    def _batch_norms(*parts: nn.Module) -> list[nn.Module]:
+        return [m for part in parts for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
-    def _ordinary(self) -> Tensor:
-        parts = [
-            torch.randn(s) * std if len(s) > 1 else torch.full(s, float(g))
-            for s, std, g in zip(self.layout.shapes, self._stds(), self.is_gain, strict=True)
-        ]
-        return torch.cat([p.reshape(-1) for p in parts])
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.offset is not None and len(self._own):
+            destination[f"{prefix}own_offset"] = self.offset[self._own]
 
-    @torch.no_grad()
-    def _init_head(self, init: str, activation: str) -> None:
-        heads = [
-            m
-            for n, m in self.generator.named_modules()
-            if n.split(".")[0] in ("head", "heads") and isinstance(m, nn.Linear)
-        ]
-        for head in heads:
-            nn.init.kaiming_normal_(head.weight, mode="fan_out")
-            if head.bias is not None:
-                nn.init.zeros_(head.bias)
-        self.generator.eval()  # a batch norm inside cannot normalise one condition
-        z = self.encode(self.condition.probe().to(heads[0].weight)) if init != "default" else None
-        if isinstance(self.generator, AllAtOnce):
-            energy = 1.0 if z is None else float(self.generator.trunk(z).square().mean())
-            for name, part in self.layout.slices().items():
-                rows = self.generator.head.weight[part]
-                shape = self.layout.shapes[self.layout.names.index(name)]
-                if init == "hyperfan":  # Var(theta) = 2 / fan_in (weights), halved between weight and bias
-                    owner = name.rpartition(".")[0]
-                    both = (f"{owner}.bias" if owner else "bias") in self.layout.names
-                    fan = math.prod(shape[1:]) if len(shape) > 1 else 1
-                    rows.normal_(0, math.sqrt((1 if both or len(shape) == 1 else 2) / (fan * rows.shape[1] * energy)))
-                else:
-                    rows.normal_(0, math.sqrt(2 / len(rows)))
-        if init in ("gain", "scaled"):
-            assert z is not None
-            flat = self.generator(z)
-            for i, (part, std) in enumerate(zip(self.layout.slices().values(), self._stds(), strict=True)):
-                self.gain[i] = std / float(flat[:, part].square().mean().sqrt().clamp_min(1e-12))
-        if init == "scaled":
-            self.generator.head.weight.mul_(torch.repeat_interleave(self.gain, self._sizes())[:, None])  # type: ignore[operator,union-attr]
-            self.gain.fill_(1.0)
-        self.generator.train()
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Files of before hold the whole offset under its own name; of an object with theta_0 it was zeros."""
+        whole, own = state_dict.pop(f"{prefix}offset", None), state_dict.pop(f"{prefix}own_offset", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if self.offset is None or (whole is None and not len(self._own)):
+            return
+        value, at = (own, self._own) if whole is None else (whole, slice(None))
+        missing, errors = rest[2], rest[4]
+        if value is None:
+            missing.append(f"{prefix}own_offset")
+        elif value.shape != self.offset[at].shape:
+            errors.append(f"the offset must have shape {tuple(self.offset[at].shape)}, got {tuple(value.shape)}")
+        else:
+            self.offset[at] = value.to(self.offset)
 
     def _own_buffers(self, buffers: str) -> None:
         self.stacks = nn.Module()
@@ -379,7 +382,8 @@ class HyperNetwork(nn.Module):
     def _with_buffers(self, params: dict[str, Tensor], condition: dict[str, Any], row: int | None) -> dict[str, Tensor]:
         if not self.buffer_names:
             return params
-        ids = torch.as_tensor(condition["task"]).reshape(-1)
+        (task,) = self.condition.take(condition)
+        ids = torch.as_tensor(task).reshape(-1).long()
         at: Any = ids if row is None else int(ids[row])  # a view, so that training updates the task's own statistics
         return {**params, **{n: getattr(self.stacks, k)[at] for n, k in self.buffer_names.items()}}
 

@@ -57,14 +57,34 @@ class Condition(nn.Module):
                 raise TypeError(f"{word} {name!r}: this hypernetwork takes {', '.join(self.names)}")
         return [given[name] for name in self.names]
 
+    def numbers(self, given: dict[str, Any]) -> list[Tensor]:
+        """The same as tensors (n,).
+
+        Raises
+        ------
+        TypeError
+            For a value that is not numbers, too.
+        """
+        found = []
+        for name, value in zip(self.names, self.take(given), strict=True):
+            try:
+                found.append(torch.as_tensor(value).reshape(-1))
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(f"condition {name!r} must be a number or a tensor of them, got {value!r}") from error
+        return found
+
 
 class ScalarCondition(Condition):
     """Numbers in a known range, brought to [0, 1]; one value for all rows or a tensor (C,).
 
     Parameters
     ----------
+    low, high
+        The finite ends of the range.
     scale
-        "linear", or "log" for a range whose logarithm is meant.
+        "linear"; "log" for a range whose logarithm is meant; for numbers without bounds, and then without `low` and
+        `high`, "sigmoid" or "tanh", which squash them: 1 / (1 + exp(-v)) or (1 + tanh v) / 2. Values far from 0, by
+        more than about 5 or 3, are then hardly told apart: divide by their usual size first.
     strict
         A value outside the range is an error; otherwise a warning, once, and it is used as it is (the encoding gives
         two values one code there).
@@ -77,7 +97,7 @@ class ScalarCondition(Condition):
         names: Sequence[str] | str,
         low: float = 0.0,
         high: float = 1.0,
-        scale: Literal["linear", "log"] = "linear",
+        scale: Literal["linear", "log", "sigmoid", "tanh"] = "linear",
         *,
         strict: bool = False,
     ) -> None:
@@ -85,10 +105,19 @@ class ScalarCondition(Condition):
         names = (names,) if isinstance(names, str) else names
         if not names or len(set(names)) != len(names):
             raise ValueError(f"names must be different and at least one, got {list(names)}")
-        if not low < high:
+        if scale in ("sigmoid", "tanh"):
+            if (low, high) != (0.0, 1.0):
+                raise ValueError(f'scale="{scale}" takes every number: leave out low={low} and high={high}')
+        elif not low < high:
             raise ValueError(f"low must be below high, got {low} and {high}")
-        if scale not in ("linear", "log") or (scale == "log" and low <= 0):
-            raise ValueError(f'scale must be "linear", or "log" with low > 0, got {scale!r} and low={low}')
+        elif not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(
+                f'low and high must be finite, got {low} and {high}: without bounds take scale="sigmoid" or "tanh"'
+            )
+        elif scale not in ("linear", "log") or (scale == "log" and low <= 0):
+            raise ValueError(
+                f'scale must be "linear", "sigmoid", "tanh", or "log" with low > 0, got {scale!r} and low={low}'
+            )
         self.names, self.width = tuple(names), len(names)
         self.low, self.high, self.scale, self.strict, self._warned = low, high, scale, strict, False
 
@@ -96,7 +125,7 @@ class ScalarCondition(Condition):
         return torch.ones(1, self.width)
 
     def forward(self, **given: Any) -> Tensor:
-        raw = [torch.as_tensor(v).reshape(-1) for v in self.take(given)]
+        raw = self.numbers(given)
         floating = [v.dtype for v in raw if v.is_floating_point()]
         kind = functools.reduce(torch.promote_types, floating, torch.get_default_dtype())
         raw = [v.to(kind) for v in raw]
@@ -108,9 +137,13 @@ class ScalarCondition(Condition):
             row = int((~torch.isfinite(z)).any(1).nonzero()[0])
             values = dict(zip(self.names, z[row].tolist(), strict=True))
             raise ValueError(f"condition {row} is NaN or infinite: {values}")
+        if self.scale == "sigmoid":
+            return z.sigmoid()
+        if self.scale == "tanh":
+            return (z.tanh() + 1) / 2
         if self.scale == "log" and not bool((z > 0).all()):
             raise ValueError(f'condition {z.min():g} has no logarithm: the scale is "log", values must be positive')
-        if z.min() < self.low or z.max() > self.high:
+        if len(z) and (z.min() < self.low or z.max() > self.high) and not self._rounded(z, floating):
             text = f"condition from {z.min():g} to {z.max():g} leaves the range [{self.low:g}, {self.high:g}]"
             if self.strict:
                 raise ValueError(text)
@@ -120,9 +153,15 @@ class ScalarCondition(Condition):
         low, high = (math.log(self.low), math.log(self.high)) if self.scale == "log" else (self.low, self.high)
         return ((z.log() if self.scale == "log" else z) - low) / (high - low)
 
+    def _rounded(self, z: Tensor, kinds: list[torch.dtype]) -> bool:
+        """Whether z leaves the range only as far as its bounds do in the coarsest type that values came in."""
+        coarsest = max(kinds, key=lambda kind: torch.finfo(kind).eps, default=z.dtype)
+        low, high = torch.tensor([self.low, self.high], dtype=torch.float64).to(coarsest).tolist()
+        return bool(z.min() >= min(low, self.low)) and bool(z.max() <= max(high, self.high))
+
 
 class TaskCondition(Condition):
-    """A learned embedding for each task; `task` is a number or ids (C,)."""
+    """A learned embedding for each task; `task` is a whole number or ids (C,)."""
 
     names = ("task",)
 
@@ -145,8 +184,10 @@ class TaskCondition(Condition):
         return torch.stack(list(self.rows))
 
     def forward(self, **given: Any) -> Tensor:
-        (task,) = self.take(given)
-        ids = torch.as_tensor(task, device=self.rows[0].device).reshape(-1)
+        (ids,) = self.numbers(given)
+        if len(ids) and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+            raise TypeError(f"task must be a whole number or ids of type int64, got {ids.dtype}")
+        ids = ids.to(self.rows[0].device, torch.long)  # uint8 would be taken as a mask
         wrong = ids[(ids < 0) | (ids >= self.num_tasks)]
         if len(wrong):
             raise IndexError(f"task {int(wrong[0])} of {self.num_tasks} tasks (0 to {self.num_tasks - 1})")
@@ -196,6 +237,8 @@ class NoiseCondition(Condition):
             return noise
         if self.generator is None:
             raise ValueError("NoiseCondition needs a generator to draw from, or a tensor of noise")
+        if int(noise) < 1:
+            raise ValueError(f"noise must be a tensor (C, {self.width}) or at least 1 draw, got {noise}")
         return torch.randn(int(noise), self.width, generator=self.generator)
 
 

@@ -23,6 +23,16 @@ Strategy = Literal["all", "split", "layerwise", "chunk", "rnn", "attention", "co
 STRATEGIES: tuple[Strategy, ...] = ("all", "split", "layerwise", "chunk", "rnn", "attention", "conv")
 
 
+def kaiming_kind(activation: str) -> Literal["tanh", "sigmoid", "linear", "leaky_relu"]:
+    """The name under which torch has the gain of an activation: 5/3 for tanh, 1 for sigmoid and identity.
+
+    All others are taken as ReLU, sqrt 2: GELU and their like have no gain of their own, and the slope of the leaky one,
+    which would take a 20,000th off it, is left out.
+    """
+    kinds: dict[str, Any] = {"tanh": "tanh", "sigmoid": "sigmoid", "identity": "linear"}
+    return kinds.get(activation, "leaky_relu")  # type: ignore[no-any-return]
+
+
 def trunk(width: int, hidden: Sequence[int], activation: str, norm: str | None) -> nn.Module:
     """The shared body, (C, width) -> (C, hidden[-1]); the last layer is activated too."""
     if not hidden:
@@ -31,7 +41,7 @@ def trunk(width: int, hidden: Sequence[int], activation: str, norm: str | None) 
     body = nn.Sequential(mlp((width, *hidden), activation=activation, norm=of_layers), activation_by_name(activation))
     for module in body.modules():
         if isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity=kaiming_kind(activation))
             nn.init.zeros_(module.bias)
     if norm == "weight":
         for module in [m for m in body.modules() if isinstance(m, nn.Linear)]:
@@ -233,8 +243,13 @@ def make_generator(
     Raises
     ------
     ValueError
-        For an unknown strategy, or numbers that do not fit the target.
+        For an unknown strategy or norm, or numbers that do not fit the target.
     """
+
+    if norm not in (None, "batch", "layer", "weight"):
+        raise ValueError(f"unknown norm {norm!r}: choose one of batch, layer, weight or None")
+    if norm == "batch" and strategy in ("layerwise", "chunk"):
+        raise ValueError(f'norm="batch" mixes the places of strategy={strategy!r}: take norm="layer" or "weight"')
 
     def make(inputs: int, sizes: Sequence[int]) -> nn.Module:
         return trunk(inputs, sizes, activation, norm)

@@ -60,7 +60,7 @@ def magnitude_report(
     parameters: Iterable[Tensor] | None = None,
     loss: Callable[[Mapping[str, Tensor], float], Tensor] | None = None,
 ) -> MagnitudeReport:
-    """Generate weights over conditions and measure their size.
+    """Generate weights over conditions and measure their size, in float32 at least.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def magnitude_report(
     ValueError
         For fewer than three conditions, or a loss without parameters to take its gradient by.
     """
-    wanted = [p for p in parameters or () if p.requires_grad]
+    wanted = [p for p in parameters or () if p.requires_grad and not p.is_inference()]
     if loss is not None and not wanted:
         raise ValueError("a loss needs parameters= that take a gradient, such as those of the generator")
     at = torch.linspace(0, 1, grid) if isinstance(grid, int) else torch.tensor([float(c) for c in grid])
@@ -87,7 +87,7 @@ def magnitude_report(
         raise ValueError(f"a report needs at least 3 conditions, got {len(at)}")
     with torch.no_grad():
         made = [generate(float(c)) for c in at]
-        per = {name: torch.stack([m[name].norm() for m in made]) for name in made[0]}
+        per = {name: torch.stack([_wide(m[name]).norm() for m in made]) for name in made[0]}
         norms = torch.stack(list(per.values())).square().sum(0).sqrt()
     found = MagnitudeReport(at, norms, per, coefficient_of_variation(norms), r_squared_through_origin(at, norms))
     if not wanted:
@@ -96,12 +96,17 @@ def magnitude_report(
     return replace(found, grad_norms=grads, grad_cov=coefficient_of_variation(grads))
 
 
+def _wide(t: Tensor) -> Tensor:
+    """Half precision cannot hold the squares."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
 def _half_square(tensors: Mapping[str, Tensor], condition: float) -> Tensor:
-    return 0.5 * torch.stack([t.square().sum() for t in tensors.values()]).sum()
+    return 0.5 * torch.stack([_wide(t).square().sum() for t in tensors.values()]).sum()
 
 
 def _gradient_norm(generate: Any, loss: Any, condition: float, parameters: Sequence[Tensor]) -> Tensor:
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         value = loss(generate(condition), condition)
         grads = torch.autograd.grad(value, parameters, allow_unused=True)
-    return torch.stack([g.square().sum() for g in grads if g is not None]).sum().sqrt()
+    return torch.stack([_wide(g).square().sum() for g in grads if g is not None]).sum().sqrt()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch.nn import functional as F
 
 from etude.data import load_images
@@ -45,7 +45,7 @@ class ReviewConfig(StudyConfig):
     draws: PositiveInt = 20
     wave_rows: PositiveInt = 4000
     wave_steps: PositiveInt = 2000
-    lr: float = 3e-3
+    lr: PositiveFloat = 3e-3
 
 
 class ReviewStudy(Study):

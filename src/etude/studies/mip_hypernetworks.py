@@ -5,9 +5,9 @@ Every arm of a seed gets the same batches; one job trains them all, as one claim
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from etude.data import load_images
 from etude.data.images import ImageSet
@@ -17,6 +17,8 @@ from etude.studies._magnitude_problems import Denoiser, ShiftedImages, ShrunkIma
 from etude.studies._magnitude_registration import Registration
 from etude.studies._magnitude_training import OPTIONS, GradientSpread, build, final_loss, fit, report_of
 
+SIDES = {"digits": 8, "mnist_5k": 28, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar10_4k": 32}
+NARROWEST = 5  # pixels that two convolutions of width 3 leave one of
 GRID = [(a, n, o) for a in ("relu", "gelu", "tanh") for n in (None, "layer", "batch") for o in ("adam", "sgd")]
 
 
@@ -38,10 +40,21 @@ class MagnitudeConfig(StudyConfig):
     """Seeds that run the grid."""
     noise_steps: PositiveInt = 200
     """Updates during which gradient norms are compared."""
-    signals: PositiveInt = 4000
-    lr_adam: float = 3e-4
-    lr_sgd: float = 0.03
-    lr_sgd_cell: float = 0.01
+    signals: Annotated[int, Field(ge=4)] = 4000
+    """Signals to train the denoiser on; a quarter as many more test it."""
+    lr_adam: PositiveFloat = 3e-4
+    lr_sgd: PositiveFloat = 0.03
+    lr_sgd_cell: PositiveFloat = 0.01
+
+    @model_validator(mode="after")
+    def _wide_enough(self) -> Self:
+        for name in self.protocols:
+            side = SIDES.get(name, NARROWEST * self.pool) // self.pool
+            if side < NARROWEST:
+                raise ValueError(
+                    f"pool={self.pool} leaves {side} x {side} pixels of {name}: its convnet needs {NARROWEST}"
+                )
+        return self
 
 
 class MagnitudeStudy(Study):

@@ -1,0 +1,75 @@
+"""Conditions without bounds, at the edge of their range, and those that are no numbers."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from etude.layers import HyperNetwork, NoiseCondition, ScalarCondition, TaskCondition, mlp
+
+
+@pytest.mark.parametrize(
+    ("scale", "want"), [("sigmoid", lambda v: 1 / (1 + math.exp(-v))), ("tanh", lambda v: (1 + math.tanh(v)) / 2)]
+)
+def test_numbers_without_bounds_are_squashed(scale, want):
+    condition, values = ScalarCondition(["a", "b"], scale=scale, strict=True), [-50.0, -1.0, 0.0, 0.3, 7.0]
+    z = condition(a=torch.tensor(values), b=2.0)
+    expected = [[want(v), want(2.0)] for v in values]
+    assert torch.allclose(z, torch.tensor(expected))
+    hyper = HyperNetwork(mlp((6, 3)), ScalarCondition("a", scale=scale))
+    assert hyper.theta0 is not None
+    assert not torch.equal(hyper.generate_flat(a=-2.0), hyper.generate_flat(a=2.0))
+    with pytest.raises(ValueError, match=f'"{scale}" takes every number: leave out low=0.0 and high=5.0'):
+        ScalarCondition("a", 0.0, 5.0, scale)
+    with pytest.raises(ValueError, match="infinite"):
+        condition(a=math.inf, b=0.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "scale"), [(0.0, math.inf, "linear"), (-math.inf, 0.0, "linear"), (1.0, math.inf, "log")]
+)
+def test_a_range_without_an_end_names_the_remedy(low, high, scale):
+    with pytest.raises(ValueError, match='must be finite.*scale="sigmoid" or "tanh"'):
+        ScalarCondition("a", low, high, scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_bound_is_inside_in_every_type(dtype):
+    condition = ScalarCondition("lam", 0.1, 0.8, strict=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        z = condition(lam=torch.tensor([0.1, 0.8], dtype=dtype))
+    assert torch.allclose(z[:, 0].double(), torch.tensor([0.0, 1.0]).double(), atol=0.01)
+    with pytest.raises(ValueError, match="leaves the range"):
+        condition(lam=torch.tensor(0.81, dtype=dtype))
+
+
+@pytest.mark.parametrize("value", [None, "a", [0.1, None]])
+def test_what_is_no_number_is_named(value):
+    with pytest.raises(TypeError, match="condition 'lam' must be a number"):
+        ScalarCondition("lam")(lam=value)
+    with pytest.raises(TypeError, match="condition 'task' must be a number"):
+        TaskCondition(2, 3)(task=value)
+
+
+def test_tasks_are_whole_numbers():
+    condition = TaskCondition(3, 2)
+    for wrong in (1.0, torch.tensor([0.5]), torch.tensor([True, False, True])):
+        with pytest.raises(TypeError, match="task must be a whole number"):
+            condition(task=wrong)
+    for kind in (torch.uint8, torch.int32):  # uint8 is no mask
+        assert torch.equal(condition(task=torch.tensor([0, 1, 1], dtype=kind)), condition(task=[0, 1, 1]))
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    hyper = HyperNetwork(net, TaskCondition(3, 2), buffers="per_condition").eval()
+    x = torch.randn(3, 4)
+    assert torch.equal(hyper(x, task=torch.tensor([0, 1, 1], dtype=torch.uint8)), hyper(x, task=[0, 1, 1]))
+    with pytest.raises(TypeError, match="missing condition 'task'"):
+        hyper.forward_flat(x, hyper.generate_flat(task=1)[0])
+
+
+@pytest.mark.parametrize("draws", [0, -1])
+def test_noise_has_at_least_one_draw(draws):
+    with pytest.raises(ValueError, match=f"at least 1 draw, got {draws}"):
+        NoiseCondition(3, torch.Generator().manual_seed(0))(noise=draws)
