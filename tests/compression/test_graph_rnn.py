@@ -83,6 +83,13 @@ def test_random_graphs_are_what_they_say():
         assert set(again.edges) == set(g.edges)
 
 
+@pytest.mark.parametrize("again", [nx.MultiGraph, nx.MultiDiGraph, iter, lambda e: zip(*map(list, zip(*e)))])
+def test_graphs_of_other_forms_are_the_graph(again):
+    twice = [*EDGES, EDGES[0]]
+    assert GraphRNN(again(twice), "gru", 3).sizes == GraphRNN(EDGES, "gru", 3).sizes
+    assert graph_properties(again(twice)) == graph_properties(EDGES)
+
+
 def test_bad_graphs():
     with pytest.raises(ValueError, match="2 parts"):
         GraphRNN([(0, 1), (2, 3)], "gru", 4)

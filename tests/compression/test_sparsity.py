@@ -9,6 +9,7 @@ from torch.nn.utils import prune as torch_prune
 
 from etude.compression import prune, sparsity
 from etude.data.randomness import seeded_build, stream
+from etude.layers import make_rnn
 from etude.layers.masks import current_masks
 from etude.layers.surgery import TargetError
 
@@ -51,6 +52,23 @@ def test_one_gate(kind, gates):
     assert int((net.weight_hh_l0 == 0).sum()) == round(0.5 * net.weight_hh_l0.numel())
 
 
+@pytest.mark.parametrize("cell, options, gates", [
+    ("lstm", {"peephole": True}, ("input", "forget", "cell", "output")),
+    ("lstm97", {"peephole": True}, ("input", "cell", "output")),
+])  # fmt: skip
+def test_gates_of_the_lstm_variants(cell, options, gates):
+    for i, gate in enumerate(gates):
+        net = make_rnn(cell, 3, 4, **options)
+        prune(net, 1.0, f"weight_hh.{gate}")
+        assert [bool((z == 0).all()) for z in net.weight_hh_l0.chunk(len(gates))] == [j == i for j in range(len(gates))]
+    net = make_rnn(cell, 3, 4, **options)  # peepholes go to every gate but the cell
+    prune(net, 1.0, "weight_ch.output")
+    assert (net.weight_ch_l0 != 0).view(-1, 4).all(1).tolist() == [True] * (len(gates) - 2) + [False]
+    for absent in ("weight_ch.cell", "weight_hh.new", *(["weight_hh.forget"] * (cell == "lstm97"))):
+        with pytest.raises(TargetError, match="no weight"):
+            prune(net, 0.5, absent)
+
+
 def test_a_gate_off_changes_what_the_equations_say():
     net, x = nn.GRU(2, 3), torch.ones(5, 1, 2)
     prune(net, 1.0)  # no weights: only biases are left, so every input gives the same states
@@ -89,6 +107,8 @@ def test_bad_input():
         prune(gru(), 80)
     with pytest.raises(TargetError, match=r"weight_ih_l0.*reset, update, new"):
         prune(gru(), 0.5, "weight_xx")
+    with pytest.raises(TargetError, match=r"targets is empty.*weight_ih_l0"):
+        prune(gru(), 0.5, ())
     with pytest.raises(TargetError, match="forget"):
         prune(gru(), 0.5, "weight_hh.forget")  # a GRU has none
     net = gru()

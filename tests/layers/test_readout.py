@@ -88,3 +88,5 @@ def test_refusals():
         make_readout("transformer", 5, 3, 8)
     with pytest.raises(ValueError, match="width 4"):
         SequenceReadout(TimeWindow(4, 8, 2), 5, 3)
+    with pytest.raises(ValueError, match="batch_first=True"):
+        SequenceReadout(torch.nn.GRU(5, 8), 5, 3)

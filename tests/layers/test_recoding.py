@@ -453,6 +453,28 @@ def test_bad_input():
         AnchoredEnsemble(H, V, 1)
 
 
+@pytest.mark.parametrize("wrong", [-1, -99, V])
+def test_a_target_is_a_token_or_padding(wrong):
+    x, y = data()
+    y[1, 4], y[2, 0] = wrong, -100
+    with pytest.raises(ValueError, match=rf"targets\[1, 4\] is {wrong}, not in 0\.\.{V - 1}.*-100"):
+        net()(x, targets=y)
+
+
+@pytest.mark.parametrize("steps", [1, T - 1, T + 1])
+def test_a_mask_of_steps_has_their_number(steps):
+    x, y = data()
+    with pytest.raises(ValueError, match=rf"recode must have shape \({T},\)"):
+        net()(x, targets=y, recode=torch.ones(steps, dtype=torch.bool))
+
+
+def test_a_batch_of_no_rows_has_no_rows_of_everything():
+    x, y = data()
+    lm = net()
+    logits, (h, _) = lm(x[:0], targets=y[:0])
+    assert logits.shape == (0, T, V) and h.shape == (2, 0, H) and lm.last_stats.delta_after.shape == (0, T)
+
+
 @pytest.mark.parametrize(
     "signal",
     [

@@ -1,5 +1,7 @@
 """Recurrent modules: parity with torch, lengths, directions, states, initialisation, refusals."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -239,6 +241,8 @@ class TestRefusals:
             ("elman", {"output_size": 3}, "output_size"),
             ("jordan", {"output_activation": "relu"}, "output_activation"),
             ("outer_product", {"num_heads": 4}, "num_heads"),
+            ("gru", {"num_heads": 3}, "num_heads"),
+            ("jordan", {"output_size": 0}, "output_size"),
             ("lstm", {"num_layers": 0}, "num_layers"),
             ("lstm", {"init": "xavier"}, "init"),
             ("elman", {"init": -1.0}, "spectral radius"),
@@ -250,7 +254,7 @@ class TestRefusals:
             make_rnn(cell, 4, 6, **options)
 
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("lengths", [[0, 3, 7], [3, 8, 7], [3, 7]])
+    @pytest.mark.parametrize("lengths", [[0, 3, 7], [3, 8, 7], [3, 7], [2.9, 3.0, 7.0]])
     def test_lengths(self, kind, lengths):
         with pytest.raises(ValueError, match="length"):
             rnn(kind)(x(), None, torch.tensor(lengths))
@@ -265,6 +269,12 @@ class TestRefusals:
     def test_input_width(self):
         with pytest.raises(ValueError, match="4"):
             rnn("jordan")(torch.randn(3, 7, 5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_cell_can_be_pickled(kind):
+    model = rnn(kind)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x())[0], model(x())[0])
 
 
 @pytest.mark.parametrize("cell", ["elman", "lstm", "gru"])

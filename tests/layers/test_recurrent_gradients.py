@@ -329,3 +329,32 @@ def test_profiles_in_double_precision_keep_their_range():
 def test_truncation_needs_one_direction():
     with pytest.raises(ValueError, match="one direction"):
         next(iter(tbptt(make_rnn("lstm", 2, 3, bidirectional=True), torch.zeros(1, 6, 2), 2, 4)))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda rnn: tbptt(rnn, x(), 4, 4, loss_fn=mean_square),
+        lambda rnn: gradient_profile(rnn, x()),
+        lambda rnn: norm_preserving_penalty(rnn, x(), torch.sum),
+    ],
+)
+def test_time_first_modules_are_refused(call):
+    with pytest.raises(ValueError, match="batch_first=True"):
+        call(nn.RNN(4, 6))
+
+
+@pytest.mark.parametrize("call", [gradient_profile, lambda rnn, x: rtrl(rnn, x, torch.sum)])
+def test_inference_mode_is_refused_and_no_grad_is_not(call):
+    model = make_rnn("elman", 4, 6)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
+        call(model, x())
+    with torch.no_grad():
+        call(model, x())
+
+
+@pytest.mark.parametrize("loss", [torch.sum, torch.Tensor.sum, torch.mean])
+def test_the_online_gradient_takes_losses_without_a_signature(loss):
+    model = make_rnn("elman", 4, 6, generator=stream(0, "r"))
+    want = rtrl(model, x(), lambda h: loss(h))
+    assert all(torch.equal(g, want[name]) for name, g in rtrl(model, x(), loss).items())

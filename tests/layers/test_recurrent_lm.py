@@ -68,6 +68,8 @@ def test_torch_modules_are_taken_as_they_are():
 def test_refusals():
     with pytest.raises(ValueError, match="bidirectional"):
         RecurrentLM(make_rnn("lstm", 5, 6, bidirectional=True), 9)
+    with pytest.raises(ValueError, match="batch_first=True"):
+        RecurrentLM(nn.GRU(5, 6), 9)
     with pytest.raises(ValueError, match="input_size"):
         RecurrentLM(make_rnn("lstm", 5, 6), 9, embedding_dim=4)
     with pytest.raises(ValueError, match="tied"):

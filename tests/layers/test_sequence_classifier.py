@@ -26,5 +26,7 @@ def test_padding_changes_nothing_unless_it_is_read():
 def test_bad_input():
     with pytest.raises(ValueError, match="bidirectional"):
         SequenceClassifier(nn.GRU(4, 5, bidirectional=True, batch_first=True), 10, 3)
+    with pytest.raises(ValueError, match="batch_first=True"):
+        SequenceClassifier(nn.GRU(4, 5), 10, 3)
     with pytest.raises(ValueError, match="at least 1"):
         SequenceClassifier(GRU(4, 5, batch_first=True), 10, 3)(torch.zeros(1, 3, dtype=torch.long), torch.tensor([0]))

@@ -69,6 +69,14 @@ def test_the_thesis_settings_and_the_users_documents_run():
         assert {m.metric for m in found if m.arm == arm} >= {"perplexity", "perplexity_change", "signal_change"}
 
 
+@pytest.mark.parametrize(("documents", "words", "part"), [(8, 50, "test"), (12, 4, "test"), (12, 1, "training")])
+def test_too_few_documents_are_refused_by_name(documents, words, part):
+    the_study = study("recoding-rnn")
+    config = the_study.configs["quick"].model_copy(update={"batch_size": 32})
+    with pytest.raises(ValueError, match=rf"{part} text needs more than \d+ words.*every tenth document"):
+        the_study.user_task(TextDataset(["word " * words] * documents), config)
+
+
 def test_windows_cover_the_stream_in_order():
     ids = torch.arange(41)
     parts = problems.windows(ids, 4, 3, 5)

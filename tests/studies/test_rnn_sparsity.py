@@ -50,6 +50,10 @@ def test_plots_are_drawn(result):
     assert {p.name for p in SparsityStudy().plots(Results(result.rows, graphs))} >= {"graphs", "correlations"}
 
 
+def test_retraining_is_an_epoch_of_the_thesis_at_most():
+    assert all(config.retrain_steps <= 586 for config in SparsityStudy.configs.values())
+
+
 @pytest.mark.slow
 def test_documents_of_the_user(tmp_path):
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from etude.compression.graphs import Graph, node_layers, oriented
+from etude.compression.graphs import Graph, depths, oriented
 from etude.data.randomness import fork_global
 from etude.layers.masks import apply_masks
 from etude.layers.recurrent import GRU, LSTM, ElmanRNN
@@ -29,7 +29,7 @@ class GraphRNN(nn.Module):
     Parameters
     ----------
     graph
-        A networkx graph or an edge list; directions are ignored.
+        A networkx graph or pairs of nodes; directions and parallel edges are ignored.
     cell
         "elman" or "tanh" (two names of one), "relu", "gru" or "lstm".
     generator
@@ -57,8 +57,8 @@ class GraphRNN(nn.Module):
             raise ValueError(f'cell must be "elman" (or "tanh"), "relu", "gru" or "lstm", got {cell!r}')
         if input_size < 1:
             raise ValueError(f"input_size must be at least 1, got {input_size}")
-        layer = node_layers(graph)
         nodes, edges = oriented(graph)
+        layer = depths(len(nodes), edges)
         members = [[v for v in range(len(nodes)) if layer[v] == depth] for depth in range(max(layer) + 1)]
         place = {v: i for row in members for i, v in enumerate(row)}
         self.sizes: tuple[int, ...] = tuple(len(row) for row in members)

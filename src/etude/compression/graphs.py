@@ -57,8 +57,7 @@ def oriented(graph: Graph) -> tuple[list[Hashable], list[tuple[int, int]]]:
         For no nodes, an edge from a node to itself, nodes that have no order among them, or a graph of several parts
         (a graph without any edge is one layer, and allowed).
     """
-    if not isinstance(graph, nx.Graph):
-        graph = nx.Graph(list(graph))
+    graph = nx.Graph(graph if isinstance(graph, nx.Graph) else list(graph))  # parallel edges become one
     if len(graph) == 0:
         raise ValueError("the graph has no nodes")
     try:
@@ -69,8 +68,8 @@ def oriented(graph: Graph) -> tuple[list[Hashable], list[tuple[int, int]]]:
     if loops := [node for node, other in graph.edges if node == other]:
         raise ValueError(f"node {loops[0]!r} has an edge to itself; recurrence within a layer is there anyway")
     edges = sorted({tuple(sorted((place[a], place[b]))) for a, b in graph.edges})
-    if edges and not nx.is_connected(graph.to_undirected()):
-        parts = nx.number_connected_components(graph.to_undirected())
+    if edges and not nx.is_connected(graph):
+        parts = nx.number_connected_components(graph)
         raise ValueError(f"the graph falls into {parts} parts; give a connected one")
     return nodes, edges  # type: ignore[return-value]
 
@@ -78,7 +77,12 @@ def oriented(graph: Graph) -> tuple[list[Hashable], list[tuple[int, int]]]:
 def node_layers(graph: Graph) -> list[int]:
     """Layer of each node in node order: 0 for sources, else one more than its deepest parent."""
     nodes, edges = oriented(graph)
-    layer = [0] * len(nodes)
+    return depths(len(nodes), edges)
+
+
+def depths(nodes: int, edges: Sequence[tuple[int, int]]) -> list[int]:
+    """`node_layers` of what `oriented` returned."""
+    layer = [0] * nodes
     for a, b in edges:  # sorted by the lower end: a node's parents are done before it is one
         layer[b] = max(layer[b], layer[a] + 1)
     return layer
@@ -91,7 +95,7 @@ def graph_properties(graph: Graph) -> dict[str, float]:
         raise ValueError("distances need a connected graph, and this one has no edges")
     g = nx.Graph(edges)
     g.add_nodes_from(range(len(nodes)))
-    layer = node_layers(graph)
+    layer = depths(len(nodes), edges)
     out = {
         "layers": max(layer) + 1, "nodes": len(nodes), "edges": len(edges), "sources": layer.count(0),
         "sinks": len(nodes) - len({a for a, _ in edges}), "diameter": nx.diameter(g), "density": nx.density(g),

@@ -19,6 +19,7 @@ from etude.layers.masks import (
     rank_scores,
     weight_names,
 )
+from etude.layers.recurrent_cells import PeepholeLSTM
 from etude.layers.surgery import SurgeryReport, TargetError
 
 GATES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
@@ -26,6 +27,7 @@ GATES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (nn.GRUCell, ("reset", "update", "new")),
     (nn.LSTM, ("input", "forget", "cell", "output")),
     (nn.LSTMCell, ("input", "forget", "cell", "output")),
+    (PeepholeLSTM, ("input", "forget", "cell", "output")),
 )
 RECURRENT = ("weight_ih", "weight_hh")
 
@@ -65,8 +67,8 @@ def prune(
     ValueError
         For an amount outside [0, 1], or weights that are not finite.
     TargetError
-        For a target that means no weight of the model, or one that is tied to another place (a mask acts where it is
-        put, so the other place would go on with the whole weight).
+        For no target, one that means no weight of the model, or one that is tied to another place (a mask acts where
+        it is put, so the other place would go on with the whole weight).
 
     Notes
     -----
@@ -153,10 +155,12 @@ def match_weights(model: nn.Module, targets: str | Sequence[str]) -> dict[str, t
     Raises
     ------
     TargetError
-        If a target means nothing; the message lists the names and the gates that there are.
+        If a target means nothing, or there is none; the message lists the names and the gates that there are.
     """
     wanted = [targets] if isinstance(targets, str) else list(targets)
     names = weight_names(model)
+    if not wanted:
+        raise TargetError(f"targets is empty: name a weight of {type(model).__name__}; it has {', '.join(names[:16])}")
     out: dict[str, tuple[str, slice]] = {}
     for target in wanted:
         found = {n: (n, slice(None)) for n in names if _means(target, n)}
@@ -182,6 +186,9 @@ def _gate(model: nn.Module, name: str, gate: str) -> slice | None:
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
     gates = next((g for kind, g in GATES if isinstance(module, kind)), ())
+    if isinstance(module, PeepholeLSTM):  # the form of 1997 has no forget gate, and peepholes do not reach the cell
+        absent = ["forget"] * (not module.forget_gate) + ["cell"] * own.startswith("weight_ch")
+        gates = tuple(g for g in gates if g not in absent)
     if gate not in gates:
         return None
     size, i = getattr(module, own).shape[0] // len(gates), gates.index(gate)

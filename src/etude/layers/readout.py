@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from etude.layers.cross_entropy import masked_cross_entropy
 from etude.layers.recurrent import make_rnn
-from etude.layers.recurrent_cells import JordanRNN
+from etude.layers.recurrent_cells import JordanRNN, check_batch_first
 from etude.layers.recurrent_gradients import tbptt
 from etude.layers.time_window import TimeWindow
 
@@ -20,7 +20,7 @@ class SequenceReadout(nn.Module):
     Parameters
     ----------
     rnn
-        Called as ``rnn(x, state, lengths) -> y, state``; its `input_size` is `num_inputs`.
+        Batch first, called as ``rnn(x, state, lengths) -> y, state``; its `input_size` is `num_inputs`.
     num_inputs
         Number of symbols, or width of the numbers.
     num_outputs
@@ -29,11 +29,12 @@ class SequenceReadout(nn.Module):
     Raises
     ------
     ValueError
-        If the rnn's input size differs from `num_inputs`.
+        If the rnn is not batch first, or its input size differs from `num_inputs`.
     """
 
     def __init__(self, rnn: nn.Module, num_inputs: int, num_outputs: int) -> None:
         super().__init__()
+        check_batch_first(rnn)
         if rnn.input_size != num_inputs:
             raise ValueError(f"the rnn takes inputs of width {rnn.input_size}, not {num_inputs}")
         self.rnn, self.num_inputs, self.num_outputs = rnn, num_inputs, num_outputs

@@ -163,7 +163,8 @@ class Recoder(nn.Module):
         Raises
         ------
         ValueError
-            For shapes that do not fit, missing targets with "gold", or a signal of a wrong shape.
+            For shapes that do not fit, missing targets with "gold", targets that are no token of the vocabulary and not
+        -100, or a signal of a wrong shape.
         RuntimeError
             Under `torch.inference_mode()`, where no gradient can be taken; `torch.no_grad()` is fine.
         """
@@ -171,6 +172,8 @@ class Recoder(nn.Module):
         if vectors.ndim != 3 or vectors.shape[1] < 1:
             raise ValueError(f"the net reads (batch, time, input) with time >= 1, got {tuple(vectors.shape)}")
         gold = self._gold(vectors, targets)
+        if recode is not None and tuple(recode.shape) != (vectors.shape[1],):
+            raise ValueError(f"recode must have shape ({vectors.shape[1]},), one a step, got {tuple(recode.shape)}")
         if self.step_size == 0 or (recode is not None and not bool(recode.any())):
             logits, state = self._plain(vectors, state, generator)
         else:
@@ -233,6 +236,8 @@ class Recoder(nn.Module):
                     logits = self.decoder(top if read is None else top * read)
             else:
                 logits = self.decoder(top if read is None else top * read)
+            if t == 0 and gold is not None:
+                _check_ids(gold, logits.shape[-1])
             if active:
                 target = None if gold is None else gold[:, t]
                 layers = self._move(layers, caches, masks, read, logits.detach(), target, generator, log)
@@ -331,6 +336,16 @@ def _signal(signal: Any, score: Score, decoder: nn.Module | None) -> Any:
         known = "surprisal, predictive_entropy, ensemble_entropy"
         raise ValueError(f"signal must be one of {known}, or a function, got {signal!r}")
     return signal
+
+
+def _check_ids(gold: Tensor, vocab_size: int) -> None:
+    """ValueError unless every target is a token or padding."""
+    wrong = ((gold < 0) | (gold >= vocab_size)) & (gold != IGNORE)
+    if bool(wrong.any()):
+        row, step = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"targets[{row}, {step}] is {int(gold[row, step])}, not in 0..{vocab_size - 1}; padding must be {IGNORE}"
+        )
 
 
 def _random_like(g: Tensor, generator: torch.Generator | None) -> Tensor:

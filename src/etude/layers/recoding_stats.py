@@ -62,7 +62,7 @@ class StepLog:
             if row[4] is not None:
                 after[:, t] = row[4]
         if isinstance(signal, HeadSignal):
-            width = max(1, CHUNK // (batch * getattr(decoder, "out_features", 1000)))
+            width = max(1, CHUNK // max(1, batch * getattr(decoder, "out_features", 1000)))
             for first in range(0, len(steps), width):
                 chunk = steps[first : first + width]
                 seen = hidden[:, chunk]

@@ -139,6 +139,8 @@ def make_rnn(
         raise ValueError(f"activation must be tanh, relu or linear, got {activation!r}")
     if cell != "jordan" and (output_size is not None or output_activation != "tanh"):
         raise ValueError(f"output_size and output_activation are options of jordan, not of {cell!r}")
+    if cell != "outer_product" and num_heads != 1:
+        raise ValueError(f"num_heads is an option of outer_product, not of {cell!r}")
 
     def build() -> nn.Module:
         common: dict[str, Any] = dict(num_layers=num_layers, bidirectional=bidirectional, dropout=dropout)

@@ -17,15 +17,25 @@ Weights = dict[str, Tensor]
 
 
 def check_lengths(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
-    """Lengths as int64 (batch,); ValueError unless each lies in 1..time of x (batch, time, ...)."""
-    size = torch.as_tensor(lengths, dtype=torch.int64)
+    """Lengths as int64 (batch,); ValueError unless each is a whole number in 1..time of x (batch, time, ...)."""
+    given = torch.as_tensor(lengths)
+    size = given.to(torch.int64)
     if size.dim() != 1 or size.shape[0] != x.shape[0]:
         raise ValueError(f"lengths must have shape ({x.shape[0]},), got {tuple(size.shape)}")
     wrong = (size < 1) | (size > x.shape[1])
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise ValueError(f"row {row}: length {int(size[row])} is not in 1..{x.shape[1]}")
+    if given.is_floating_point() and bool((given != size).any()):
+        row = int((given != size).nonzero()[0])
+        raise ValueError(f"row {row}: length {float(given[row]):g} is not a whole number of steps")
     return size
+
+
+def check_batch_first(rnn: nn.Module) -> None:
+    """ValueError for a `torch.nn` module that reads (time, batch, input): it would take rows for steps."""
+    if not getattr(rnn, "batch_first", True):
+        raise ValueError(f"{type(rnn).__name__} reads (time, batch, input): make it with batch_first=True")
 
 
 def reverse_padded(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -174,11 +184,13 @@ class JordanRNN(ScannedRNN):
         output_activation: str = "tanh", num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0,
     ) -> None:  # fmt: skip
         out: dict[str, Callable[[Tensor], Tensor]]
-        out = {"softmax": lambda z: z.softmax(-1), "sigmoid": torch.sigmoid, "tanh": torch.tanh, "identity": _same}
+        out = {"softmax": _softmax, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "identity": _same}
         if output_activation not in out:
             raise ValueError(f"output_activation must be one of {', '.join(out)}, got {output_activation!r}")
+        if output_size is not None and output_size < 1:
+            raise ValueError(f"output_size must be at least 1, or None for hidden_size, got {output_size}")
         super().__init__(
-            input_size, hidden_size, output_size or hidden_size,
+            input_size, hidden_size, hidden_size if output_size is None else output_size,
             num_layers=num_layers, bidirectional=bidirectional, dropout=dropout,
         )  # fmt: skip
         self.activation, self.output_activation = activation, output_activation
@@ -280,3 +292,7 @@ class OuterProductLSTM(ScannedRNN):
 
 def _same(z: Tensor) -> Tensor:
     return z
+
+
+def _softmax(z: Tensor) -> Tensor:  # a lambda could not be pickled
+    return z.softmax(-1)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.layers.recurrent import make_rnn, spectral_radius
-from etude.layers.recurrent_cells import LinearRNN
+from etude.layers.recurrent_cells import LinearRNN, check_batch_first
 
 RADIUS_ROWS = 4
 """Rows whose state Jacobian is decomposed for a spectral radius."""
@@ -86,7 +86,7 @@ def tbptt(
     Raises
     ------
     ValueError
-        If k1 < 1 or k2 < k1, for a bidirectional net, or when a loss is NaN or infinite.
+        If k1 < 1 or k2 < k1, for a net of two directions or not batch first, or when a loss is NaN or infinite.
     """
     if k1 < 1 or k2 < k1:
         raise ValueError(f"need 1 <= k1 <= k2 (a step is first seen in the window that scores it), got {k1} and {k2}")
@@ -94,6 +94,7 @@ def tbptt(
         raise ValueError(f"x must have shape (batch, time, ...) with at least one step, got {tuple(x.shape)}")
     if getattr(rnn, "bidirectional", False):
         raise ValueError("tbptt needs one direction: what reads backwards has no state to hand to the next window")
+    check_batch_first(rnn)
     own = getattr(rnn, "window_loss", None)
     if loss_fn is None and own is None:
         warnings.warn("tbptt without loss_fn: half the mean square of the outputs stands in", stacklevel=2)
@@ -170,8 +171,12 @@ def gradient_profile(rnn: nn.Module, x: Tensor, *, lags: Tensor | None = None) -
     Raises
     ------
     ValueError
-        For bidirectional nets, or fewer than two steps.
+        For bidirectional nets, nets that are not batch first, or fewer than two steps.
+    RuntimeError
+        Under `torch.inference_mode()`, where no gradient can be taken; `torch.no_grad()` is fine.
     """
+    _refuse_inference_mode()
+    check_batch_first(rnn)
     if getattr(rnn, "bidirectional", False):
         raise ValueError("gradient_profile needs one direction: a bidirectional net has no last step")
     if x.dim() != 3 or x.shape[1] < 2:
@@ -312,10 +317,11 @@ def norm_preserving_penalty(rnn: nn.RNN, x: Tensor, loss: Callable[[Tensor], Ten
     Raises
     ------
     ValueError
-        For another kind of net or fewer than two steps.
+        For another kind of net, one that is not batch first, or fewer than two steps.
     """
     if not isinstance(rnn, nn.RNN) or rnn.num_layers != 1 or rnn.bidirectional:
         raise ValueError("the penalty is for Elman nets (nn.RNN) of one layer and one direction")
+    check_batch_first(rnn)
     if x.dim() != 3 or x.shape[1] < 2:
         raise ValueError(f"x must have shape (batch, time, input) with at least two steps, got {tuple(x.shape)}")
     h = x.new_zeros(x.shape[0], rnn.hidden_size)
@@ -362,7 +368,10 @@ def rtrl(
     ------
     ValueError
         For a cell that is not of this kind, or x of another shape.
+    RuntimeError
+        Under `torch.inference_mode()`, where every gradient would be 0.
     """
+    _refuse_inference_mode()
     if not isinstance(cell, (nn.RNN, nn.RNNCell, LinearRNN)):
         raise ValueError(f"rtrl is for Elman cells (nn.RNN, nn.RNNCell), got {type(cell).__name__}")
     if getattr(cell, "num_layers", 1) != 1 or getattr(cell, "bidirectional", False):
@@ -401,4 +410,13 @@ def rtrl(
 
 def _takes_step(loss_fn: Callable[..., Tensor]) -> bool:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in kinds and p.default is p.empty for p in inspect.signature(loss_fn).parameters.values()) >= 2
+    try:
+        parameters = inspect.signature(loss_fn).parameters.values()
+    except ValueError:  # torch.sum and other built-ins have no signature, and know nothing of steps
+        return False
+    return sum(p.kind in kinds and p.default is p.empty for p in parameters) >= 2
+
+
+def _refuse_inference_mode() -> None:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("gradients are taken here: use torch.no_grad() instead of torch.inference_mode()")

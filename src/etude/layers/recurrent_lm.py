@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from etude.layers.cross_entropy import masked_cross_entropy
 from etude.layers.decoding import Decoded, decode
 from etude.layers.recurrent import swap_rows
+from etude.layers.recurrent_cells import check_batch_first
 
 
 class LMOutput(NamedTuple):
@@ -39,7 +40,7 @@ class RecurrentLM(nn.Module):
     Raises
     ------
     ValueError
-        For a bidirectional rnn, widths that do not fit, or ids outside the vocabulary.
+        For a bidirectional rnn, one that is not batch first, widths that do not fit, or ids outside the vocabulary.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class RecurrentLM(nn.Module):
         embedding_dim = int(rnn.input_size) if embedding_dim is None else embedding_dim  # type: ignore[arg-type]
         if getattr(rnn, "bidirectional", False):
             raise ValueError("a language model must not see the future: the rnn is bidirectional")
+        check_batch_first(rnn)
         if embedding_dim != rnn.input_size:
             raise ValueError(f"embedding_dim {embedding_dim} differs from the rnn's input_size {rnn.input_size}")
         if vocab_size < 1:

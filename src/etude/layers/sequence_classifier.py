@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from etude.layers.recurrent_cells import check_batch_first
+
 
 class SequenceClassifier(nn.Module):
     """Embedding, recurrent net, linear head on the output at each row's last true step.
@@ -19,7 +21,7 @@ class SequenceClassifier(nn.Module):
     Raises
     ------
     ValueError
-        For a bidirectional rnn, whose last step has not read the row.
+        For a bidirectional rnn, whose last step has not read the row, or one that is not batch first.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         if getattr(rnn, "bidirectional", False):
             raise ValueError("the last step of a bidirectional net has read one symbol backwards: use one direction")
+        check_batch_first(rnn)
         self.embed = nn.Embedding(vocab_size, int(rnn.input_size))  # type: ignore[arg-type]
         self.rnn, self.pad_read = rnn, pad_read
         self.head = nn.Linear(int(rnn.hidden_size) if width is None else width, num_classes)  # type: ignore[arg-type]

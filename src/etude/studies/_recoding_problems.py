@@ -57,16 +57,26 @@ def halves(texts: list[str]) -> tuple[list[str], list[str]]:
 
 
 def corpus(train: list[str], test: list[str], c: Any, provenance: Any = ()) -> Corpus:
-    """Words of running text; the commonest `c.vocab` of the training part keep their own number."""
+    """Words of running text; the commonest `c.vocab` of the training part keep their own number.
+
+    ValueError for less text than one word a row and the word after it.
+    """
     tokenizer = train_tokenizer(train, "word", c.vocab, lowercase=True)
     parts = []
-    for texts, most in ((train, c.train_tokens), (test, c.test_rows * c.test_steps + 1)):
+    for name, texts, most, rows in (
+        ("training", train, c.train_tokens, c.batch_size), ("test", test, c.test_rows * c.test_steps + 1, c.test_rows)
+    ):  # fmt: skip
         ids: list[Tensor] = []
         for text in texts:
             encoded = tokenizer.encode([text], add_eos=True)
             ids.append(encoded.ids[0])
             if sum(map(len, ids)) >= most:
                 break
+        if (found := min(most, sum(map(len, ids)))) <= rows:
+            raise ValueError(
+                f"{name} text needs more than {rows} words, one a row and the next, got {found} in {len(texts)} "
+                "documents: give more text (every tenth document is the test) or lower batch_size and test_rows"
+            )
         parts.append(torch.cat(ids)[:most])
     return Corpus(parts[0], parts[1], tokenizer.vocab_size, tuple(tokenizer.vocab), provenance)
 

@@ -4,10 +4,11 @@ Four kinds of cell learn to accept strings of a small grammar; every pruned net 
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from etude.compression.graph_rnn import Cell
 from etude.compression.sparsity import PARTS
 from etude.data.reber import has_legal_pairs
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
@@ -28,20 +29,27 @@ class SparsityConfig(StudyConfig):
     embedding_dim: PositiveInt = 50
     train_rows: PositiveInt = 6000
     test_rows: PositiveInt = 2000
-    longest: PositiveInt = 30
+    longest: Annotated[int, Field(ge=11)] = 30
     """Longest string; the shortest has 11 letters."""
     batch_size: PositiveInt = 64
-    lr: float = 3e-3
+    lr: PositiveFloat = 3e-3
     epochs: PositiveInt = 8
     retrain_steps: PositiveInt = 376
     """Updates after pruning, with an optimiser of its own; the thesis' epoch has 586."""
-    graphs: PositiveInt = 8
+    graphs: Annotated[int, Field(ge=2)] = 8
     """Randomly wired nets a seed, half of each family."""
-    graph_nodes: tuple[int, int] = (10, 24)
+    graph_nodes: tuple[PositiveInt, PositiveInt] = (10, 24)
     graph_epochs: PositiveInt = 2
     graph_rows: PositiveInt = 3000
-    graph_lr: float = 1e-2
-    graph_cell: str = "gru"
+    graph_lr: PositiveFloat = 1e-2
+    graph_cell: Cell = "gru"
+
+    @field_validator("graph_nodes")
+    @classmethod
+    def _in_order(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] > value[1]:
+            raise ValueError(f"fewest and most nodes, in this order; got {list(value)}")
+        return value
 
 
 class SparsityStudy(Study):
@@ -57,7 +65,7 @@ class SparsityStudy(Study):
         "laptop": SparsityConfig(),
         "gpu": SparsityConfig(
             hidden_size=50, num_layers=3, train_rows=18_750, test_rows=6250, longest=53, batch_size=32, lr=1e-3,
-            epochs=50, retrain_steps=5860, graphs=60, graph_nodes=(10, 50), graph_epochs=15, graph_rows=18_750,
+            epochs=50, retrain_steps=586, graphs=60, graph_nodes=(10, 50), graph_epochs=15, graph_rows=18_750,
             graph_lr=1e-3,
         ),
     }  # fmt: skip
