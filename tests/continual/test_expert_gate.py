@@ -159,3 +159,18 @@ def test_a_gate_moves_neither_the_global_generator_nor_its_backbone():
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(seen, backbone[1].running_mean)
     assert backbone.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_arrays_and_another_default_type(dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        gate, x = ExpertGate(code_dim=3, config=TrainConfig(steps=2)), domain(0).numpy()
+        gate.add_task(x, expert=lambda rows: rows[:, 0] > 0)
+        other = ExpertGate(code_dim=3)
+        other.load_state_dict(gate.state_dict())
+        torch.testing.assert_close(other.errors(x), gate.errors(torch.as_tensor(x)))
+        assert gate.predict(x).y.tolist() == (x[:, 0] > 0).tolist()
+    finally:
+        torch.set_default_dtype(before)

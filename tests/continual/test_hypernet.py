@@ -1,4 +1,6 @@
 import copy
+import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -305,7 +307,13 @@ def test_order_of_calls() -> None:
         cl.end_task()
     with pytest.raises(ValueError, match="in order"):
         cl.begin_task(1)
-    ended(cl, 2)
+    cl.begin_task(0)
+    with pytest.raises(RuntimeError, match="task 0 is still in hand: call end_task"):
+        cl.begin_task(1)
+    assert cl.task == 0 and cl.condition.num_tasks == 1
+    cl.end_task()
+    cl.begin_task(1)
+    cl.end_task()
     with pytest.raises(ValueError, match="begun before"):
         cl.begin_task(0)
     with pytest.raises(ValueError, match="no task 7"):
@@ -466,3 +474,48 @@ def test_what_is_frozen_at_growth_stays_frozen_in_a_fresh_object() -> None:
         old = each.hyper.generator.head.weight.grad[:, :-6]
         assert float(old.abs().max()) == 0.0
         assert before.shape == each.hyper.generator.head.weight.shape
+
+
+@pytest.mark.parametrize(("data", "outputs"), [(rows(), [99]), ([], None)])
+def test_a_task_that_could_not_begin_can_begin_again(data, outputs) -> None:
+    cl = ended(ContinualHypernet(hyper(), growth=Growth(2, trigger=9.0, warm_up=2)), 0)
+    for task in range(2):
+        with pytest.raises(ValueError, match="outputs must be|no samples"):
+            cl.begin_task(task, data, outputs=outputs)
+        assert cl.task == (None if task == 0 else 0) and cl.condition.num_tasks == 1
+        cl.begin_task(task, rows())
+        cl.end_task()
+
+
+COPIES = [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))]
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_copy_trains_itself(copied) -> None:
+    cl = ContinualHypernet(hyper(), generator=stream(0, "tasks"))
+    cl.make_optimizer(partial(torch.optim.SGD, lr=0.1))
+    ended(cl, 1)
+    cl.begin_task(1)
+    cl(rows().x)  # holds a graph
+    other = copied(cl)
+    cl.end_task()
+    before = {n: p.detach().clone() for n, p in cl.named_parameters()}
+    for again in range(2):
+        held = {id(p) for g in other._optimizer.param_groups for p in g["params"]}
+        assert held == {id(p) for p in other.parameters() if p.requires_grad}
+        (other(rows().x).square().sum() + other.penalty()).backward()
+        other._optimizer.step()
+        other.end_task()
+        other.begin_task(2 + again)
+    assert not torch.equal(other.hyper.generator.head.weight, before["hyper.generator.head.weight"])
+    assert all(torch.equal(before[n], p) for n, p in cl.named_parameters())
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_what_is_frozen_at_growth_stays_frozen_in_a_copy(copied) -> None:
+    growth = Growth(3, trigger=None, every=1, freeze_old=True)
+    other = copied(ended(ContinualHypernet(hyper(), beta=0.0, growth=growth), 2))
+    other(rows().x, 1).sum().backward()
+    generator = other.hyper.generator
+    assert float(generator.places.grad.abs().max()) == 0 and float(generator.head.weight.grad[:, :7].abs().max()) == 0
+    assert float(generator.head.weight.grad[:, 7:].abs().max()) > 0

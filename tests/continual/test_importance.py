@@ -155,3 +155,13 @@ def test_shuffling_keeps_the_numbers_and_loses_their_places() -> None:
     assert flat.sort().values.tolist() == list(range(10)) and flat.tolist() != list(range(10))
     again = shuffled(omega, stream(0, "mix"))
     assert torch.equal(again["a"], mixed["a"])
+
+
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_there_is_none_where_autograd_is_off_for_good(per_sample: bool) -> None:
+    model, x = net(3, 4, 2), torch.randn(5, 3, generator=stream(0, "x"))
+    with torch.no_grad():
+        found = importance(model, x, per_sample=per_sample)
+    sum((found[n] * p**2).sum() for n, p in model.named_parameters()).backward()  # can be a penalty
+    with pytest.raises(RuntimeError, match="outside torch.inference_mode"), torch.inference_mode():
+        importance(model, x, per_sample=per_sample)

@@ -114,3 +114,19 @@ def test_bad_input() -> None:
             EBLL(heads(1), **bad)
     with pytest.raises(ValueError, match="lies outside"):
         EBLL(heads(1), code_dim=2).end_task(Split(rows().x, rows().y + 2), TrainConfig(steps=1))
+
+
+@pytest.mark.parametrize("kind", [LwF, lambda m: EBLL(m, code_dim=3)])
+def test_the_trunk_runs_once_an_update_and_not_in_training_mode_for_the_codes(kind) -> None:
+    model, data = heads(1), rows()
+    model.trunk.append(nn.BatchNorm1d(8)).append(nn.Dropout(0.5))
+    count = model.trunk[2].num_batches_tracked
+    keep = kind(model)
+    if isinstance(keep, EBLL):
+        state = torch.get_rng_state()
+        keep.end_task(data, TrainConfig(steps=2))
+        assert torch.equal(state, torch.get_rng_state()) and int(count) == 0 and model.trunk.training
+    keep.begin_task()
+    model.add_head(3)
+    keep.loss(model, data)
+    assert int(count) == 1

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 import warnings
 
 import pytest
@@ -297,8 +298,22 @@ def test_a_reservoir_remembers_the_lowest_losses_of_what_it_holds() -> None:
     assert len(found.x) == 3 and torch.equal(buffer.rows(found.places)[0], found.x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_mir_in_other_types(dtype) -> None:
+    model, buffer, (x, y) = net().to(dtype), ReservoirBuffer(9), rows(9)
+    buffer.observe(x.to(dtype), y)
+    found = mir_select(model, x[:4].to(dtype), y[:4], buffer, 3, lr=0.1)
+    assert found.scores.dtype == dtype and torch.isfinite(buffer.best_loss).all()
+
+
 def test_mir_bad_input() -> None:
     model, (x, y) = net(), rows(5)
+    with pytest.raises(ValueError, match="no candidates"):
+        mir_select(model, x, y, (x[:0], y[:0]), lr=0.1)
+    with pytest.raises(ValueError, match="label 9 lies outside"):
+        mir_select(model, x, y, (x, torch.full_like(y, 9)), 2, lr=0.1)
+    with pytest.raises(RuntimeError, match="outside torch.inference_mode"), torch.inference_mode():
+        mir_select(model, x, y, rows(4), 2, lr=0.1)
     with pytest.raises(ValueError, match="empty"):
         mir_select(model, x, y, ReservoirBuffer(3), lr=0.1)
     with pytest.warns(UserWarning, match="fewer"):
@@ -311,3 +326,12 @@ def test_mir_bad_input() -> None:
     gss = GSSBuffer(8, model, ce)
     gss.observe(*rows(8))
     assert len(mir_select(model, x, y, gss, 3, lr=0.1).x) == 3
+
+
+def test_an_empty_batch_and_pickling() -> None:
+    x, y = rows(3)
+    for buffer in (ReservoirBuffer(4), SelectionBuffer(4, net(), ce)):
+        assert buffer.observe(x[:0], y[:0]).shape == (0,)
+        buffer.observe(x, y)
+        assert buffer.observe(x[:0], y[:0]).shape == (0,) and len(buffer) == 3
+        assert len(pickle.loads(pickle.dumps(buffer))) == 3

@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -116,5 +118,58 @@ def test_bad_input() -> None:
         local_inhibition(torch.ones(2, 2), 0.0)
     with pytest.raises(ValueError, match="alpha"):
         local_inhibition(torch.ones(2, 2), 1.0, torch.ones(3))
+    with pytest.raises(ValueError, match="no rows"):
+        local_inhibition(torch.ones(0, 2), 1.0)
     with pytest.raises(ValueError, match="no samples"):
         SLNID(net()).update([])
+    with pytest.raises(RuntimeError, match="outside torch.inference_mode"), torch.inference_mode():
+        SLNID(net()).update(torch.ones(2, 3))
+
+
+def test_copies_of_the_model_are_kept_apart() -> None:
+    model, x = net(), torch.randn(7, 3, generator=stream(0, "x"))
+    reg = SLNID(model, lam=1.0, sigma=2.0)
+    model(x)
+    wanted = float(reg.penalty().detach())
+    other = copy.deepcopy(model)
+    model(x)
+    other(3 * x)
+    reg.penalty().backward()
+    assert model[0].weight.grad is not None and other[0].weight.grad is None
+    model(x)
+    model(x)
+    assert float(reg.penalty(nn.Sequential(model)).detach()) == pytest.approx(wanted)
+    reg.penalty(other).backward()  # as `train` asks, which copies a model for several seeds
+    assert other[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copying_and_pickling(copied) -> None:
+    model, x = net(), torch.randn(7, 3, generator=stream(0, "x"))
+    reg = SLNID(model, lam=1.0, sigma=2.0)
+    reg.update(x)
+    model(x)
+    assert copied(model)(x).shape == (7, 2)  # alone
+    own = copied(reg)
+    wanted = reg.penalty().detach()
+    own.model(x)
+    own.penalty().backward()
+    assert own.model[0].weight.grad is not None and model[0].weight.grad is None
+    own.model(x)
+    torch.testing.assert_close(own.penalty().detach(), wanted)
+    reg.close()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_layer_that_is_used_twice_counts_twice() -> None:
+    relu, x = nn.ReLU(), torch.randn(7, 3, generator=stream(0, "x"))
+    model = nn.Sequential(nn.Linear(3, 6), relu, nn.Linear(6, 4), relu, nn.Linear(4, 2))
+    reg = SLNID(model, lam=1.0, sigma=2.0)
+    assert {n: len(a) for n, a in reg.update(x).items()} == {"1": 6, "1:1": 4}
+    parts = [local_inhibition(model[:n](x), 2.0, reg.alpha[key]) for n, key in ((2, "1"), (4, "1:1"))]
+    for _ in range(2):  # the latest pass alone
+        model(x)
+    torch.testing.assert_close(reg.penalty(), sum(parts))
+    for _ in range(2):  # a part of the model alone: each call replaces the one before
+        model[1](torch.ones(2, 6, requires_grad=True))
+    torch.testing.assert_close(reg.penalty(), local_inhibition(torch.ones(2, 6), 2.0, reg.alpha["1"]))

@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import pytest
 import torch
@@ -109,7 +110,9 @@ def test_state_goes_on_identically() -> None:
     for tf in (one, other):
         for _ in range(4):
             tf.observe(x, y)
-    a, b = one.state_dict(), other.state_dict()
+    again = pickle.loads(pickle.dumps(other))
+    assert again.plateaus == one.plateaus
+    a, b = one.state_dict(), again.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from etude.lab.runner import run_study
 from etude.lab.study import Results
-from etude.studies.continual_learning_thesis import ContinualStudy
+from etude.studies.continual_learning_thesis import TASKS, ContinualConfig, ContinualStudy
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +57,11 @@ def test_plots_are_drawn(run):
     ]  # fmt: skip
     names = {p.name for p in ContinualStudy().plots(Results(run.rows, extra))}
     assert names == {"over-time-digits", "accuracy-digits", "memory-digits", "plateaus-digits"}
+
+
+def test_weights_are_settings() -> None:
+    names = {name for settings in TASKS.values() for name in settings} | {"subset_weight", "free_weight"}
+    assert names == {n for n in ContinualConfig.model_fields if n.endswith("_weight")}
+    for name in names:
+        with pytest.raises(ValueError, match=name):
+            ContinualConfig(**{name: -1})

@@ -6,7 +6,7 @@ import pytest
 from etude.lab.runner import run_study
 from etude.lab.study import Results
 from etude.studies import _dependency_problems as problems
-from etude.studies.dependency_preserving_hypernetworks import DependencyStudy
+from etude.studies.dependency_preserving_hypernetworks import DependencyConfig, DependencyStudy
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +48,9 @@ def test_generators_of_one_size_at_the_laptop_tier():
              for arm in ("rnn", "chunked", "all_at_once", "rnn_small")}  # fmt: skip
     assert ratio["rnn"] == pytest.approx(ratio["chunked"], rel=0.03)
     assert ratio["rnn_small"] < ratio["rnn"] < 0.65 and ratio["all_at_once"] > 1
+
+
+@pytest.mark.parametrize("bad", [{"lr": -1}, {"scale": 0}, {"beta": -1}])
+def test_settings_have_bounds(bad) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        DependencyConfig(**bad)

@@ -39,6 +39,8 @@ class ReservoirBuffer(ReplayBuffer):
 
     def observe(self, x: Tensor, y: Tensor) -> Tensor:
         """Offer a batch; the place of every sample, -1 where it was not kept."""
+        if not len(x) and not len(y):
+            return torch.zeros(0, dtype=torch.int64)
         places = self.add((x, y))
         self.best_loss[places[places >= 0]] = torch.inf
         return places

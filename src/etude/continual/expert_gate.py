@@ -73,7 +73,8 @@ class ExpertGate:
     Parameters
     ----------
     feature_fn
-        A fixed backbone, inputs to (n, ...) features, called without gradient; None: the inputs themselves.
+        A fixed backbone, inputs to (n, ...) features, called without gradient; None: the inputs themselves, tensors or
+        arrays.
     code_dim
         Width of the autoencoders' codes; the paper has 100, and 10 works.
     temperature
@@ -125,7 +126,7 @@ class ExpertGate:
         fn = self.feature_fn
         with torch.no_grad(), evaluating(fn) if isinstance(fn, nn.Module) else nullcontext():
             f = x if fn is None else fn(x)
-        return f.detach().flatten(1).float()  # type: ignore[no-any-return]
+        return torch.as_tensor(f).detach().flatten(1).float()
 
     def add_task(self, X: Any, expert: Any = None) -> int:
         """Train a task's autoencoder on its inputs and keep its expert; the task's number.
@@ -159,9 +160,10 @@ class ExpertGate:
         return len(self.gates) - 1
 
     def _fresh(self, width: int) -> Autoencoder:
-        return autoencoder(
+        made = autoencoder(
             (width,), self.code_dim, hidden=(), code_activation="relu", output="sigmoid", likelihood="bernoulli"
         )
+        return made.float()  # as `features` are, whatever torch's default type is
 
     def errors(self, x: Any) -> Tensor:
         """Reconstruction errors (n, T)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.continual.gss import GSSBuffer, LossFn
-from etude.continual.importance import Forward
+from etude.continual.importance import Forward, outputs
 from etude.layers.clustering import kmeans_plus_plus
 from etude.layers.distances import cosine_similarities, squared_distances
 from etude.layers.modes import evaluating
@@ -121,7 +121,7 @@ class SelectionBuffer(GSSBuffer):
         if selection not in SELECTIONS or recent < 1:
             raise ValueError(f"selection must be one of {', '.join(SELECTIONS)} and recent at least 1")
         self.selection, self.recent = selection, recent
-        self.features: Forward = features or (lambda m, x: m(x))
+        self.features: Forward = features or outputs
 
     def observe(self, x: Tensor, y: Tensor) -> Tensor:
         """Take in a batch; places as of now (a later choice moves samples)."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from etude.data.randomness import seeded_build, stream
 
@@ -59,6 +60,11 @@ class TaskHeads(nn.Module):
     def at(self, task: int) -> Callable[[Tensor], Tensor]:
         """The net of one task, as a function of x."""
         return lambda x: self(x, task)
+
+
+def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each sample, (B,)."""
+    return F.cross_entropy(logits, y, reduction="none")
 
 
 def check_labels(logits: Tensor, y: Tensor) -> None:

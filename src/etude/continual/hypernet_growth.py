@@ -7,7 +7,7 @@ al. 2022, arXiv 2209.07712 (the abstract names growth; this rule is ours).
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,15 +65,26 @@ class Growth:
         return self.every is not None and task > 0 and task % self.every == 0
 
 
-def warm_up(cl: "ContinualHypernet", task: int, data: Any, growth: Growth, loss_fn: Any) -> float | None:
-    """Train the task's embedding alone; the mean loss of the last fifth of updates. No data: a warning, and None."""
+def labelled_rows(data: Any) -> tuple[Tensor, Tensor] | None:
+    """Inputs and labels for the warm-up. No data: a warning, and None.
+
+    Raises
+    ------
+    ValueError
+        "no samples" without labelled rows.
+    """
     if data is None:
-        warnings.warn("growth by loss needs the task's data: begin_task(task, data)", stacklevel=4)
+        warnings.warn("growth by loss needs the task's data: begin_task(task, data)", stacklevel=3)
         return None
     pairs = [(x, y) for x, y in batches_of(data) if y is not None]
     if not pairs:
         raise ValueError("no samples: the warm-up needs inputs with labels")
-    x, y = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])  # type: ignore[misc]
+    return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])  # type: ignore[misc]
+
+
+def warm_up(cl: "ContinualHypernet", task: int, rows: tuple[Tensor, Tensor], growth: Growth, loss_fn: Any) -> float:
+    """Train the task's embedding alone; the mean loss of the last fifth of updates."""
+    x, y = rows
     row = cl.condition.rows[task]
     optimizer, draw, losses = torch.optim.Adam([row], lr=growth.lr), stream(task, "warm-up"), []
     mode = cl.training
@@ -91,19 +102,28 @@ def warm_up(cl: "ContinualHypernet", task: int, data: Any, growth: Growth, loss_
     return sum(tail) / len(tail)
 
 
-def grow(hyper: HyperNetwork, growth: Growth, generator: torch.Generator) -> None:
-    """Widen the generator, with new units drawn from `generator`; with `freeze_old` only what is new is trained."""
+def grow(hyper: HyperNetwork, growth: Growth, generator: torch.Generator) -> dict[str, Tensor]:
+    """Widen the generator, with new units drawn from `generator`; with `freeze_old` only what is new is trained.
+
+    Returns what `hold` was given: copies of the parameters lose the hooks.
+    """
     before = {n: p.detach().clone() for n, p in hyper.generator.named_parameters()}
     with fork_global(generator):
         hyper.widen(growth.step)
     if not growth.freeze_old:
-        return
+        return {}
     for p in (hyper.theta0, *hyper.target.parameters()):
         if p is not None:
             p.requires_grad_(False)
-    for name, p in hyper.generator.named_parameters():
-        fresh = _fresh(before[name], p, hyper.generator)
-        p.register_hook(lambda g, fresh=fresh: g * fresh)  # type: ignore[misc]
+    masks = {n: _fresh(before[n], p, hyper.generator) for n, p in hyper.generator.named_parameters()}
+    hold(hyper.generator, masks)
+    return masks
+
+
+def hold(generator: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Let gradients through to entries with a 1 in the parameter's mask alone."""
+    for name, fresh in masks.items():
+        generator.get_parameter(name).register_hook(lambda g, fresh=fresh: g * fresh)  # type: ignore[misc]
 
 
 def _fresh(old: Tensor, new: nn.Parameter, generator: nn.Module) -> Tensor:

@@ -26,6 +26,23 @@ Forward = Callable[[Any, Any], Tensor]
 Omega = dict[str, Tensor]
 
 
+def outputs(model: Any, x: Any) -> Tensor:
+    """``model(x)``: the `Forward` of a net that needs no other."""
+    return model(x)  # type: ignore[no-any-return]
+
+
+def check_gradients(what: str) -> None:
+    """Refuse to work where autograd is off for good; `torch.no_grad` can be lifted and is fine.
+
+    Raises
+    ------
+    RuntimeError
+        In ``torch.inference_mode``: tensors made there could not be used in training either.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(f"{what} takes gradients: call it outside torch.inference_mode (torch.no_grad is fine)")
+
+
 def importance(
     model: nn.Module,
     data: Any,
@@ -62,12 +79,15 @@ def importance(
     ------
     ValueError
         If there are no samples, every importance is zero, one is not finite, or the options do not go together.
+    RuntimeError
+        In ``torch.inference_mode``, where there are no gradients.
     """
+    check_gradients("importance")
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
     if not per_sample and kind in ("fisher", "local"):
         raise ValueError(f"kind {kind!r} has no form with one gradient a batch: per_sample=False goes with mas")
-    run: Forward = forward or (lambda m, x: m(x))
+    run: Forward = forward or outputs
     chosen: Omega = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no trainable parameters")

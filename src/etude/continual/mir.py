@@ -13,18 +13,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from etude.continual.buffers import ReservoirBuffer, warn_if_few
 from etude.continual.gss import GSSBuffer
-from etude.continual.heads import check_labels
+from etude.continual.heads import check_labels, cross_entropies
+from etude.continual.importance import check_gradients
 from etude.layers.modes import evaluating
 
 Losses = Callable[[Tensor, Tensor], Tensor]
-
-
-def _cross_entropies(out: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(out, y, reduction="none")
 
 
 class Retrieved(NamedTuple):
@@ -43,7 +39,7 @@ def interference(
     candidates: tuple[Tensor, Tensor],
     *,
     lr: float,
-    losses: Losses = _cross_entropies,
+    losses: Losses = cross_entropies,
 ) -> tuple[Tensor, Tensor]:
     """Losses of the candidates before and after a virtual SGD step on (x, y), (C,) each; no gradient is kept.
 
@@ -55,8 +51,11 @@ def interference(
     Raises
     ------
     ValueError
-        If lr is not positive, the batch is empty, or a label lies outside the head.
+        If lr is not positive, the batch is empty, or a label (of the candidates, too) lies outside the head.
+    RuntimeError
+        In ``torch.inference_mode``, where there are no gradients.
     """
+    check_gradients("the virtual step")
     if not lr > 0 or not len(x):
         raise ValueError(f"need a positive lr and a batch with samples, got {lr} and {len(x)} samples")
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -65,6 +64,7 @@ def interference(
         with torch.enable_grad():
             out = model(x)
             check_labels(out, y)
+            check_labels(out, cy)
             grads = torch.autograd.grad(losses(out, y).mean(), list(named.values()), allow_unused=True)
         pairs = zip(named.items(), grads, strict=True)
         stepped = {n: p.detach() if g is None else p.detach() - lr * g for (n, p), g in pairs}
@@ -83,7 +83,7 @@ def mir_select(
     candidates: int | None = 50,
     criterion: Literal["interference", "best"] = "interference",
     best_loss: Tensor | None = None,
-    losses: Losses = _cross_entropies,
+    losses: Losses = cross_entropies,
 ) -> Retrieved:
     """The `k` kept samples that an update on the incoming batch (x, y) would hurt most.
 
@@ -114,6 +114,8 @@ def mir_select(
     if k < 1 or criterion not in ("interference", "best"):
         raise ValueError(f'need k of at least 1 and criterion "interference" or "best", got {k} and {criterion!r}')
     if isinstance(buffer, tuple):
+        if not len(buffer[0]):
+            raise ValueError("there are no candidates: give at least one sample to choose from")
         pool, places = buffer, torch.arange(len(buffer[0]))
         best = best_loss
     else:
@@ -127,7 +129,7 @@ def mir_select(
     before, after = interference(model, x, y, pool, lr=lr, losses=losses)
     reference = before if criterion == "interference" or best is None else torch.minimum(before, best.to(before))
     if isinstance(buffer, ReservoirBuffer):
-        buffer.best_loss[places] = torch.minimum(buffer.best_loss[places], before.cpu())
+        buffer.best_loss[places] = torch.minimum(buffer.best_loss[places], before.to(buffer.best_loss))
     scores = after - reference
     warn_if_few(len(scores), k)
     top = torch.topk(scores, min(k, len(scores))).indices

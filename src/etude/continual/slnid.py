@@ -7,13 +7,15 @@ inhibition off where a neuron is used. Source: Aljundi 2019, arXiv 1910.02718 (a
 matrix: sum of (H^T H / M) * locality * discount, without the diagonal.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from etude.continual.importance import Forward, batches_of
+from etude.continual.importance import Forward, batches_of, check_gradients, outputs
 from etude.layers.modes import evaluating
 from etude.layers.surgery import Record, Targets, match
 
@@ -33,11 +35,13 @@ def local_inhibition(h: Tensor, sigma: float, alpha: Tensor | None = None) -> Te
     Raises
     ------
     ValueError
-        If sigma is not positive or alpha does not fit.
+        If sigma is not positive, alpha does not fit, or there are no rows.
     """
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
     rows = h if h.ndim == 2 else h.movedim(1, -1).flatten(0, -2)
+    if not len(rows):
+        raise ValueError(f"there are no rows: activations have shape {tuple(h.shape)}, give a batch with samples")
     width = rows.shape[1]
     if alpha is not None:
         if alpha.shape != (width,):
@@ -48,8 +52,27 @@ def local_inhibition(h: Tensor, sigma: float, alpha: Tensor | None = None) -> Te
     return ((rows.T @ rows) * near).sum() / len(rows)
 
 
+class _Hook:
+    """A hook that a deep copy of the model shares, as it would a function, and that pickling leaves behind."""
+
+    def __init__(self, call: Callable[..., None] | None) -> None:
+        self.call = call
+
+    def __call__(self, *given: Any) -> None:
+        if self.call is not None:
+            self.call(*given)
+
+    def __deepcopy__(self, memo: Any) -> "_Hook":
+        return self
+
+    def __getstate__(self) -> dict[str, None]:
+        return {"call": None}
+
+
 class SLNID:
     """The regulariser for any module: `penalty` reads what its ReLU layers put out in the latest forward pass.
+
+    A layer that runs again within the pass counts again, as ``name:1``, ``name:2``. Copies of the model are kept apart.
 
     Parameters
     ----------
@@ -82,36 +105,75 @@ class SLNID:
         if not lam >= 0 or (sigma is not None and not sigma > 0):
             raise ValueError(f"lam must be at least 0 and sigma positive, got {lam} and {sigma}")
         self.model, self.lam, self.sigma = model, lam, sigma
-        self.forward: Forward = forward or (lambda m, x: m(x))
+        self.forward: Forward = forward or outputs
         self.layers = match(model, layers, nn.ReLU if layers is None else nn.Module)
         self.alpha: dict[str, Tensor] = {}
-        self._latest: dict[str, Tensor] = {}
-        self._handles = [m.register_forward_hook(self._keeper(name)) for name, m in self.layers.items()]
+        self._attach()
 
-    def _keeper(self, name: str) -> Any:
-        def keep(module: nn.Module, args: Any, out: Tensor) -> None:
-            if out.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(out):
-                self._latest[name] = out
+    def _attach(self) -> None:
+        self._latest: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()  # of model and its copies
+        self._pass: dict[str, Tensor] | None = None  # what the pass that is under way put out
+        self._handles: list[Any] = [self.model.register_forward_pre_hook(_Hook(self._begin))]
+        for name, m in self.layers.items():
+            self._handles.append(m.register_forward_hook(_Hook(partial(self._keep, name))))
+        self._handles.append(self.model.register_forward_hook(_Hook(self._end)))
 
-        return keep
+    def _begin(self, model: nn.Module, args: Any) -> None:
+        self._pass = {}
+
+    def _end(self, model: nn.Module, args: Any, out: Any) -> None:
+        if self._pass:
+            self._latest[model] = self._pass
+        self._pass = None
+
+    def _keep(self, name: str, layer: nn.Module, args: Any, out: Tensor) -> None:
+        if not out.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(out):
+            return
+        if self._pass is None:  # a part of the model was called alone
+            if layer is self.layers[name]:
+                self._latest.setdefault(self.model, {})[name] = out
+            return
+        key, again = name, 0
+        while key in self._pass:
+            again += 1
+            key = f"{name}:{again}"
+        self._pass[key] = out
 
     def close(self) -> None:
         """Take the hooks off the model."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._latest = [], {}
+        self._handles = []
+        self._latest.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {n: v for n, v in self.__dict__.items() if n not in ("_latest", "_pass", "_handles")}
+        return {**kept, "attached": bool(self._handles)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        attached = state.pop("attached")
+        self.__dict__.update(state)
+        self._attach()
+        if not attached:
+            self.close()
 
     def penalty(self, model: nn.Module | None = None) -> Tensor:
         """lam * sum of R over layers, for the latest forward pass with gradients. Fits `penalty=` of `train`.
+
+        Parameters
+        ----------
+        model
+            A copy of the model, such as one that `train` made, whose pass is meant; None: the model itself.
 
         Raises
         ------
         RuntimeError
             If the model has not run since the last call.
         """
-        if not self._latest:
+        own = next((m for m in model.modules() if m in self._latest), self.model) if model is not None else self.model
+        latest = self._latest.pop(own, None)
+        if latest is None:
             raise RuntimeError("the model has not run with gradients since the last penalty: call it first")
-        latest, self._latest = self._latest, {}
         parts = [local_inhibition(h, self.sigma or h.shape[1] / 6, self.alpha.get(name)) for name, h in latest.items()]
         return self.lam * torch.stack(parts).sum()
 
@@ -122,20 +184,23 @@ class SLNID:
         ------
         ValueError
             "no samples" if `data` are empty.
+        RuntimeError
+            In ``torch.inference_mode``, where there are no gradients.
         """
+        check_gradients("SLNID.update")
         total: dict[str, Tensor] = {}
         count = 0
         for x, _ in batches_of(data):
             with evaluating(self.model), torch.enable_grad(), Record(self.model, list(self.layers)) as record:
                 energy = self.forward(self.model, x).square().sum()  # rows do not mix: each has its own gradient
-                kept = {n: record.features[n] for n in self.layers if n in record.features}
+                kept = record.features
                 grads = torch.autograd.grad(energy, list(kept.values()), allow_unused=True)
             for (name, h), g in zip(kept.items(), grads, strict=True):
                 size = torch.zeros_like(h) if g is None else g.abs()
                 size = size if size.ndim == 2 else size.movedim(1, -1).flatten(1, -2).sum(1)
                 total[name] = total.get(name, torch.zeros_like(size[0])) + size.sum(0)
             count += len(x)
-        self._latest = {}
+        self._latest.clear()
         if not count:
             raise ValueError("no samples: the data are empty")
         new = {n: t / count for n, t in total.items()}

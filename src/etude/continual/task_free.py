@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from etude.continual.consolidation import MAS
-from etude.continual.heads import check_labels
+from etude.continual.heads import check_labels, cross_entropies
 from etude.continual.importance import Forward
 from etude.layers.modes import evaluating
 
@@ -122,7 +121,7 @@ class TaskFreeMAS(MAS):
         self.hard_size = hard_size
         self.detector = PlateauDetector(window, mean_threshold, std_threshold)
         self.detect = detect
-        self.losses = losses or (lambda out, y: F.cross_entropy(out, y, reduction="none"))
+        self.losses = losses or cross_entropies
         self.hard: tuple[Tensor, Tensor] | None = None
         self.num_batches = 0
         self.plateaus: list[int] = []

@@ -50,7 +50,7 @@ def border_free_accuracy(job: Job, seed: int) -> Iterator[Measurement | Artifact
         at = set(torch.randperm(int(ends[-1]), generator=stream(seed, "detector"))[: len(at)].tolist())
     model = problems.online_net(task.train.x.shape[1], 100, task.num_classes, seed).to(job.device)
     detect: Any = None if arm in ("task_free_mas", "online") else lambda number, loss: number in at
-    free = TaskFreeMAS(model, 0.0 if arm == "online" else problems.FREE_WEIGHT, detect=detect)
+    free = TaskFreeMAS(model, 0.0 if arm == "online" else c.free_weight, detect=detect)
     found = continual.learn_online(
         model, segments, config=TrainConfig(optimizer="sgd", lr=0.05), iterations=c.iterations, task_free=free,
         seed=seed,

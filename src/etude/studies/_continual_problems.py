@@ -1,6 +1,6 @@
 """What the study of continual-learning tools trains: nets, streams, methods between tasks, six domains for the gate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,8 +21,6 @@ from etude.layers import mlp
 from etude.training import TrainConfig
 
 SIDE = 14
-FREE_WEIGHT = 0.1  # of the penalty on a stream without borders
-SUBSET_WEIGHT = 0.3  # of the penalty between two tasks
 DOMAINS = ("first half of the classes", "second half", "digits of another set", "turned", "inverted", "signals")
 
 
@@ -93,12 +91,13 @@ class Between:
     callbacks: tuple[Any, ...] = ()
 
 
-def method(arm: str, model: TaskHeads, lam: float, weight: float, rows: int, seed: int) -> Between:
-    """`lam`: of the penalty; `weight`: of SLNID's or EBLL's own term; importance is taken on `rows` training rows."""
+def method(arm: str, model: TaskHeads, weights: Sequence[float], rows: int, seed: int) -> Between:
+    """`weights`: of the penalty, and of SLNID's or EBLL's own term; importance is taken on `rows` training rows."""
     if arm == "fine_tune":
         return Between()
+    lam = weights[0]
     if arm in ("lwf", "ebll"):
-        old = continual.LwF(model, lam) if arm == "lwf" else continual.EBLL(model, lam, code_dim=16, alpha=weight)
+        old = continual.LwF(model, lam) if arm == "lwf" else continual.EBLL(model, lam, code_dim=16, alpha=weights[1])
 
         def close(segment: Segment) -> None:
             if isinstance(old, continual.EBLL):
@@ -110,7 +109,7 @@ def method(arm: str, model: TaskHeads, lam: float, weight: float, rows: int, see
     keep = kinds[arm](model, lam) if arm in kinds else MAS(model, lam, per_sample=arm != "mas_batch")
     if isinstance(keep, continual.SynapticIntelligence):
         return Between(keep.penalty, lambda s: keep.begin_task(), lambda s: keep.update(), callbacks=(keep,))
-    inhibit = SLNID(model, weight) if arm == "mas_slnid" else None
+    inhibit = SLNID(model, weights[1]) if arm == "mas_slnid" else None
 
     def after(segment: Segment) -> None:
         x = segment.train.x[:rows]

@@ -24,7 +24,7 @@ def subset_accuracy(job: Job, seed: int) -> Iterator[Measurement]:
     segments = permuted_stream(task, 2, seed=seed)
     classes = torch.randperm(task.num_classes, generator=stream(seed, "user"))[:2]
     model = problems.headed_net(task.train.x.shape[1], c.width, seed).to(job.device)
-    mas = MAS(model, problems.SUBSET_WEIGHT)
+    mas = MAS(model, c.subset_weight)
     data = segments[0].train
     rows = data.x if arm == "mas_all_data" else data.x[torch.isin(data.y, classes)]
 

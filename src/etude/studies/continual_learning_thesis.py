@@ -7,7 +7,7 @@ streams of disjoint classes once, in batches of ten, with one head.
 from collections.abc import Iterator
 from typing import ClassVar
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 
 from etude import continual
 from etude.data import load_images, permuted_stream
@@ -19,9 +19,10 @@ from etude.studies._continual_plots import continual_plots
 from etude.studies._continual_routing import gate_scores, subset_accuracy
 from etude.training import TrainConfig
 
-TASKS = {  # arms on permuted tasks: weight of the penalty, and of a term of their own
-    "fine_tune": (0.0, 0.0), "l2": (0.03, 0.0), "ewc": (10.0, 0.0), "mas": (0.03, 0.0), "mas_batch": (0.03, 0.0),
-    "mas_shuffled": (0.03, 0.0), "mas_slnid": (0.03, 1e-3), "si": (1.0, 0.0), "lwf": (1.0, 0.0), "ebll": (1.0, 1.0),
+TASKS = {  # arms on permuted tasks: settings with the weight of the penalty, and of a term of their own
+    "fine_tune": (), "l2": ("l2_weight",), "ewc": ("ewc_weight",), "mas": ("mas_weight",), "mas_batch": ("mas_weight",),
+    "mas_shuffled": ("mas_weight",), "mas_slnid": ("mas_weight", "slnid_weight"), "si": ("si_weight",),
+    "lwf": ("lwf_weight",), "ebll": ("lwf_weight", "ebll_weight"),
 }  # fmt: skip
 SMALL = ("fine_tune", "mas", "mas_slnid")  # also at the small width
 MEMORIES = ("single", "reservoir", "mir", "gss_greedy")
@@ -49,6 +50,20 @@ class ContinualConfig(StudyConfig):
     """Updates on each batch of a stream."""
     gate_rows: tuple[PositiveInt, PositiveInt] = (500, 100)
     gate_epochs: PositiveInt = 30
+    l2_weight: NonNegativeFloat = 0.03
+    ewc_weight: NonNegativeFloat = 10.0
+    mas_weight: NonNegativeFloat = 0.03
+    si_weight: NonNegativeFloat = 1.0
+    lwf_weight: NonNegativeFloat = 1.0
+    """Of the distillation in LwF and EBLL."""
+    slnid_weight: NonNegativeFloat = 1e-3
+    """Of the inhibition beside MAS."""
+    ebll_weight: NonNegativeFloat = 1.0
+    """Of the codes' movement."""
+    subset_weight: NonNegativeFloat = 0.3
+    """Of MAS between the two tasks of the user's subset."""
+    free_weight: NonNegativeFloat = 0.1
+    """Of MAS on a stream without borders."""
 
 
 class ContinualStudy(Study):
@@ -119,7 +134,8 @@ def _tasks(job: Job, seed: int) -> Iterator[Measurement | Artifact]:
     task = problems.flat_task(job.task, seed, c.rows, job.device)
     for width in (c.width, c.small_width) if arm in SMALL else (c.width,):
         model = problems.headed_net(task.train.x.shape[1], width, seed).to(job.device)
-        own = problems.method(arm, model, *TASKS[arm], c.importance_rows, seed)
+        weights = [float(getattr(c, name)) for name in TASKS[arm]]
+        own = problems.method(arm, model, weights, c.importance_rows, seed)
         found = continual.learn_tasks(
             model, permuted_stream(task, c.tasks, seed=seed), config=TrainConfig(epochs=c.epochs), penalty=own.penalty,
             before=own.before, after=own.after, loss=own.loss, callbacks=own.callbacks, seed=seed, device=job.device,

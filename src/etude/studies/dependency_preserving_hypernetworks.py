@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from etude.data import load_images, permuted_stream
 from etude.data.images import ImageSet
@@ -20,7 +20,6 @@ from etude.training import TrainConfig
 
 GENERATORS = ("rnn", "chunked", "rnn_importance", "rnn_growth", "rnn_small", "fine_tune")
 SPLIT = ("rnn", "chunked", "fine_tune")  # arms that learn the split tasks, too
-BETA = 0.1  # best of 0.01, 0.1 and 1 on a held-out seed, for every arm
 
 
 class DependencyConfig(StudyConfig):
@@ -36,11 +35,13 @@ class DependencyConfig(StudyConfig):
     """Updates a permuted task."""
     steps_split: PositiveInt = 250
     """Updates a task of two classes."""
-    lr: float = 2e-3
+    lr: PositiveFloat = 2e-3
+    beta: NonNegativeFloat = 0.1
+    """Of the regulariser: best of 0.01, 0.1 and 1 on a held-out seed, for every arm."""
     batch_size: PositiveInt = 64
     width: PositiveInt = 64
     """Units of both hidden layers of the target."""
-    scale: float = 1.0
+    scale: PositiveFloat = 1.0
     """Factor of the generators' sizes."""
     few_seeds: PositiveInt = 5
     """Seeds of the split tasks."""
@@ -97,7 +98,7 @@ class DependencyStudy(Study):
                 continue
             segments = permuted_stream(task, c.tasks, seed=seed)
             if job.arm in GENERATORS:
-                found, cl = problems.learn(job.arm, segments, sizes, config, BETA, seed, job.device, c.scale)
+                found, cl = problems.learn(job.arm, segments, sizes, config, c.beta, seed, job.device, c.scale)
                 yield Measurement(job.arm, seed, "parameter_ratio", problems.parameter_ratio(cl.hyper))
                 if job.arm == "rnn_growth":
                     yield Measurement(job.arm, seed, "widenings", len(cl.growth_history))
@@ -114,7 +115,7 @@ class DependencyStudy(Study):
             if job.arm in SPLIT and seed < FIRST_SEED + c.few_seeds:
                 pairs = problems.split_classes(task, seed)
                 config = replace(config, steps=c.steps_split)
-                found, _ = problems.learn(job.arm, pairs, sizes, config, BETA, seed, job.device, c.scale)
+                found, _ = problems.learn(job.arm, pairs, sizes, config, c.beta, seed, job.device, c.scale)
                 yield Measurement(job.arm, seed, "final_accuracy_split", 100 * found.average, "points")
                 yield Measurement(job.arm, seed, "backward_transfer_split", 100 * found.bwt, "points")
                 if c.full:
