@@ -16,6 +16,9 @@ import sqlalchemy as sa
 
 pytest.importorskip("fastapi", reason="the extra web is not installed")
 
+from tests.page.measured import measured
+
+from etude.lab.ledger import Ledger
 from etude.page import commands, store
 from etude.page import tables as t
 from etude.page.database import Database
@@ -237,18 +240,14 @@ def test_addresses_can_be_shared_and_pages_stay_put(tab, db, browser, server):
     other.context.close()
 
 
-def test_focus_and_words_beside_colours(tab, db):
+def test_focus_and_words_beside_colours(tab, server):
     """12: the focus can be seen, the first stop skips to the content, a verdict is a word and a sign."""
-    record = {"claim": "A1", "protocol": "paper", "tier": "laptop", "verdict": "fails", "effect": 0.0, "low": -0.1,
-              "high": 0.1, "n": 5, "unit": "1", "relation": "greater", "margin": 0.1, "notes": [], "slug": "gpicl"}  # fmt: skip
-    with db.begin() as c:
-        values = {k: record[k] for k in ("slug", "claim", "protocol", "tier", "verdict")}
-        c.execute(sa.insert(t.verdict_log).values(**values, record=record, run="x", at=1))
-    tab.goto("/search?q=gpicl")
+    measured(
+        Ledger(server.folder / "etude.sqlite"), "pointer-networks", {"ptr": 20.0, "attention": 50.0, "untrained": 0.0}
+    )
+    tab.goto("/search?q=pointer-networks")
     assert "✗" in tab.locator(".badge.fails").first.inner_text()
     assert "fail" in tab.locator(".badge.fails").first.inner_text()
-    with db.begin() as c:
-        c.execute(sa.delete(t.verdict_log).where(t.verdict_log.c.run == "x"))
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.className") == "skip"
     for _ in range(6):

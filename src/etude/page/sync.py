@@ -1,15 +1,15 @@
 """The catalogue's papers as papers of the page, and the ledger's verdicts as its history."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
 
 from etude import catalogue
 from etude.catalogue import Paper
-from etude.lab.ledger import Ledger
+from etude.lab.judge import Verdict
 from etude.lab.queue import Queue
-from etude.lab.verdicts import verdicts
 from etude.page import heat as h
 from etude.page import store
 from etude.page import tables as t
@@ -70,11 +70,10 @@ def sync_studies(db: Database, queue: Queue, now: int) -> int:
     return warmed
 
 
-def sync_verdicts(db: Database, ledger: Ledger, now: int) -> int:
+def sync_verdicts(db: Database, current: Iterable[Verdict], now: int) -> int:
     """Log every verdict that is new or has changed, and warm its paper. Returns how many."""
     log = t.verdict_log.c
     changed = 0
-    current = verdicts(ledger)
     with db.begin() as c:
         ids = dict(
             c.execute(sa.select(t.alias.c.value, t.alias.c.paper_id).where(t.alias.c.kind == "slug")).tuples().all()

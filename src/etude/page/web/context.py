@@ -16,6 +16,7 @@ from etude.lab.registry import present_digest
 from etude.page import tables as t
 from etude.page.accounts import rotate, session_of
 from etude.page.authorship import authors_of
+from etude.page.current import CurrentVerdicts
 from etude.page.database import Database
 from etude.page.digest.send import Folder, send_due
 from etude.page.notes import may_edit
@@ -27,7 +28,6 @@ from etude.page.web.kept import Kept
 
 COOKIE = "etude"
 _ME = sa.select(t.account).where(t.account.c.handle == "me")
-TIER_ORDER = {"gpu": 0, "laptop": 1, "quick": 2}
 
 
 @dataclass
@@ -38,16 +38,17 @@ class Site:
     clock: Callable[[], float] = time.time
     db: Database = field(init=False)
     ledger: Ledger = field(init=False)
+    current: CurrentVerdicts = field(init=False)
     queue: Queue = field(init=False)
     meaning: SemanticIndex = field(init=False)
     kept: Kept = field(init=False)
     searches: dict[str, list[int]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     _digests: dict[tuple[str, str], str | None] = field(default_factory=dict)
-    _verdicts: tuple[int | None, dict[str, list[dict[str, Any]]]] = (-1, {})
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.settings.database)
+        self.current = CurrentVerdicts(self.ledger)
         self.db = Database(self.settings.database)
         self.queue = Queue(self.ledger, self.clock)
         self.kept = Kept(self.db)
@@ -64,7 +65,7 @@ class Site:
     def refresh_verdicts(self) -> int:
         """Log what the ledger says anew, and count the studies that readers ran."""
         sync_studies(self.db, self.queue, self.now)
-        return sync_verdicts(self.db, self.ledger, self.now)
+        return sync_verdicts(self.db, self.current.verdicts(), self.now)
 
     def by_meaning(self) -> SemanticIndex | None:
         """The index of meanings, when it is wanted and ready."""
@@ -89,25 +90,9 @@ class Site:
         return self._digests[slug, tier]
 
     def verdicts(self, slugs: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
-        """The newest logged verdict of every claim, protocol and tier, by slug, largest tier first."""
-        log = t.verdict_log
-        ((last,),) = (r.values() for r in self.db.rows(sa.select(sa.func.max(log.c.id))))
-        known, by_slug = self._verdicts
-        if known != last:
-            by_slug = self._newest_verdicts()
-            self._verdicts = last, by_slug
+        """The verdicts of the newest run of every paper and tier, by slug, largest tier first."""
+        by_slug = self.current.by_slug()
         return by_slug if slugs is None else {slug: by_slug[slug] for slug in slugs if slug in by_slug}
-
-    def _newest_verdicts(self) -> dict[str, list[dict[str, Any]]]:
-        log = t.verdict_log
-        newest = sa.select(sa.func.max(log.c.id)).group_by(log.c.slug, log.c.claim, log.c.protocol, log.c.tier)
-        rows = self.db.rows(sa.select(log).where(log.c.id.in_(newest)).order_by(log.c.id))
-        rows.sort(key=lambda r: TIER_ORDER[r["tier"]])
-        out: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            if row["protocol"] != "user":  # a reader's own data are nobody else's business
-                out.setdefault(row["slug"], []).append(row["record"] | {"at": row["at"], "run": row["run"]})
-        return out
 
     def badges(self, slugs: list[str]) -> dict[str, dict[str, Any]]:
         """For a list: how many claims hold, fail, stay open at the largest tier measured."""

@@ -206,32 +206,35 @@ def claim_rows(s: Site, slug: str) -> list[dict[str, Any]]:
             v | {"strip": forest_row(Verdict(**{k: x for k, x in v.items() if k in names}), difference, 300.0)}
             for v in mine
         ]  # fmt: skip
-        why_not = claim.reason if claim.status == "not_testable" else f"not re-tested yet (asks for tier {claim.tier})"
+        why_not = f"not re-tested: {claim.reason or f'asks for tier {claim.tier}'}"
         out.append({"claim": claim, "verdicts": shown, "why_not": None if shown else why_not})
     return out
 
 
-@router.get("/paper/{slug}.bib")
+@router.get("/paper/{slug:path}.bib")
 def paper_bib(request: Request, slug: str) -> Response:
     return PlainTextResponse(citations.bibtex(find_paper(site(request), slug)), media_type="application/x-bibtex")
 
 
-@router.get("/paper/{slug}.ris")
+@router.get("/paper/{slug:path}.ris")
 def paper_ris(request: Request, slug: str) -> Response:
     text = citations.ris(find_paper(site(request), slug))
     return PlainTextResponse(text, media_type="application/x-research-info-systems")
 
 
-@router.get("/paper/{slug}.csl.json")
+@router.get("/paper/{slug:path}.csl.json")
 def paper_csl(request: Request, slug: str) -> Response:
     return JSONResponse([citations.csl(find_paper(site(request), slug))])
 
 
-@router.get("/paper/{slug}", response_class=HTMLResponse)
+@router.get("/paper/{slug:path}", response_class=HTMLResponse)  # old arXiv ids and DOIs hold a slash
 def paper_page(request: Request, slug: str) -> Response:
     s = site(request)
     who = reader(request)
-    (row,) = decorate(s, [find_paper(s, slug)], who.id)
+    found = find_paper(s, slug)
+    if found["slug"] != slug:  # cards, runs and verdicts go by the one name
+        return RedirectResponse(f"/paper/{found['slug']}", status_code=301)
+    (row,) = decorate(s, [found], who.id)
     authors = authorship.authors_of(s.db, row["id"])
     followed = follows_of(s.db, who.id) if who.id is not None else []
     editable = may_edit(who.account, row, authors)
