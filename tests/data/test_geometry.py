@@ -273,3 +273,14 @@ def test_the_label_does_not_depend_on_which_of_the_twins_the_solver_took_first()
     for tour in ([0, 1, 2, 3], [0, 3, 2, 1], [0, 2, 3, 1], [0, 1, 3, 2]):
         ours = _counter_clockwise(line, np.array([tour]))[0].tolist()
         assert ours == [0, 1, 2, 3]
+
+
+def test_an_empty_batch_has_no_triangles():
+    assert G.delaunay_targets(torch.rand(0, 4, 2)).shape == (0, 0)
+
+
+def test_tours_of_any_integer_type_but_no_fractions():
+    points, tour = torch.rand(1, 4, 2), torch.tensor([[0, 2, 1]])
+    assert G.tour_length(points, tour.to(torch.uint8)) == G.tour_length(points, tour)
+    with pytest.raises(ValueError, match=r"must be integers, got torch\.float32"):
+        G.tour_length(points, tour.float())

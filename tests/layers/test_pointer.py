@@ -317,3 +317,17 @@ class TestBadInput:
             net("lstm")(torch.rand(3, 9, 2), TARGET)
         with pytest.raises(ValueError, match="target_lengths"):
             net()(x(), TARGET, target_lengths=[1, 2, 9])
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("mask", ["none", "permutation"])
+def test_an_empty_batch_gives_empty_answers(beam_size, mask):
+    found = PointerNetwork(2, 8).generate(torch.rand(0, 4, 2), beam_size=beam_size, mask=mask)
+    assert found.sequences.shape == (0, 0)
+    assert found.scores.shape == found.finished.shape == (0,)
+    assert [t.dtype for t in found] == [torch.int64, torch.float32, torch.bool]
+
+
+def test_targets_of_any_integer_type():
+    net, x, target = PointerNetwork(2, 8), torch.rand(2, 4, 2), torch.tensor([[0, 2, 1], [3, 1, 0]])
+    assert net(x, target.to(torch.uint8)).loss == net(x, target.int()).loss == net(x, target).loss

@@ -51,6 +51,16 @@ def test_plots_come_with_data(result):
     assert all("$schema" in spec for spec in plots.values())
 
 
+@pytest.mark.parametrize("tier", ["quick", "laptop", "gpu"])
+def test_trained_sizes_are_shaded(tier):
+    c = PointerStudy.configs[tier]
+    sizes = {c.n_low, (c.n_low + c.n) // 2, c.n, 3 * c.n // 2, 2 * c.n}
+    one = {"arm": "ptr_range", "seed": 1000, "metric": "exact_by_n", "value": 1.0, "unit": "points", "protocol": "hull"}
+    (plot,) = PointerStudy().plots(Results([one | {"step": n} for n in sizes], []))
+    (shade,) = [layer["data"]["values"] for layer in plot.spec["layer"] if layer["mark"]["type"] == "rect"]
+    assert shade == [{"low": c.n_low, "high": c.n}]
+
+
 @pytest.mark.parametrize("protocol", ["hull", "hull_long", "delaunay", "tsp", "tsp_range", "tsp_teacher"])
 def test_every_arm_yields_the_metrics_of_its_claims(protocol):
     """Two updates of tiny nets: what the gpu tier measures exists, for several seeds in one job."""

@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 
+from etude import training
+from etude.data.tasks import Split, Task
 from etude.errors import SourceUnavailable
 from etude.lab.jobs import UserData
 from etude.lab.registry import study
 from etude.lab.runner import run_study
+from etude.lab.study import Job
+from etude.studies._longer_training import train_recipe
+from etude.studies.train_longer import LongerConfig
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +87,15 @@ def test_the_stand_in_for_mnist_is_used_only_where_mnist_is_not(monkeypatch):
     absent = False
     with pytest.raises(SourceUnavailable, match="not needed"):
         longer.task("mnist_5k", longer.configs["laptop"])
+
+
+@pytest.mark.parametrize(("epochs", "factors"), [(1, {0: 1}), (2, {0: 1, 1: 0.1}), (4, {0: 1, 2: 0.1, 3: 0.01})])
+def test_a_short_run_starts_at_the_full_rate(monkeypatch, epochs, factors):
+    found = []
+    monkeypatch.setattr(training, "train", lambda *_, config, **__: found.append(config) or [])
+    config = LongerConfig(n_seeds=3, epochs=epochs)
+    rows = Split(torch.zeros(64, 4), torch.zeros(64, dtype=torch.long))
+    tasks = {s: Task("t", "images", rows, test=rows, num_classes=2) for s in config.seeds}
+    train_recipe(Job("digits", "small", config.seeds, config, None), tasks, "small")
+    assert found[0].lr == config.lr
+    assert found[0].boundaries == pytest.approx({e * 64 // config.batch_small: f for e, f in factors.items()})

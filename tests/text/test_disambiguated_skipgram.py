@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
@@ -151,6 +152,14 @@ def test_documents_may_come_from_a_generator(instances):
         ({"temperature": (1.0, 0.0)}, [["aa"] * 9], "temperature"),
         ({"entropy_weight": -1.0}, [["aa"] * 9], "entropy_weight"),
         ({"lr": 0.0}, [["aa"] * 9], "lr must be positive"),
+        ({"temperature": 0.5}, [["aa"] * 9], "temperature must be two positive numbers .* got 0.5"),
+        ({"temperature": (1.0, float("nan"))}, [["aa"] * 9], "temperature"),
+        ({"subsample": 0}, [["aa"] * 9], "subsample must be positive or None, got 0"),
+        ({"prune_below": 2}, [["aa"] * 9], r"prune_below must lie in 0\.\.1, got 2"),
+        ({"prune_below": -1}, [["aa"] * 9], "prune_below"),
+        ({"n_senses": 2.5}, [["aa"] * 9], "n_senses must be an integer, got 2.5"),
+        ({"window": 2.5}, [["aa"] * 9], "window must be an integer, got 2.5"),
+        ({"lr": 1e38}, [["aa", "bb", "cc"] * 99], "training diverged in epoch"),
     ],
 )
 def test_bad_input_to_fit_is_named(changes, documents, message):
@@ -170,3 +179,31 @@ def test_bad_input_to_predict_is_named(fitted, instances):
         fitted.sense_neighbors(word, 3)
     with pytest.raises(NotFittedError):
         DisambiguatedSkipGram().predict_sense("a", ["b"])
+    with pytest.raises(NotFittedError):
+        DisambiguatedSkipGram().sense_vector("a", ["b"])
+
+
+@pytest.mark.parametrize("name", ["predict_sense", "predict_sense_proba", "sense_vector"])
+def test_a_warning_names_the_line_that_asked(fitted, instances, name):
+    with pytest.warns(UserWarning, match="no known word") as caught:
+        getattr(fitted, name)(instances.words[0], ["nowhere"])
+    with pytest.warns(UserWarning, match="no known word") as again:
+        fitted.predict_proba([instances.words[0]], [["nowhere"]])
+    assert {w.filename for w in (*caught, *again)} == {__file__}
+
+
+@pytest.mark.parametrize("kind", [DisambiguatedSkipGram, MultiSenseSkipGram])
+def test_fit_is_the_same_whatever_torch_was_told(kind, instances):
+    documents = instances.documents[:60]
+    want = kind(**settings(max_epochs=1)).fit(documents)
+    for switched_off in (torch.no_grad, torch.inference_mode):
+        with switched_off():
+            found = kind(**settings(max_epochs=1)).fit(documents)
+        np.testing.assert_array_equal(found.sense_vectors_, want.sense_vectors_)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = kind(**settings(max_epochs=1)).fit(documents)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found.sense_vectors_, want.sense_vectors_)
+    assert found.sense_priors_.dtype == want.sense_priors_.dtype

@@ -9,7 +9,7 @@ from sklearn.exceptions import NotFittedError
 from etude.data.randomness import stream
 from etude.data.topics import topic_documents
 from etude.layers import hamming_distances
-from etude.text import BinaryParagraphVector, ParagraphVector
+from etude.text import BinaryParagraphVector, ParagraphVector, SemanticHashing
 from etude.text.count_loss import Counts
 from etude.text.paragraph import Batch, Objective, RowOptimizer, build_model, new_documents
 from etude.training.metrics import average_precision
@@ -310,6 +310,10 @@ def test_bfloat16_gives_nearly_the_same_codes(corpus):
         (small(max_epochs=0), ["aa bb", "aa bb"], "max_epochs must be positive"),
         (small(subsample=0), ["aa bb", "aa bb"], "subsample"),
         (small("dm", ngram_range=(1, 2)), ["aa bb", "aa bb"], "dm.*ngram_range"),
+        (small("dm", ngram_range=1), ["aa bb", "aa bb"], "dm.*ngram_range"),
+        (small(ngram_range=3), ["aa bb", "aa bb"], "ngram_range must be .*: 3"),
+        (small(min_count=0), ["aa bb", "aa bb"], "min_count must be at least 1, got 0"),
+        (small(min_count=1, lr=1e38, document_lr=1e38), ["aa bb", "bb cc"] * 9, "training diverged in epoch"),
         (small(min_count=99), ["aa bb", "aa bb"], "lower min_count"),
         (ParagraphVector(0), ["aa bb", "aa bb"], "dim"),
         (ParagraphVector(4.5), ["aa bb", "aa bb"], "dim must be an integer"),
@@ -319,6 +323,41 @@ def test_bfloat16_gives_nearly_the_same_codes(corpus):
 def test_bad_input_to_fit_is_named(model, texts, message):
     with pytest.raises(ValueError, match=message):
         model.fit(texts)
+
+
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "model",
+    [*map(small, ARCHITECTURES), ParagraphVector(8, random_state=0, max_epochs=2), SemanticHashing(8, random_state=0)],
+)
+def test_fit_and_transform_learn_where_gradients_are_switched_off(model, corpus, switched_off):
+    texts, new = corpus.texts[:40], corpus.texts[40:50]
+    want = clone(model).fit(texts)
+    with switched_off():
+        np.testing.assert_array_equal(want.transform(new), clone(model).fit(texts).transform(new))
+
+
+@pytest.mark.parametrize("model", [*map(small, ARCHITECTURES), SemanticHashing(8, random_state=0)])
+def test_another_default_dtype_of_torch_changes_no_dtype_here(model, corpus):
+    texts = corpus.texts[:40]
+    torch.set_default_dtype(torch.float64)
+    try:
+        codes = clone(model).fit(texts).transform(texts)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    if not isinstance(model, SemanticHashing):  # its layers are drawn by torch itself
+        np.testing.assert_array_equal(codes, clone(model).fit(texts).transform(texts))
+
+
+@pytest.mark.parametrize(
+    "model", [small(min_count=1), ParagraphVector(4, min_count=1), SemanticHashing(8, min_count=1)]
+)
+def test_a_warning_names_the_line_that_asked(model):
+    model = clone(model).fit(["aa bb cc", "bb cc dd"])
+    for call in (model.transform, model.infer) if hasattr(model, "infer") else (model.transform,):
+        with pytest.warns(UserWarning, match="document 0 has no word") as caught:
+            call(["zz"])
+        assert [w.filename for w in caught] == [__file__]
 
 
 def test_unknown_documents_get_zero_codes_and_a_warning():

@@ -59,6 +59,8 @@ def test_documents_may_come_from_an_iterator():
         (lambda: tokenize("one text"), r"pass \[text\]"),
         (lambda: tokenize(["a", 3]), "document 1 is int"),
         (lambda: Vocabulary.build([["a"]], ngram_range=(2, 1)), r"\(2, 1\)"),
+        (lambda: Vocabulary.build([["a"]], ngram_range=3), "ngram_range must be .*: 3"),
+        (lambda: Vocabulary.build([["a"]], min_count=-4), "min_count must be at least 1, got -4"),
         (lambda: Vocabulary.build([["a"]], min_count=2), "lower min_count"),
         (lambda: Vocabulary.build([["a"]], min_count=1, max_features=0), "max_features must be a positive integer"),
         (lambda: Vocabulary.build([["a"]], min_count=1, max_features=-1), "max_features must be a positive integer"),

@@ -193,6 +193,31 @@ def test_tensors_go_in(digits):
     assert np.array_equal(a.predict(torch.from_numpy(X)), a.predict(X))
 
 
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_it_learns_where_gradients_are_switched_off(digits, switched_off):
+    X, y = digits
+    want = SmallClassifier(max_epochs=1, random_state=0).fit(X, y).partial_fit(X, y)
+    with switched_off():
+        found = SmallClassifier(max_epochs=1, random_state=0).fit(X, y).partial_fit(X, y)
+        assert np.array_equal(found.predict_proba(X), want.predict_proba(X))
+        SmallClassifier(random_state=0).partial_fit(X, y)
+
+
+def test_a_module_in_another_precision_is_trained_in_that_of_the_rows(digits):
+    X, y = digits
+    net = Holds(encoder=nn.Linear(64, 4).double(), random_state=0).fit(X, y)
+    assert {p.dtype for p in net.module_.parameters()} == {torch.float32}
+
+
+def test_predicting_leaves_the_module_in_its_mode(digits):
+    X, y = digits
+    net = SmallClassifier(max_epochs=1, random_state=0).fit(X, y)
+    assert not net.module_.training
+    net.module_.train()
+    net.predict(X)
+    assert net.module_.training
+
+
 def test_bad_input_is_named(digits):
     X, y = digits
     net = SmallClassifier(max_epochs=1)

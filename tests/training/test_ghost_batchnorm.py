@@ -214,6 +214,10 @@ def test_the_swapped_net_equals_chunked_training_of_the_plain_one():
     assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(ghost.buffers(), plain.buffers()))
 
 
+class OwnNorm(nn.BatchNorm1d):
+    """A batch norm with ways of its own."""
+
+
 def test_what_cannot_be_swapped_is_named():
     with pytest.raises(TargetError, match="has no batch norm to swap"):
         to_ghost_batchnorm(nn.Linear(2, 2))
@@ -221,6 +225,17 @@ def test_what_cannot_be_swapped_is_named():
         to_ghost_batchnorm(nn.Sequential(nn.SyncBatchNorm(2), nn.BatchNorm1d(2)))
     with pytest.raises(TargetError, match="'0' does not know its width yet"):
         to_ghost_batchnorm(nn.Sequential(nn.LazyBatchNorm1d()))
+    model = nn.Sequential(OwnNorm(3), nn.BatchNorm1d(3))
+    with pytest.raises(TargetError, match=r"0 is a OwnNorm, .* give targets to leave it"):
+        to_ghost_batchnorm(model)
+    assert type(model[1]) is nn.BatchNorm1d
+    assert [type(m) for m in to_ghost_batchnorm(model, targets="1")] == [OwnNorm, GhostBatchNorm1d]
+
+
+@pytest.mark.parametrize("size", [None, float("nan"), float("inf"), 2.5, "4", 0])
+def test_ghost_sizes_that_are_no_whole_number(size):
+    with pytest.raises(ValueError, match="ghost_size must be a whole number"):
+        GhostBatchNorm1d(3, ghost_size=size)
 
 
 def test_many_seeds_at_once_give_what_each_gives_alone():
@@ -254,6 +269,20 @@ def test_hooks_stay_and_a_second_call_changes_the_size():
     to_ghost_batchnorm(model, 2)
     assert model[1].ghost_size == 2
     model(torch.randn(16, 3))
+    assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    "register",
+    ["register_full_backward_hook", "register_full_backward_pre_hook", "register_state_dict_post_hook",
+     "register_state_dict_pre_hook", "register_load_state_dict_post_hook"],
+)  # fmt: skip
+def test_every_kind_of_hook_stays(register):
+    model, seen = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), []
+    getattr(model[1], register)(lambda *_: seen.append(1))
+    to_ghost_batchnorm(model, 4)
+    model(torch.randn(8, 3)).sum().backward()
+    model.load_state_dict(model.state_dict())
     assert seen == [1]
 
 

@@ -30,6 +30,13 @@ def test_the_same_epochs_are_fewer_updates_and_an_adapted_regime_has_as_many():
     assert large_batch_config(BASE, REGIME, num_rows=4000, batch=512, epochs=12, rule="none").lr == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(("rows", "batch", "kept"), [(20, 512, {0: 1.0}), (100, 128, {0: 1.0, 5: 0.1, 7: 0.01})])
+def test_phases_that_fall_on_one_update_keep_the_first_rate(rows, batch, kept):
+    c = large_batch_config(BASE, REGIME, num_rows=rows, batch=batch, epochs=12, adapted=False, rule="none")
+    assert c.lr == 0.1
+    assert c.boundaries == pytest.approx(kept)
+
+
 def test_noise_of_a_step_by_the_closed_form():
     """For a linear model with squared loss, the gradient of a row is known; with replacement cov = cov_row / B."""
     g = stream(0, "x")

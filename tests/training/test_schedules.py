@@ -156,6 +156,9 @@ def test_a_ratio_that_is_no_whole_number_is_rounded_up() -> None:
         ({"boundaries": {3: 0.1}}, "epoch 0"),
         ({"boundaries": {0: 0.1, 12: 0.1}}, "0..11"),
         ({"boundaries": {}}, "epoch 0"),
+        ({"boundaries": {0: math.nan}}, "learning rates must be finite"),
+        ({"boundaries": {0: 0.1, 6: -0.1}}, "learning rates must be finite"),
+        ({"boundaries": {0: 0.0}}, "the first above 0"),
     ],
 )
 def test_bad_regimes(wrong: dict, reason: str) -> None:

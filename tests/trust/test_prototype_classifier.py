@@ -123,6 +123,13 @@ def test_saved_and_loaded(fitted, digits, tmp_path):
     assert np.array_equal(again.explain(X[:1])[0].contribution, fitted.explain(X[:1])[0].contribution)
 
 
+def test_an_explanation_does_not_hang_on_the_output_of_transform(digits, fitted):
+    X, y = digits
+    tables = clone(fitted).set_params(max_epochs=1).set_output(transform="pandas").fit(X[:100], y[:100])
+    assert tables.transform(X[:2]).shape == (2, 15)
+    assert len(tables.explain(X[:2])) == 2
+
+
 def test_fewer_prototypes_than_classes_is_a_warning(digits):
     X, y = digits
     with pytest.warns(UserWarning, match="3 prototypes for 10 classes"):
@@ -195,6 +202,7 @@ def test_a_small_last_batch_is_left_out(digits):
     ("options", "message"),
     [
         ({"n_prototypes": 0}, "n_prototypes must be at least 1, got 0"),
+        ({"n_prototypes": True}, "n_prototypes must be a whole number, got True"),
         ({"n_prototypes": 2.5}, "n_prototypes must be a whole number, got 2.5"),
         (dict.fromkeys(("lambda_class", "lambda_ae", "lambda_r1", "lambda_r2"), 0), "all four lambdas are 0"),
         ({"encoder": nn.Linear(64, 2)}, "both encoder and decoder"),

@@ -95,7 +95,7 @@ def delaunay_targets(points: Tensor, *, lengths: Tensor | None = None) -> Tensor
         except QhullError:
             triangles = _NONE
         rows.append(triangles[_by_incentre(row, triangles)].reshape(-1))
-    out = torch.full((len(rows), max(r.size for r in rows)), -1, dtype=torch.int64)
+    out = torch.full((len(rows), max((r.size for r in rows), default=0)), -1, dtype=torch.int64)
     for i, r in enumerate(rows):
         out[i, : r.size] = torch.from_numpy(r)
     out = out.to(points.device) if isinstance(points, Tensor) else out

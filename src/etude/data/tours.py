@@ -91,7 +91,7 @@ def tour_length(points: Tensor, tour: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If an index lies outside 0..n-1 (other than the padding) or padding stands before an index.
+        If an index lies outside 0..n-1 (other than the padding) or is no integer, or padding stands before an index.
     """
     single = points.dim() == 2
     if single:
@@ -100,7 +100,7 @@ def tour_length(points: Tensor, tour: Tensor) -> Tensor:
     steps = torch.arange(tour.shape[1], device=tour.device)
     inside = steps < size[:, None]
     following = torch.where(steps + 1 < size[:, None], steps + 1, 0)
-    at = points.gather(1, tour.clamp_min(0)[..., None].expand(-1, -1, 2))
+    at = points.gather(1, tour.long().clamp_min(0)[..., None].expand(-1, -1, 2))
     then = at.gather(1, following[..., None].expand(-1, -1, 2))
     length = ((at - then).norm(dim=-1) * inside).sum(1)
     return length[0] if single else length
@@ -110,6 +110,9 @@ def check_sequences(sequences: Tensor, n: int, batch: int) -> Tensor:
     """Lengths (batch,) of index sequences padded with -1; raises ValueError for anything else in them."""
     if sequences.dim() != 2 or sequences.shape[0] != batch:
         raise ValueError(f"need index sequences of shape ({batch}, m), got {tuple(sequences.shape)}")
+    if sequences.is_floating_point():
+        raise ValueError(f"index sequences must be integers, got {sequences.dtype}")
+    sequences = sequences.long()
     wrong = (sequences >= n) | (sequences < -1)
     if wrong.any():
         row, at = (int(v) for v in wrong.nonzero()[0])

@@ -135,7 +135,8 @@ class PointerAttention(nn.Module):
     def forward(self, query: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
         """Logits (batch, q, n) of pointing from each query (batch, q, query_dim) at each item (batch, n, key_dim).
 
-        `memory_mask` is bool, (batch, n) or (batch, q, n), True = may be used; False gives -inf.
+        `memory_mask` is bool, (batch, n) or (batch, q, n), True = may be used; False gives -inf. Logits of half
+        precision inputs are float32, as the exponentials need it.
         """
         if query.dim() != 3 or memory.dim() != 3 or query.shape[0] != memory.shape[0]:
             raise ValueError(

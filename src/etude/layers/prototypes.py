@@ -4,6 +4,7 @@ Source: Li, Liu, Chen & Rudin 2018, arXiv 1710.04806, section 3 (`PrototypeLayer
 Snell, Swersky & Zemel 2017, arXiv 1703.05175, section 2.2 (`class_means`, `mean_logits`).
 """
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -48,8 +49,10 @@ class PrototypeLayer(nn.Module):
 
     def __init__(self, num_prototypes: int, dim: int) -> None:
         super().__init__()
-        if num_prototypes < 1 or dim < 1:
-            raise ValueError(f"num_prototypes and dim must be at least 1, got {num_prototypes} and {dim}")
+        if not all(isinstance(v, Integral) and v >= 1 for v in (num_prototypes, dim)):
+            raise ValueError(
+                f"num_prototypes and dim must be whole numbers of at least 1, got {num_prototypes} and {dim}"
+            )
         self.num_prototypes, self.dim = num_prototypes, dim
         self.prototypes = nn.Parameter(torch.rand(num_prototypes, dim))
 

@@ -198,6 +198,9 @@ class EncoderDecoder(nn.Module, ABC):
         self._check_mask_name(mask)
         memory = self.encode(x, lengths)
         batch, n = x.shape[0], x.shape[1]
+        if batch == 0:
+            nothing = torch.zeros(0, device=x.device)
+            return Generated(nothing.long().view(0, 0), nothing, nothing.bool())
         prepared = self._prepare(memory)
 
         def step(last: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -230,6 +233,7 @@ class EncoderDecoder(nn.Module, ABC):
         batch, n = memory.x.shape[:2]
         if target.dim() != 2 or target.shape[0] != batch or target.is_floating_point():
             raise ValueError(f"target must be integers of shape ({batch}, m), got {target.dtype} {tuple(target.shape)}")
+        target = target.long()
         real = target >= 0
         if target_lengths is None:
             sizes = real.sum(1)

@@ -49,7 +49,8 @@ def train_recipe(job: Job, tasks: dict[int, Task], arm: str, **walk: Any) -> lis
     config = training.TrainConfig(
         batch_size=c.batch_small, optimizer="sgd", momentum=0.9, weight_decay=1e-4, decay="all", clip_norm=5.0
     )
-    regime = {0: c.lr, c.epochs // 2: c.lr / 10, 3 * c.epochs // 4: c.lr / 100}
+    # in this order the higher rate stays where a short run puts two phases on one epoch
+    regime = {3 * c.epochs // 4: c.lr / 100, c.epochs // 2: c.lr / 10, 0: c.lr}
     config = training.large_batch_config(config, regime, num_rows=rows, batch=batch, epochs=c.epochs, **changes)
     if walk:
         config = replace(config, steps=c.walk_steps, schedule="constant", boundaries=None, eval_every=c.walk_steps)

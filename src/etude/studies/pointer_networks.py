@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import altair as alt
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from etude.data import planar
@@ -37,11 +37,17 @@ class PointerConfig(StudyConfig):
     steps: PositiveInt = 1500
     """Updates; protocol "hull_long" and arm `ptr_range` have twice as many."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    lr: float = 1e-2
+    lr: PositiveFloat = 1e-2
     """Best of 2e-3, 5e-3 and 1e-2 on a pilot seed for every trained arm: the same one."""
     init: Literal["scaled", "orthogonal", "uniform"] = "scaled"
     test_rows: PositiveInt = 1000
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "PointerConfig":
+        if self.n_low > self.n:
+            raise ValueError(f"n_low must be at most n (the sizes of `ptr_range`), got {self.n_low} and {self.n}")
+        return self
 
 
 class PointerStudy(Study):
@@ -107,7 +113,7 @@ class PointerStudy(Study):
             sizes = sorted({r["step"] for r in rows})
             line = alt.Chart(alt.Data(values=rows)).mark_line(point=True)
             line = line.encode(alt.X("step:Q", title="points"), alt.Y("mean(value):Q", title="%"), color="metric:N")
-            shade = alt.Chart(alt.Data(values=[{"low": sizes[0], "high": sizes[2]}])).mark_rect(opacity=0.12)
+            shade = alt.Chart(alt.Data(values=[{"low": sizes[0], "high": sizes[-1] // 2}])).mark_rect(opacity=0.12)
             spec = (shade.encode(x="low:Q", x2="high:Q") + line).to_dict()
             out.append(Plot("by-size", spec, "Exact hulls and area covered; trained sizes are shaded."))
         for found in results.artifacts("answers"):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import altair as alt
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 from torch.nn import functional as F
 
@@ -40,7 +40,7 @@ class PrototypeConfig(StudyConfig):
     """Passes over images of at least 16 pixels, elastically deformed."""
     train_rows: PositiveInt = 10_000
     """Training rows of sets with an official test part, which is used whole; 2,000 are compared with prototypes."""
-    lr: float = 2e-3
+    lr: PositiveFloat = 2e-3
 
 
 class PrototypeStudy(Study):
@@ -49,7 +49,7 @@ class PrototypeStudy(Study):
     configs: ClassVar = {
         "quick": PrototypeConfig(n_seeds=3, protocols=("digits",), epochs=60),
         "laptop": PrototypeConfig(),
-        "gpu": PrototypeConfig(n_seeds=3, protocols=("mnist", "fashion_mnist"), epochs_large=30, train_rows=60_000),
+        "gpu": PrototypeConfig(n_seeds=3, protocols=("mnist", "fashion_mnist"), epochs_large=300, train_rows=60_000),
     }
     arms: ClassVar = {
         "full": Arm("prototype network with all terms"),

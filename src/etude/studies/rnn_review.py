@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import altair as alt
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from etude.data import Split, load_images, load_texts, seeded_build, stream
 from etude.data import sequence_problems as problems
@@ -28,7 +28,7 @@ class ReviewConfig(StudyConfig):
     protocols: tuple[str, ...] = ("recall", "truncation", "two_sided", "copy", "gradients", "digits")
     hidden_size: PositiveInt = 48
     batch_size: PositiveInt = 64
-    lr: float = 3e-3
+    lr: PositiveFloat = 3e-3
     steps: PositiveInt = 1000
     """Updates; two_sided takes a third of them, digits two."""
     longest: PositiveInt = 40

@@ -5,10 +5,10 @@ Every arm trains the same perceptron with batch norm on the same rows; only batc
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from etude import training
 from etude.data import load_images
@@ -35,8 +35,8 @@ class LongerConfig(StudyConfig):
     """Also the size of a ghost."""
     batch_large: PositiveInt = 512
     epochs: PositiveInt = 12
-    lr: float = 0.1
-    walk_steps: PositiveInt = 200
+    lr: PositiveFloat = 0.1
+    walk_steps: Annotated[int, Field(ge=3)] = 200
     noise_batches: PositiveInt = 200
 
 

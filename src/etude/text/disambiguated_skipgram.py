@@ -8,6 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -56,6 +57,8 @@ class _SenseVectors(BaseEstimator, ABC):
         "n_senses", "dim", "window", "min_count", "n_negatives", "shared_negatives", "max_epochs", "batch_size", "lr",
     )  # fmt: skip
 
+    _integers = ("n_senses", "dim", "window", "shared_negatives", "max_epochs", "batch_size")
+
     @abstractmethod
     def _training(self) -> tuple[tuple[float, float], float]:
         """(temperatures at start and end, weight of the entropy cost)."""
@@ -66,12 +69,19 @@ class _SenseVectors(BaseEstimator, ABC):
         Raises
         ------
         ValueError
-            If a document is a string instead of a list of tokens, no word occurs `min_count` times, or a parameter
-            is out of range.
+            If a document is a string instead of a list of tokens, no word occurs `min_count` times, a parameter is
+            out of range, or training diverges.
         """
         for name in self._positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name in self._integers:
+            if not isinstance(getattr(self, name), Integral):
+                raise ValueError(f"{name} must be an integer, got {getattr(self, name)!r}")
+        if self.subsample is not None and not self.subsample > 0:
+            raise ValueError(f"subsample must be positive or None, got {self.subsample!r}")
+        if not 0 <= self.prune_below <= 1:
+            raise ValueError(f"prune_below must lie in 0..1, got {self.prune_below!r}")
         temperature, entropy_weight = self._training()
         documents = [tokens if isinstance(tokens, str) else list(tokens) for tokens in X]  # iterators give theirs once
         if isinstance(X, str) or any(isinstance(tokens, str) for tokens in documents):
@@ -94,21 +104,22 @@ class _SenseVectors(BaseEstimator, ABC):
         device = torch.device(
             ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         )
-        corpus = Corpus(
-            torch.tensor(tokens, device=device),
-            torch.repeat_interleave(torch.tensor(lengths)).to(device),
-            self._keep.to(device),
-            (noise / noise.sum()).float(),
-        )
-        seed = int(torch.randint(2**31, (1,), generator=as_generator(self.random_state)))
-        model = build_senses(len(words), self.n_senses, self.dim, stream(seed, "init"))
-        self._model = SenseModel(**{k: v.to(device) for k, v in model.tensors().items()})
-        self.history_ = train_senses(
-            self._model, corpus, kind=self._kind, window=self.window, n_negatives=self.n_negatives,
-            shared_negatives=self.shared_negatives, temperature=temperature, entropy_weight=entropy_weight,
-            epochs=self.max_epochs, batch_size=self.batch_size, lr=self.lr, seed=seed,
-        )  # fmt: skip
-        self._prune(self._mean_probabilities(corpus))
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
+            corpus = Corpus(
+                torch.tensor(tokens, device=device),
+                torch.repeat_interleave(torch.tensor(lengths)).to(device),
+                self._keep.to(device),
+                (noise / noise.sum()).float(),
+            )
+            seed = int(torch.randint(2**31, (1,), generator=as_generator(self.random_state)))
+            model = build_senses(len(words), self.n_senses, self.dim, stream(seed, "init"))
+            self._model = SenseModel(**{k: v.to(device) for k, v in model.tensors().items()})
+            self.history_ = train_senses(
+                self._model, corpus, kind=self._kind, window=self.window, n_negatives=self.n_negatives,
+                shared_negatives=self.shared_negatives, temperature=temperature, entropy_weight=entropy_weight,
+                epochs=self.max_epochs, batch_size=self.batch_size, lr=self.lr, seed=seed,
+            )  # fmt: skip
+            self._prune(self._mean_probabilities(corpus))
         return self
 
     # -- use ----------------------------------------------------------------------------------------------------
@@ -118,11 +129,11 @@ class _SenseVectors(BaseEstimator, ABC):
 
         Unknown context words are ignored; without any known one, the word's prior is returned with a warning.
         """
-        return self.predict_proba([word], [context])[0]
+        return self._proba([word], [context])[0]
 
     def predict_sense(self, word: str, context: Sequence[str]) -> int:
         """The likeliest sense of a word among the given context words, 0..n_senses-1."""
-        return int(self.predict_sense_proba(word, context).argmax())
+        return int(self._proba([word], [context])[0].argmax())
 
     def predict_proba(self, words: Sequence[str], contexts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
         """`predict_sense_proba` of many words in their contexts, (n, n_senses).
@@ -132,6 +143,10 @@ class _SenseVectors(BaseEstimator, ABC):
         ValueError
             If a word is not in the vocabulary, a context is a string, or the lengths differ.
         """
+        return self._proba(words, contexts)
+
+    def _proba(self, words: Sequence[str], contexts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        """`predict_proba`, called by every method that predicts, so that its warning names the user's line."""
         check_is_fitted(self, "vocabulary_")
         if len(words) != len(contexts):
             raise ValueError(f"got {len(words)} words and {len(contexts)} contexts")
@@ -144,7 +159,7 @@ class _SenseVectors(BaseEstimator, ABC):
         if blank.any():
             warnings.warn(
                 f"context {int(blank.argmax())} has no known word: the prior of {words[int(blank.argmax())]!r} is used",
-                UserWarning, stacklevel=2,
+                UserWarning, stacklevel=3,
             )  # fmt: skip
         padded = torch.full((len(known), max([len(k) for k in known] + [1])), -1)
         for i, k in enumerate(known):
@@ -154,7 +169,7 @@ class _SenseVectors(BaseEstimator, ABC):
             self._probabilities(n, context_means(self._table(), self._keep.to(device), p))
             for n, p in zip(number.to(device).split(4096), padded.to(device).split(4096), strict=True)
         ]
-        p = torch.cat([*parts, torch.empty(0, self.n_senses, device=device)]).cpu().numpy()
+        p = torch.cat([*parts, self._model.senses.new_empty(0, self.n_senses)]).cpu().numpy()
         p = p * self.active_senses_[number.numpy()]
         total = p.sum(1, keepdims=True)
         prior = self.sense_priors_[number.numpy()]
@@ -162,7 +177,8 @@ class _SenseVectors(BaseEstimator, ABC):
 
     def sense_vector(self, word: str, context: Sequence[str]) -> NDArray[np.float32]:
         """The vector of a word in a context: that of its likeliest sense, (dim,)."""
-        return self.sense_vectors_[self._of(word), self.predict_sense(word, context)]
+        row = self._of(word)
+        return self.sense_vectors_[row, self._proba([word], [context])[0].argmax()]
 
     def sense_neighbors(self, word: str, sense: int, n_neighbors: int = 10) -> list[tuple[str, int, float]]:
         """The nearest senses of other words: (word, sense, cosine), best first."""
@@ -244,7 +260,7 @@ class _SenseVectors(BaseEstimator, ABC):
 
     def _mean_probabilities(self, corpus: Corpus) -> Tensor:
         """Mean sense probabilities of each word over the whole corpus, (V, K)."""
-        total = torch.zeros(len(self.vocabulary_), self.n_senses, device=corpus.tokens.device)
+        total = self._model.senses.new_zeros(len(self.vocabulary_), self.n_senses)
         words, _ = corpus.runs(self.window, torch.ones_like(corpus.tokens, dtype=torch.bool))
         table, keep = self._table(), corpus.keep
         for part in words.split(max(1, 4096 // RUN)):
@@ -338,7 +354,7 @@ class DisambiguatedSkipGram(_SenseVectors):
         self.device, self.random_state = device, random_state
 
     def _training(self) -> tuple[tuple[float, float], float]:
-        if len(self.temperature) != 2 or not min(self.temperature) > 0:
+        if np.shape(self.temperature) != (2,) or not all(t > 0 for t in self.temperature):
             raise ValueError(f"temperature must be two positive numbers (start, end), got {self.temperature!r}")
         if not self.entropy_weight >= 0:
             raise ValueError(f"entropy_weight must be at least 0, got {self.entropy_weight!r}")

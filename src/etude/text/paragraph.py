@@ -9,6 +9,7 @@ frequent words are weighed down instead of dropped at random. A document's row i
 row has its own moments and its own age in the optimiser.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -113,24 +114,25 @@ def build_model(
     code = dim if bits is None else bits
     hidden, n_features = code, len(frequencies)
     bias = ((frequencies + 0.5) / (frequencies + 0.5).sum()).log()
-    model = ParagraphModel(architecture, bits, dim, torch.empty(0), bias)
+    model = ParagraphModel(architecture, bits, dim, bias.new_empty(0), bias)
     if architecture == "real-binary":
         assert bits is not None
-        model.projection = torch.randn(bits, dim, generator=generator) / dim**0.5
-        model.offset = torch.zeros(bits)
+        model.projection = torch.randn(bits, dim, generator=generator, dtype=torch.float32) / dim**0.5
+        model.offset = torch.zeros(bits, dtype=torch.float32)
     if architecture == "dm":
         word_dim = code if combine == "mean" else word_dim
         model.window, model.combine = window, combine
-        model.context = (torch.rand(n_features + 1, word_dim, generator=generator) - 0.5) / word_dim
+        drawn = torch.rand(n_features + 1, word_dim, generator=generator, dtype=torch.float32)
+        model.context = (drawn - 0.5) / word_dim
         model.context[-1] = 0
         hidden = code + 2 * window * word_dim if combine == "concat" else code
-    model.weight = 0.01 * torch.randn(n_features, hidden, generator=generator)
+    model.weight = 0.01 * torch.randn(n_features, hidden, generator=generator, dtype=torch.float32)
     return model
 
 
 def new_documents(n: int, dim: int, generator: torch.Generator) -> Tensor:
     """Rows of new documents, uniform in +-0.5/dim: near 0, where the sigmoid still learns."""
-    return (torch.rand(n, dim, generator=generator) - 0.5) / dim
+    return (torch.rand(n, dim, generator=generator, dtype=torch.float32) - 0.5) / dim
 
 
 class Batch(NamedTuple):
@@ -274,6 +276,11 @@ def fit_documents(
     Returns
     -------
     A record for every epoch: loss (per counted word) and the share of bits that flipped in it.
+
+    Raises
+    ------
+    ValueError
+        If training diverges: the loss or a row is no finite number.
     """
     model, rows, history = objective.model, RowOptimizer(documents, optimizer, lr), []
     order = stream(seed, "order")
@@ -289,6 +296,8 @@ def fit_documents(
             rows.step(batch.documents, leaf)
             total += float(loss.detach())
             words += float(batch.counts.values.sum())
+        if not math.isfinite(total) or not bool(documents.isfinite().all()):
+            raise ValueError(f"training diverged in epoch {epoch + 1}: lower lr or document_lr (it is {lr})")
         with torch.no_grad():
             after = model.bits_of(documents)
         flips = float((before != after).float().mean())
@@ -327,7 +336,7 @@ def infer_documents(
     Sampled words are the same for every batch, for the same reason.
     """
     device = start.device
-    result = torch.empty(n, len(start), device=device)
+    result = start.new_empty(n, len(start))
     for documents in track(list(torch.arange(n, device=device).split(batch_size)), what):
         batch = take_batch(source, documents, objective.model.window)
         objective.generator = stream(seed, "infer", "negatives")

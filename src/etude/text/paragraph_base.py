@@ -99,7 +99,7 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
         ------
         ValueError
             For fewer than two documents, a document without any word of the vocabulary (its index is named), or
-            a parameter that does not exist or does not fit.
+            a parameter that does not exist or does not fit; if training diverges.
         """
         self._check_parameters()
         tokens = tokenize(X, self.tokenizer)
@@ -120,22 +120,23 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
                 f"at least {min_count} times (so do {len(nothing) - 1} others): leave it out or lower min_count"
             )
         self.seed_ = int(torch.randint(2**31, (1,), generator=as_generator(self.random_state)))
-        self._frequencies = torch.from_numpy(np.asarray(counts.sum(axis=0)).reshape(-1).astype(np.float32))
-        bits, dim = self._sizes()
-        init = stream(self.seed_, "init")
-        device = self._device()
-        self._model = build_model(
-            self.architecture, self._frequencies * self._word_weight(), init, bits=bits, dim=dim,
-            word_dim=self.word_dim, window=self.window, combine=self.combine,
-        )  # fmt: skip
-        self._to(device)
-        documents = new_documents(len(tokens), dim, init).to(device)
-        self.history_ = fit_documents(
-            documents, self._source(tokens, counts), self._objective(self.lr), epochs=self.max_epochs,
-            batch_size=self._batch_size(), optimizer=self.optimizer, lr=self.document_lr, seed=self.seed_,
-            what="paragraph vectors",
-        )  # fmt: skip
-        self._keep(documents)
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
+            self._frequencies = torch.from_numpy(np.asarray(counts.sum(axis=0)).reshape(-1).astype(np.float32))
+            bits, dim = self._sizes()
+            init = stream(self.seed_, "init")
+            device = self._device()
+            self._model = build_model(
+                self.architecture, self._frequencies * self._word_weight(), init, bits=bits, dim=dim,
+                word_dim=self.word_dim, window=self.window, combine=self.combine,
+            )  # fmt: skip
+            self._to(device)
+            documents = new_documents(len(tokens), dim, init).to(device)
+            self.history_ = fit_documents(
+                documents, self._source(tokens, counts), self._objective(self.lr), epochs=self.max_epochs,
+                batch_size=self._batch_size(), optimizer=self.optimizer, lr=self.document_lr, seed=self.seed_,
+                what="paragraph vectors",
+            )  # fmt: skip
+            self._keep(documents)
         return self
 
     def infer(self, X: Sequence[Any]) -> Inferred:
@@ -144,21 +145,26 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
         A document without any word of the vocabulary gets zeros, and a warning, or an error, as
         `handle_unknown` says.
         """
+        return self._infer(X, stacklevel=4)
+
+    def _infer(self, X: Sequence[Any], stacklevel: int) -> Inferred:
+        """`infer`, whose warning is so many calls below the user's line."""
         check_is_fitted(self, "vocabulary_")
         tokens = tokenize(X, self.tokenizer)
         counts = self.vocabulary_.counts(tokens)
         known = np.flatnonzero(np.diff(counts.indptr))
         if len(known) < len(tokens):
-            self._unknown(np.setdiff1d(np.arange(len(tokens)), known))
-        device = self._model.weight.device
-        vectors = torch.zeros(len(tokens), self._model.dim, device=device)
+            self._unknown(np.setdiff1d(np.arange(len(tokens)), known), stacklevel)
+        vectors = self._model.weight.new_zeros(len(tokens), self._model.dim)
         if len(known):
-            start = new_documents(1, self._model.dim, stream(self.seed_, "infer"))[0].to(device)
-            vectors[known] = infer_documents(
-                self._source([tokens[i] for i in known], counts[known]), len(known), self._objective(None),
-                steps=self.inference_steps, batch_size=2 * self._batch_size(), optimizer=self.optimizer,
-                lr=self.document_lr, start=start, seed=self.seed_, what="inferring documents",
-            )  # fmt: skip
+            with torch.inference_mode(False), torch.enable_grad():
+                start = new_documents(1, self._model.dim, stream(self.seed_, "infer"))[0].to(vectors.device)
+                found = infer_documents(
+                    self._source([tokens[i] for i in known], counts[known]), len(known), self._objective(None),
+                    steps=self.inference_steps, batch_size=2 * self._batch_size(), optimizer=self.optimizer,
+                    lr=self.document_lr, start=start, seed=self.seed_, what="inferring documents",
+                )  # fmt: skip
+            vectors[known] = found
         return Inferred(self._codes(vectors, known), vectors.cpu().numpy())
 
     # -- saving -------------------------------------------------------------------------------------------------
@@ -221,7 +227,7 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
                 raise ValueError(f"{name} must be an integer, got {value!r}")
         if self.subsample is not None and not self.subsample > 0:
             raise ValueError(f"subsample must be positive or None, got {self.subsample!r}")
-        if self.architecture == "dm" and tuple(self.ngram_range) != (1, 1):
+        if self.architecture == "dm" and tuple(np.atleast_1d(self.ngram_range)) != (1, 1):
             raise ValueError(f"architecture 'dm' predicts words: ngram_range must be (1, 1), got {self.ngram_range}")
 
     def _device(self) -> torch.device:
@@ -267,7 +273,7 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
             product_dtype=product_dtype(self.precision, self._model.weight.device),
         )  # fmt: skip
 
-    def _unknown(self, rows: NDArray[np.int64]) -> None:
+    def _unknown(self, rows: NDArray[np.int64], stacklevel: int) -> None:
         message = (
             f"document {rows[0]} has no word of the vocabulary"
             + (f" (nor have {len(rows) - 1} others)" if len(rows) > 1 else "")
@@ -275,7 +281,7 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
         if self.handle_unknown == "error":
             raise ValueError(message + ": leave it out, or set handle_unknown='warn'")
         if self.handle_unknown == "warn":
-            warnings.warn(message + ": its code is all zero", UserWarning, stacklevel=3)
+            warnings.warn(message + ": its code is all zero", UserWarning, stacklevel=stacklevel)
 
     def _codes(self, vectors: Tensor, known: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         if self._model.bits is None:

@@ -48,7 +48,7 @@ class BinaryParagraphVector(ParagraphEstimator):
     handle_unknown
         A new document without any known word: "warn" and return zeros, "ignore", or "error".
     tokenizer
-        Function from a document to its words; None: lower-cased runs of word characters.
+        Function from a document to its words; None: lower-cased runs of at least two word characters.
     precision
         Of the products of the exact softmax: "fp32", "bf16" (several times quicker where the processor has it), or
         "auto", the quicker one here.
@@ -121,7 +121,7 @@ class BinaryParagraphVector(ParagraphEstimator):
 
     def transform(self, X: Sequence[Any]) -> NDArray[np.uint8]:
         """Codes of documents under the frozen model, (n, bytes) packed bits; see `infer`."""
-        return self.infer(X).codes
+        return self._infer(X, stacklevel=5).codes
 
     def _sizes(self) -> tuple[int | None, int]:
         return self.n_bits, self.real_dim if self.architecture == "real-binary" else self.n_bits
@@ -196,7 +196,7 @@ class ParagraphVector(ParagraphEstimator):
 
     def transform(self, X: Sequence[Any]) -> NDArray[np.float32]:
         """Vectors of documents under the frozen model, (n, dim); see `infer`."""
-        return self.infer(X).vectors
+        return self._infer(X, stacklevel=5).vectors
 
     def _sizes(self) -> tuple[int | None, int]:
         return None, self.dim

@@ -120,24 +120,26 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
         device = torch.device(
             ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         )
-        inputs, targets = CountRows(self._inputs(counts), device), CountRows(counts, device)
-        frequencies = torch.from_numpy(np.asarray(counts.sum(axis=0)).reshape(-1).astype(np.float32))
-        seed = int(torch.randint(2**31, (1,), generator=as_generator(self.random_state)))
-        dtype = product_dtype(self.precision, device)
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
+            inputs, targets = CountRows(self._inputs(counts), device), CountRows(counts, device)
+            frequencies = torch.from_numpy(np.asarray(counts.sum(axis=0)).reshape(-1).astype(np.float32))
+            seed = int(torch.randint(2**31, (1,), generator=as_generator(self.random_state)))
+            dtype = product_dtype(self.precision, device)
 
-        def loss(model: nn.Module, batch: Split) -> Tensor:
-            n = len(batch.x)
-            value: Tensor = model(inputs.take(batch.x), targets.take(batch.x), n, dtype)
-            return value / n
+            def loss(model: nn.Module, batch: Split) -> Tensor:
+                n = len(batch.x)
+                value: Tensor = model(inputs.take(batch.x), targets.take(batch.x), n, dtype)
+                return value / n
 
-        config = TrainConfig(epochs=self.max_epochs, batch_size=self.batch_size, lr=self.lr)
-        (trained,) = train(
-            lambda _: CodeAutoencoder(frequencies, self.hidden_dim, self.n_bits),
-            Split(torch.arange(len(tokens))), loss=loss, config=config, seeds=(seed,), plan="sequential", device=device,
-        )  # fmt: skip
-        self._module: nn.Module = trained.module
-        self.history_ = trained.curve
-        self.codes_ = self._encode(counts)
+            config = TrainConfig(epochs=self.max_epochs, batch_size=self.batch_size, lr=self.lr)
+            (trained,) = train(
+                lambda _: CodeAutoencoder(frequencies, self.hidden_dim, self.n_bits).float(),
+                Split(torch.arange(len(tokens))), loss=loss, config=config, seeds=(seed,), plan="sequential",
+                device=device,
+            )  # fmt: skip
+            self._module: nn.Module = trained.module
+            self.history_ = trained.curve
+            self.codes_ = self._encode(counts)
         return self
 
     def fit_transform(self, X: Sequence[Any], y: Any = None) -> NDArray[np.uint8]:
@@ -155,7 +157,7 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
             if self.handle_unknown == "error":
                 raise ValueError(message)
             if self.handle_unknown == "warn":
-                warnings.warn(message + ": its code is all zero", UserWarning, stacklevel=2)
+                warnings.warn(message + ": its code is all zero", UserWarning, stacklevel=3)
             codes[empty] = 0
         return codes
 

@@ -9,6 +9,7 @@ Differs from the paper: negatives are drawn once a batch and weighted, so that e
 vectors are looked up once a run and windows are products with a band matrix.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -125,14 +126,17 @@ def build_senses(n_words: int, n_senses: int, dim: int, generator: torch.Generat
     """Small random vectors; selectors of about unit length, so that senses differ from the start."""
 
     def uniform(*shape: int) -> Tensor:
-        return (torch.rand(*shape, generator=generator) - 0.5) / dim
+        return (torch.rand(*shape, generator=generator, dtype=torch.float32) - 0.5) / dim
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float32) / dim**0.5
 
     return SenseModel(
         uniform(n_words, n_senses, dim),
-        torch.randn(n_words, n_senses, dim, generator=generator) / dim**0.5,
-        torch.randn(n_words, dim, generator=generator) / dim**0.5,
+        normal(n_words, n_senses, dim),
+        normal(n_words, dim),
         uniform(n_words, dim),
-        torch.zeros(dim),
+        torch.zeros(dim, dtype=torch.float32),
     )
 
 
@@ -219,13 +223,13 @@ def train_senses(
     lr: float,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Train in place; returns the loss per context word of every epoch."""
+    """Train in place; returns the loss per context word of every epoch. ValueError if training diverges."""
     n_words, n_senses, _ = model.senses.shape
     device = model.senses.device
     names = ("senses", "output") if kind == "hard" else ("senses", "selector", "context", "output")
     tables = {name: RowOptimizer(model.tensors()[name], "adam", lr) for name in names}
-    prior = torch.full((n_words, n_senses), 1 / n_senses, device=device)
-    seen = torch.zeros(n_words, n_senses, device=device)
+    prior = model.senses.new_full((n_words, n_senses), 1 / n_senses)
+    seen = torch.zeros_like(prior)
     order, noise, draw = stream(seed, "order"), stream(seed, "noise"), stream(seed, "negatives")
     history: list[dict[str, Any]] = []
     for epoch in track(range(epochs), "sense vectors"):
@@ -268,6 +272,8 @@ def train_senses(
                 table.step(rows[name], leaf[name])
             total += float(loss.detach())
             pairs += float(batch.band.sum())
+        if not math.isfinite(total) or not bool(model.senses.isfinite().all()):
+            raise ValueError(f"training diverged in epoch {epoch + 1}: lower lr (it is {lr})")
         seen.mul_(0.1)  # contexts of earlier epochs, made of younger vectors, count less
         history.append({"epoch": epoch + 1, "loss": total / max(pairs, 1.0)})
     return history
@@ -276,7 +282,8 @@ def train_senses(
 def _batches(corpus: Corpus, window: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Runs of an epoch in random order, frequent words dropped at random."""
     device = corpus.tokens.device
-    kept = torch.rand(len(corpus.tokens), generator=generator).to(device) < corpus.keep[corpus.tokens]
+    drawn = torch.rand(len(corpus.tokens), generator=generator, dtype=torch.float32)
+    kept = drawn.to(device) < corpus.keep[corpus.tokens]
     shift = int(torch.randint(RUN, (1,), generator=generator))
     if not bool(kept.any()):
         return
@@ -290,7 +297,7 @@ def _move_centres(centres: Tensor, seen: Tensor, words: Tensor, choice: Tensor, 
     """Running means of the contexts that were assigned to each sense."""
     flat = words * seen.shape[1] + choice
     rows, place, count = flat.unique(return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(rows), means.shape[1], device=means.device).index_add_(0, place, means)
+    sums = means.new_zeros(len(rows), means.shape[1]).index_add_(0, place, means)
     table, times = centres.view(-1, centres.shape[-1]), seen.view(-1)
     before = times[rows]
     after = before + count
@@ -303,7 +310,7 @@ def _move_centres(centres: Tensor, seen: Tensor, words: Tensor, choice: Tensor, 
 def _move_prior(prior: Tensor, words: Tensor, probabilities: Tensor, decay: float = 0.9) -> None:
     """Running mean of each word's sense probabilities."""
     rows, place, count = words.unique(return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(rows), prior.shape[1], device=prior.device).index_add_(0, place, probabilities)
+    sums = prior.new_zeros(len(rows), prior.shape[1]).index_add_(0, place, probabilities)
     prior[rows] = decay * prior[rows] + (1 - decay) * sums / count[:, None]
 
 

@@ -84,14 +84,16 @@ class Vocabulary:
         Raises
         ------
         ValueError
-            If the range is not 1 <= shortest <= longest, `max_features` is no positive integer, or no n-gram is
-            frequent enough.
+            If the range is not 1 <= shortest <= longest, `min_count` is below 1, `max_features` is no positive
+            integer, or no n-gram is frequent enough.
         """
         if max_features is not None and not (isinstance(max_features, Integral) and max_features > 0):
             raise ValueError(f"max_features must be a positive integer or None, got {max_features!r}")
+        if not min_count >= 1:
+            raise ValueError(f"min_count must be at least 1, got {min_count!r}")
+        if np.shape(ngram_range) != (2,) or not 1 <= ngram_range[0] <= ngram_range[1]:
+            raise ValueError(f"ngram_range must be (shortest, longest) with 1 <= shortest <= longest: {ngram_range!r}")
         shortest, longest = ngram_range
-        if not 1 <= shortest <= longest:
-            raise ValueError(f"ngram_range must be (shortest, longest) with 1 <= shortest <= longest: {ngram_range}")
         count: Counter[str] = Counter()
         for tokens in documents:
             count.update(set(tokens) if per_document else tokens)

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from etude.data.randomness import as_generator, seeded_build, stream
 from etude.data.tasks import Split, split
+from etude.layers.modes import evaluating
 from etude.training.config import TrainConfig
 from etude.training.engine import train
 from etude.training.updater import Updater
@@ -102,26 +103,31 @@ class TorchEstimator(BaseEstimator, ABC):
     def _finish(self, X: Tensor, y: Tensor | None) -> None:
         """Called when the module is trained, before `fit` returns: set what else is learned."""
 
+    def _made(self, X: Tensor, y: Tensor | None) -> nn.Module:
+        """`_build`, in the precision of the rows."""
+        return self._build(X, y).float()
+
     # fitting
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
         """Train a new module on `X` (n, ...) and `y`; returns self."""
-        rows, target = self._rows(X, y, reset=True)
-        seed = self._draw_seed()
-        device = self._device()
-        data, val = Split(rows, target), None
-        if self.patience is not None:
-            data, val = self._keep_back(data, seed)
-        found = train(
-            lambda _: self._build(rows[:1], target), data, loss=self._loss, config=self._config(data.n), val=val,
-            seeds=(seed,), plan="sequential", device=device,
-        )[0]  # fmt: skip
-        if found.diverged:
-            raise ValueError(
-                f"training diverged after {found.steps} updates: lower lr (it is {self.lr}) or scale the inputs"
-            )
-        self.module_, self.history_, self._updater = found.module, found.curve, None
-        self._finish(rows, target)
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
+            rows, target = self._rows(X, y, reset=True)
+            seed = self._draw_seed()
+            device = self._device()
+            data, val = Split(rows, target), None
+            if self.patience is not None:
+                data, val = self._keep_back(data, seed)
+            found = train(
+                lambda _: self._made(rows[:1], target), data, loss=self._loss, config=self._config(data.n), val=val,
+                seeds=(seed,), plan="sequential", device=device,
+            )[0]  # fmt: skip
+            if found.diverged:
+                raise ValueError(
+                    f"training diverged after {found.steps} updates: lower lr (it is {self.lr}) or scale the inputs"
+                )
+            self.module_, self.history_, self._updater = found.module, found.curve, None
+            self._finish(rows, target)
         return self
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike | None = None, classes: ArrayLike | None = None) -> Self:
@@ -132,28 +138,29 @@ class TorchEstimator(BaseEstimator, ABC):
         classes
             Every class that will ever come (classifiers, first call only; default: those of `y`).
         """
-        first = not hasattr(self, "module_")
-        if first and classes is not None:
-            self._target(np.asarray(as_array(classes)), reset=True)
-        rows, target = self._rows(X, y, reset=first, keep_target=first and classes is not None)
-        device = self._device()
-        if first:
-            seed = self._draw_seed()
-            build: Callable[[], nn.Module] = lambda: self._build(rows[:1], target)  # noqa: E731
-            self.module_, self.history_ = seeded_build(build, stream(seed, "init")).to(device), []
-        if getattr(self, "_updater", None) is None:
-            self._partial_seed, self._passes = seed if first else self._draw_seed(), 0
-            self._updater = Updater(self.module_, self._loss, self._config(len(rows)), seed=self._partial_seed)
-        updater = self._updater
-        assert updater is not None
-        order = torch.randperm(len(rows), generator=stream(self._partial_seed, "order", self._passes))
-        self._passes += 1
-        updater.train_mode()
-        batches = (Split(rows, target).take(part).to(device) for part in self._parts(order))
-        losses = [updater.update(batch)["loss"] for batch in batches]
-        self.history_.append({"step": updater.step, "loss": float(np.mean(losses))})
-        self.module_.eval()
-        self._finish(rows, target)
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
+            first = not hasattr(self, "module_")
+            if first and classes is not None:
+                self._target(np.asarray(as_array(classes)), reset=True)
+            rows, target = self._rows(X, y, reset=first, keep_target=first and classes is not None)
+            device = self._device()
+            if first:
+                seed = self._draw_seed()
+                build: Callable[[], nn.Module] = lambda: self._made(rows[:1], target)  # noqa: E731
+                self.module_, self.history_ = seeded_build(build, stream(seed, "init")).to(device), []
+            if getattr(self, "_updater", None) is None:
+                self._partial_seed, self._passes = seed if first else self._draw_seed(), 0
+                self._updater = Updater(self.module_, self._loss, self._config(len(rows)), seed=self._partial_seed)
+            updater = self._updater
+            assert updater is not None
+            order = torch.randperm(len(rows), generator=stream(self._partial_seed, "order", self._passes))
+            self._passes += 1
+            updater.train_mode()
+            batches = (Split(rows, target).take(part).to(device) for part in self._parts(order))
+            losses = [updater.update(batch)["loss"] for batch in batches]
+            self.history_.append({"step": updater.step, "loss": float(np.mean(losses))})
+            self.module_.eval()
+            self._finish(rows, target)
         return self
 
     def _parts(self, order: Tensor) -> list[Tensor]:
@@ -213,9 +220,8 @@ class TorchEstimator(BaseEstimator, ABC):
         check_is_fitted(self)
         X = validate_data(self, as_array(X), reset=False, dtype=np.float32, allow_nd=True)
         self._check_shape(X)
-        self.module_.eval()
         device = next((t.device for t in (*self.module_.parameters(), *self.module_.buffers())), torch.device("cpu"))
-        with torch.no_grad():
+        with evaluating(self.module_), torch.no_grad():
             parts = [
                 (call or self.module_)(_filled(part).to(device))[: len(part)].cpu()
                 for part in torch.from_numpy(np.array(X, dtype=np.float32)).split(ROWS)
@@ -275,8 +281,8 @@ class TorchEstimator(BaseEstimator, ABC):
         for name, tensor in tensors.items():
             if name.startswith("array."):
                 setattr(made, name.removeprefix("array."), tensor.numpy())
-        example = torch.zeros(1, *made.input_shape_)
-        module = seeded_build(lambda: made._build(example, torch.zeros(1, dtype=torch.long)), stream(0, "init"))
+        example = torch.zeros(1, *made.input_shape_, dtype=torch.float32)
+        module = seeded_build(lambda: made._made(example, torch.zeros(1, dtype=torch.long)), stream(0, "init"))
         module.load_state_dict({k.removeprefix("module."): t for k, t in tensors.items() if k.startswith("module.")})
         made.module_ = module.to(made._device()).eval()
         return made

@@ -5,6 +5,7 @@ Differs from the paper: its exponent of the decay counts samples of a ghost batc
 is meant; running statistics here are what batch norm gets when it sees the ghosts one after another.
 """
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -125,6 +126,9 @@ def _decay(groups: int, momentum: float | None, seen: int, like: Tensor) -> tupl
 class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
     """What the three classes share; see `GhostBatchNorm1d`."""
 
+    ghost_size: int
+    contiguous_groups: bool
+
     def __init__(
         self,
         num_features: int,
@@ -143,7 +147,7 @@ class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def set_ghosts(self, ghost_size: int, contiguous_groups: bool = False) -> None:
         """Divide batches otherwise from now on; ValueError unless the size is a whole number of at least 1."""
-        if int(ghost_size) != ghost_size or ghost_size < 1:
+        if not isinstance(ghost_size, Real) or not ghost_size >= 1 or ghost_size % 1:
             raise ValueError(f"ghost_size must be a whole number of at least 1, got {ghost_size}")
         self.ghost_size, self.contiguous_groups = int(ghost_size), contiguous_groups
 
@@ -194,7 +198,8 @@ class GhostBatchNorm3d(_GhostBatchNorm, nn.BatchNorm3d):
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
-         "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")  # fmt: skip
+         "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called", "_is_full_backward_hook",
+         "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_post_hooks")  # fmt: skip
 _GHOSTS: dict[type, type[_GhostBatchNorm]] = {
     nn.BatchNorm1d: GhostBatchNorm1d,
     nn.BatchNorm2d: GhostBatchNorm2d,
@@ -208,12 +213,13 @@ def to_ghost_batchnorm(
     """Swap the batch norms of `model` for ghost batch norms, in place; returns the model.
 
     Parameters and running statistics are the same tensors as before, so an optimiser that holds them goes on; hooks
-    stay. Batch norms that are in ghosts already stay the modules they are and take the new size and grouping.
+    stay, but for those before `load_state_dict`, which are bound to the old module. Batch norms that are in ghosts
+    already stay the modules they are and take the new size and grouping.
 
     Parameters
     ----------
     targets
-        Which batch norms, as in `etude.layers.match`; None: all of them.
+        Which batch norms, as in `etude.layers.match`; None: all of them, and none may be of a class of your own.
 
     Returns
     -------
@@ -223,7 +229,7 @@ def to_ghost_batchnorm(
     ------
     TargetError
         If there is no batch norm at all, or one of them is a `SyncBatchNorm`, which joins batches where ghosts
-        divide them.
+        divide them, or, without `targets`, of a subclass, whose own ways a swap would lose.
     ValueError
         If `ghost_size` is no whole number of at least 1.
     """
@@ -237,7 +243,12 @@ def to_ghost_batchnorm(
             )
         if isinstance(m, nn.modules.lazy.LazyModuleMixin) and isinstance(m, nn.modules.batchnorm._BatchNorm):
             raise TargetError(f"{name!r} does not know its width yet: run a batch through the model first")
-    known = [m for m in model.modules() if type(m) in _GHOSTS or isinstance(m, _GhostBatchNorm)]
+        if targets is None and not _swappable(m) and isinstance(m, tuple(_GHOSTS)):
+            raise TargetError(
+                f"{name or 'the model'} is a {type(m).__name__}, a batch norm of its own kind, which a swap would "
+                "lose: give targets to leave it as it is, or put a plain batch norm in its place"
+            )
+    known = [m for m in model.modules() if _swappable(m)]
     if not known:
         raise TargetError(f"{type(model).__name__} has no batch norm to swap")
     chosen = known if targets is None else list(match(model, targets, tuple(_GHOSTS)).values())
@@ -248,6 +259,10 @@ def to_ghost_batchnorm(
         if isinstance(m, _GhostBatchNorm):
             m.set_ghosts(ghost_size, contiguous_groups)
     return model
+
+
+def _swappable(m: nn.Module) -> bool:
+    return type(m) in _GHOSTS or isinstance(m, _GhostBatchNorm)
 
 
 def _ghost_of(old: nn.Module, ghost_size: int, contiguous_groups: bool) -> nn.Module:

@@ -47,7 +47,9 @@ def large_batch_config(
     """
     stretched = adapt_regime(regime, batch if adapted else base.batch_size, base.batch_size, epochs)
     first = stretched.boundaries[0]
-    boundaries = {round(e * num_rows / batch): lr / first for e, lr in stretched.boundaries.items()}
+    boundaries: dict[int, float] = {}
+    for epoch, lr in stretched.boundaries.items():  # of phases without an update of their own the first one stays
+        boundaries.setdefault(round(epoch * num_rows / batch), lr / first)
     return replace(
         base, steps=max(1, round(stretched.epochs * num_rows / batch)), epochs=None, seconds=None, batch_size=batch,
         lr=scale_lr(first, batch, base.batch_size, rule), schedule="step", boundaries=boundaries,

@@ -189,7 +189,7 @@ def adapt_regime(boundaries: Mapping[int, float], batch: int, base_batch: int, e
     Raises
     ------
     ValueError
-        For sizes below 1, boundaries without epoch 0, or boundaries after the end.
+        For sizes below 1, boundaries without epoch 0 or after the end, or rates that are negative or not finite.
     """
     if batch < 1 or base_batch < 1:
         raise ValueError(f"batch sizes must be at least 1, got batch={batch} and base_batch={base_batch}")
@@ -199,6 +199,8 @@ def adapt_regime(boundaries: Mapping[int, float], batch: int, base_batch: int, e
         raise ValueError(f"boundaries need the learning rate of epoch 0, got epochs {sorted(boundaries)}")
     if min(boundaries) < 0 or max(boundaries) >= epochs:
         raise ValueError(f"boundaries must lie in 0..{epochs - 1}, got {sorted(boundaries)}")
+    if not boundaries[0] > 0 or not all(0 <= lr < math.inf for lr in boundaries.values()):
+        raise ValueError(f"learning rates must be finite and at least 0, the first above 0, got {dict(boundaries)}")
     ratio = math.ceil(batch / base_batch)
     stretched = {epoch * ratio: float(lr) for epoch, lr in sorted(boundaries.items())}
     return Regime(boundaries=stretched, epochs=epochs * ratio, ratio=ratio, batch=batch)
