@@ -1,9 +1,13 @@
 """Surgery: what targets mean, all-or-nothing exchange, features of the pass that runs anyway."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
+from etude.data.randomness import stream
 from etude.layers import Record, TargetError, match, replace
 
 
@@ -133,6 +137,20 @@ def test_record_keeps_the_features_of_the_training_pass_with_their_gradients():
     with Record(model, "0", detach=True) as r:
         model(x)
     assert not r.features["0"].requires_grad
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_made_while_recording_is_not_recorded(duplicate):
+    model = net()
+    x = torch.randn(5, 3, generator=stream(0, "x"))
+    with Record(model, "0") as r:
+        model(x)
+        kept = r.features["0"]
+        other = duplicate(model)
+        assert torch.equal(other(x + 1), model(x + 1))
+        model(x)
+        other(x + 1)
+        assert torch.equal(r.features["0"], kept)
 
 
 def test_hooks_are_gone_after_an_exception():

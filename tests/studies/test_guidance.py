@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from etude.lab.jobs import UserData
 from etude.lab.runner import run_study
 from etude.lab.study import Job
+from etude.studies._guidance_problems import problem
 from etude.studies.guidance import GuidanceConfig, GuidanceStudy
 
 
@@ -58,3 +60,15 @@ def test_a_table_of_the_user(tmp_path):
     )  # fmt: skip
     assert result.errors == []
     assert mean(result, "trained_guide", "accuracy_deep_fcn") > 40
+
+
+def test_the_weight_of_the_alignment_is_a_setting():
+    names = ("deep_fcn", "wide_fcn", "plain_cnn", "copy", "parity")
+    assert [problem(n, GuidanceConfig()).alpha for n in names] == [1.0, 1.0, 0.1, 1.0, 1.0]
+    assert [problem(n, GuidanceConfig(alpha=2, cnn_alpha=3)).alpha for n in names] == [2, 2, 3, 2, 2]
+
+
+@pytest.mark.parametrize("change", [{"alpha": 0}, {"early_share": 2}, {"early_share": 0}, {"temperature": 0}])
+def test_settings_out_of_bounds_are_refused(change):
+    with pytest.raises(ValidationError, match=next(iter(change))):
+        GuidanceConfig(**change)

@@ -1,9 +1,12 @@
 """The quick tier: local learning is near back-propagation, recovers from drift, and shuffled labels lose."""
 
 import pytest
+from pydantic import ValidationError
 
+from etude.data.vowels import vowels
 from etude.lab.runner import run_study
 from etude.lab.study import Job, Results
+from etude.studies import _physical_arms as arms_of
 from etude.studies.phyll import PhysicalConfig, PhysicalStudy
 
 
@@ -50,3 +53,58 @@ def test_digits_and_users_tables_have_what_their_claims_need():
         for arm in ("phyll", "ideal_bp", "no_physics", "read_out_only"):
             names = {m.metric for m in study.measure(Job(protocol, arm, (1,), config, task))}
             assert {"accuracy", "accuracy_optics", "accuracy_optics_microwave"} <= names
+
+
+TINY = PhysicalConfig(epochs=5, inner_steps=2, twin_steps=2, twin_pairs=50, hidden=(6, 5), box_width=9, curve_every=1)
+
+
+@pytest.mark.parametrize(("how", "fitted", "runs"), [("pat", 1, 28), ("in_silico", 2, 0), ("spsa", 0, 84)])
+def test_a_rival_pays_for_the_twins_that_it_needs(how, fitted, runs):
+    task, seen, make = arms_of.scaled(vowels(2, 2, seed=0)), [], arms_of.twin_maker()  # 14 rows of 12 features
+
+    def twin(box, seed, config):
+        seen.append((box.in_features, box.out_features))
+        return make(box, seed, config)
+
+    assert task.train.x.shape == (14, 12)
+    curve = arms_of.back_propagation(task, "optics", TINY, 0, how=how, drift=False, twin=twin).curve
+    assert seen == [(12, 9), (6, 9)][2 - fitted :]
+    assert [curve[0][0], curve[1][0] - curve[0][0]] == [50 * fitted + runs, runs]
+    first, second = ([m * 100, 20_000, 20_000, 900] for m in (12, 6))
+    twins = {"pat": [second], "in_silico": [first, second], "spsa": []}[how]
+    linear = [6 * 21, 5 * 15, 7 * 5]
+    update = 3 * sum(linear) - (0 if how == "spsa" else linear[0]) + (2 * sum(second) if twins else 0)
+    update += sum(first) if how == "in_silico" else 0
+    fitting = sum(2 * 50 * (3 * sum(sizes) - sizes[0]) for sizes in twins)
+    assert curve[0][1] == fitting + 14 * update
+    assert curve[1][1] - curve[0][1] == 14 * update
+
+
+@pytest.mark.parametrize("how", ["ideal", "pat", "spsa"])
+def test_rivals_are_read_as_finely_in_runs_as_local_learning(how):
+    task = arms_of.scaled(vowels(2, 2, seed=0))
+    config = TINY.model_copy(update={"epochs": 60, "inner_steps": 10, "curve_every": 3})
+    curve = arms_of.back_propagation(task, "optics", config, 0, how=how, drift=False, twin=arms_of.twin_maker()).curve
+    local = arms_of.local_learning(task, "optics", config, 0, drift=False).curve
+    assert curve[1][0] - curve[0][0] == local[1][0] - local[0][0] == 168
+
+
+def test_both_arms_of_a_seed_share_a_twin():
+    make, (box, again) = arms_of.twin_maker(), (
+        arms_of.boxes_of("optics", vowels(2, 2, seed=0), TINY, 3, label_slots=0)[1] for _ in range(2)
+    )  # fmt: skip
+    assert make(box, 3, TINY) is make(again, 3, TINY)
+    assert make(box, 3, TINY) is not make(box, 4, TINY)
+
+
+@pytest.mark.parametrize(("epochs", "points"), [(1, 1), (4, 2), (5, 3)])
+def test_a_curve_ends_with_the_last_epoch(epochs, points):
+    config = TINY.model_copy(update={"curve_every": 2, "epochs": epochs})
+    curve = arms_of.local_learning(arms_of.scaled(vowels(2, 2, seed=0)), "optics", config, 0, drift=False).curve
+    assert len(curve) == points
+
+
+@pytest.mark.parametrize("change", [{"theta": 0}, {"twin_pairs": 0}, {"boxes": ()}, {"hidden": ()}, {"lr": -1}])
+def test_settings_out_of_bounds_are_refused(change):
+    with pytest.raises(ValidationError, match=next(iter(change))):
+        PhysicalConfig(**change)

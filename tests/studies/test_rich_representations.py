@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from etude.data.randomness import stream
 from etude.data.tasks import Split
 from etude.lab.jobs import UserData
 from etude.lab.runner import run_study
-from etude.studies._rich_problems import _few, five_shot, transfer
+from etude.studies._rich_problems import _few, five_shot, reduced, transfer
 from etude.studies.rich_representations import RichConfig
 
 
@@ -73,3 +74,18 @@ def test_a_table_of_the_user(tmp_path):
     )  # fmt: skip
     assert result.errors == []
     assert mean(result, "cat5", "target_probe_accuracy") > 60
+
+
+def test_main_directions_are_those_of_the_rows_that_the_probe_is_fitted_to():
+    few = torch.randn(50, 3, generator=stream(0, "few")) * torch.tensor([9.0, 3.0, 0.1])
+    test = torch.randn(40, 3, generator=stream(1, "test")) * torch.tensor([0.1, 3.0, 9.0])
+    a, b = reduced(few, test, 2)
+    assert a.std(0)[0] > 6
+    assert b.std(0)[0] < 3
+    assert torch.allclose(reduced(few, test[:7], 2)[1], b[:7])
+
+
+@pytest.mark.parametrize("change", [{"strengths": ()}, {"strengths": (0,)}, {"lr": -1}, {"weight_decay": -1}])
+def test_settings_out_of_bounds_are_refused(change):
+    with pytest.raises(ValidationError, match=next(iter(change))):
+        RichConfig(**change)

@@ -45,11 +45,35 @@ def test_callables_get_arrays_and_noise_is_averaged():
         (lambda x: x[:-1], r"mirror got \(4, 3\) and returned \(3, 3\)"),
         (lambda x: x[:, 0], "mirror got"),
         (lambda x: x * 1j, "take abs"),
+        (lambda x: None, r"mirror returned NoneType, not numbers: need \(4, p\)"),
+        (lambda x: [["a"]] * 4, "mirror returned list, not numbers"),
     ],
 )
 def test_bad_outputs_name_the_box(fn, words):
     with pytest.raises(ValueError, match=words):
         BlackBox(fn, name="mirror")(torch.rand(4, 3))
+
+
+@pytest.mark.parametrize("torch_input", [False, True])
+def test_a_box_may_work_in_place(torch_input):
+    x = torch.rand(4, 3)
+    kept = x.clone()
+    doubled = BlackBox(lambda h: h.__imul__(2), repeats=3, encode=None, torch_input=torch_input)(x)
+    assert torch.equal(x, kept)
+    assert torch.allclose(doubled, 2 * kept)
+
+
+def test_a_box_may_return_one_buffer_again_and_again_but_not_of_another_width():
+    buffer, runs = np.zeros((4, 2), dtype=np.float32), iter(range(3))
+
+    def device(x):
+        buffer[:] = np.arange(4)[:, None] + next(runs)
+        return buffer
+
+    assert BlackBox(device, repeats=3)(torch.rand(4, 3))[:, 0].tolist() == [1, 2, 3, 4]
+    widths = iter([1, 2])
+    with pytest.raises(ValueError, match=r"mirror gave \[1, 2\] outputs"):
+        BlackBox(lambda x: x[:, : next(widths)], name="mirror", repeats=2)(torch.rand(4, 3))
 
 
 def test_a_dead_box_warns():

@@ -1,6 +1,7 @@
 """Guidance: the loss against its formula, the layer map, what is frozen, and every bad input of the card."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -9,9 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from etude.data.randomness import seeded_build, stream
-from etude.data.tasks import Split
 from etude.layers import DecoderConfig, DecoderLM, TargetError, convnet, make_rnn, mlp
-from etude.training import Guidance, TrainConfig, cka, cka_matrix, even_map, guided_loss, rsa, train
+from etude.training import Guidance, cka, cka_matrix, even_map, rsa
 from etude.training.similarity import centred_gram, unit_grams
 
 
@@ -87,54 +87,6 @@ def test_grams_in_a_batch_are_those_one_by_one():
     X = normal(6, 3).double().requires_grad_()
     weights = normal(1, 6, 6, seed=4).double()
     assert torch.autograd.gradcheck(lambda x: (unit_grams([x]) * weights).sum(), (X,))
-
-
-def test_guided_training_makes_layers_alike_and_unguided_does_not(nets):
-    _, guide = nets
-    x = normal(128, 6)
-    data = (x, (x[:, 0] > 0).long())
-
-    def ce(model, batch):
-        return F.cross_entropy(model(batch.x), batch.y)
-
-    ends = {}
-    for name, loss in (("plain", ce), ("guided", guided_loss(ce, guide))):
-        (done,) = train(lambda s: mlp((6, 12, 12, 3)), data, loss=loss, config=TrainConfig(steps=60, lr=1e-2))
-        ends[name] = float(cka(done.module[0](x), guide[0](x)).detach())
-    assert ends["guided"] > ends["plain"] + 0.02
-    report = loss.guidance_of(done.module).report()
-    assert report.similarity[-1].mean() > report.similarity[0].mean()
-    assert ((report.share > 0) & (report.share < 1)).all()
-
-
-def test_seeds_have_guides_of_their_own_and_evaluation_is_the_task_alone(nets):
-    guides = [made(lambda: mlp((6, 9, 3)), s) for s in (5, 6)]
-    given = []
-
-    def ce(model, batch):
-        return F.cross_entropy(model(batch.x), batch.y)
-
-    def guide(net):
-        given.append(guides[len(given)])
-        return given[-1]
-
-    x = normal(32, 6)
-    loss = guided_loss(ce, guide)
-    data = (x, torch.arange(32) % 3)
-    both = train(
-        lambda s: mlp((6, 8, 3)),
-        data,
-        loss=loss,
-        config=TrainConfig(steps=3),
-        seeds=(0, 1),
-        val=data,
-        plan="sequential",
-    )
-    assert len(given) == 2
-    with torch.no_grad():
-        assert set(loss(both[0].module.eval(), Split(*data))) == {"task"}
-    with pytest.raises(ValueError, match="sequential"):
-        loss(lambda x: x, None)
 
 
 def test_until_step_takes_the_hooks_off(nets):
@@ -408,3 +360,15 @@ def test_constant_activations_are_warned_of_once(nets):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         g.loss(x)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_a_copy_of_the_target_takes_no_part(nets, duplicate):
+    target, guide = nets
+    g, x = Guidance(target, guide, map=[("0", "0")]), normal(20, 6)
+    target(x)
+    other = duplicate(target)  # after a pass, too: what is kept of it has a graph
+    other(normal(20, 6, seed=1))
+    g.loss().backward()
+    assert target[0].weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in other.parameters())

@@ -291,3 +291,25 @@ def test_a_linear_layer_without_bias_stays_without():
     net = PhyLL.from_module(module, blackbox=[], random_state=0).fit(x, y, epochs=3)
     assert not net.biases_[0].any()
     assert torch.equal(net.weights_[0], module[0].weight)
+
+
+def test_the_default_dtype_is_not_looked_at():
+    x, y = blobs()
+    plain = PhyLL([optics(11, 6)], [4], random_state=0).fit(x, y, epochs=2).goodness(x)
+    box = optics(11, 6)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = PhyLL([box], [4], random_state=0).fit(x, y, epochs=2).goodness(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.array_equal(again, plain)
+
+
+def test_boxes_that_do_not_fit_the_layers_are_named(tmp_path):
+    x, y = blobs()
+    net = PhyLL([optics(11, 6), optics(4, 6)], [4, 4], random_state=0).fit(x, y, epochs=1)
+    net.save(tmp_path / "net")
+    with pytest.raises(ValueError, match="2 layers need as many boxes, got 1"):
+        PhyLL([optics(11, 6)], [4, 4]).load(tmp_path / "net")
+    with pytest.raises(ValueError, match="box 1 gives 8 outputs, layer 1 was made for 6"):
+        net.replace_boxes([optics(11, 6), optics(4, 8)]).predict(x)

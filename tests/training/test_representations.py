@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
@@ -155,3 +157,55 @@ def test_the_probe_of_a_report_sees_every_class_in_whatever_order_the_rows_come(
     x[:, 0] += 6.0 * y
     report = diversity_report(CatRepresentation([nn.Sequential(nn.Linear(5, 2))]), x, y)
     assert report.probe_scores[-1] > 0.95
+
+
+class Signals(nn.Module):
+    """The usual net on one-dimensional signals."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.fc = nn.Conv1d(1, 4, 3), nn.AdaptiveAvgPool1d(1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x[:, None])).flatten(1))
+
+
+@pytest.mark.parametrize("layer", ["pool", "poo*", "conv"])
+def test_layers_of_one_dimensional_convolutions_are_averaged_over_positions(layer):
+    m, x = seeded_build(Signals, stream(0, "init")), normal(7, 9)
+    with pytest.warns(UserWarning, match="averaged over its last axes"):
+        z = represent(m, x, layer)
+    assert torch.allclose(z, m.conv(x[:, None]).mean(2), atol=1e-6)
+
+
+def batches(x, y):
+    order = torch.randperm(len(x), generator=stream(1, "order"))
+    return [(x[rows], y[rows]) for rows in order.split(32)]
+
+
+def test_a_report_takes_the_labels_that_the_batches_bring():
+    x = normal(200, 5)
+    y = torch.arange(200) % 2
+    x[:, 0] += 6.0 * y
+    cat = CatRepresentation([net(0), net(1)]).fit(x)
+    report = diversity_report(cat, batches(x, y))
+    assert len(report.probe_scores) == 2
+    assert min(report.probe_scores) > 0.9
+    for other in (torch.zeros(200).long(), x[:, 0], x):  # one class, numbers, no labels at all
+        assert diversity_report(cat, batches(x, other)).probe_scores is None
+
+
+def test_scikit_learn_clones_it_and_searches_its_parameters():
+    x, y = normal(60, 5).numpy(), np.arange(60) % 3
+    cat = CatRepresentation([net(0), net(1)], layers="1").fit(x)
+    other = clone(cat)
+    assert other.mean is None
+    assert other.get_params() | {"nets": None} == cat.get_params() | {"nets": None}
+    assert other.nets[0] is not cat.nets[0]
+    assert torch.equal(other.nets[0][0].weight, cat.nets[0][0].weight)
+    assert np.allclose(other.fit(x).transform(x), cat.transform(x))
+    search = GridSearchCV(make_pipeline(cat, LogisticRegression()), {"catrepresentation__normalize": ["l2", "batch"]})
+    assert search.fit(x, y).best_params_["catrepresentation__normalize"] in ("l2", "batch")
+    assert cat.set_params(nets=[net(2)]).fit(x).transform(x).shape == (60, 16)
+    with pytest.raises(ValueError, match="no parameter 'width': there are nets, layers"):
+        cat.set_params(width=3)

@@ -157,3 +157,35 @@ def test_classes_are_read_off_the_labels_and_double_nets_stay_double():
     assert two_stage_finetune(nets, (x, y), epochs=(1, 1))(x).shape == (24, 3)
     double = [net.double() for net in nets]
     assert two_stage_finetune(double, (x.double(), y), 3, epochs=(1, 1))(x.double()).dtype == torch.float64
+
+
+class Rows(torch.utils.data.Dataset):
+    """Counts the rows that are drawn of it."""
+
+    def __init__(self):
+        (self.x, self.y), self.drawn = task(60), 0
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, i):
+        self.drawn += 1
+        return self.x[i], self.y[i]
+
+
+def test_a_loader_is_drawn_anew_each_epoch_and_an_iterator_once():
+    rows = Rows()
+    loader = torch.utils.data.DataLoader(rows, batch_size=20, shuffle=True, generator=stream(0, "order"))
+    two_stage_finetune([net(0)], loader, epochs=(3, 1))
+    assert rows.drawn == 60 * (1 + 3 + 1)  # once for the labels
+    assert two_stage_finetune([net(0)], iter([task(20)] * 2), epochs=(1, 1)).head.out_features == 4
+
+
+def test_teachers_keep_the_mode_of_every_part_and_must_agree_in_their_classes():
+    teacher = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).train()
+    teacher[1].eval()
+    config = TrainConfig(steps=2)
+    distill_representations([teacher], net(3), task(), config=config)
+    assert [m.training for m in teacher] == [True, False, True]
+    with pytest.raises(ValueError, match=r"teachers differ in what they put out: \[\(64, 3\), \(64, 4\)\]"):
+        distill_representations([net(0), net(1, (5, 16, 6, 4))], net(3), task(), config=config)

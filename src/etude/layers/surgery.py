@@ -213,6 +213,22 @@ def replace(
     return SurgeryReport(tuple(changed), before, _count(model), places)
 
 
+class Hook:
+    """A hook of one module: a copy of the module, by deepcopy or pickle, gets one that does nothing.
+
+    Copied functions would go on calling back for the original, and closures cannot be pickled.
+    """
+
+    def __init__(self, call: Callable[..., Any] | None = None) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any) -> Any:
+        return None if self.call is None else self.call(*args)
+
+    def __reduce__(self) -> tuple[type["Hook"], tuple[()]]:
+        return Hook, ()
+
+
 class Record:
     """Keeps what chosen layers put out while the model runs; the hooks are gone after the `with` block.
 
@@ -237,6 +253,7 @@ class Record:
     -----
     Where the model holds an in-place module (``nn.ReLU(inplace=True)``) the next layer gets a copy to write into, so
     a feature stays what the layer put out. Code that writes into it by itself is found out when `features` is read.
+    A copy of the model (deepcopy, pickle) that is made meanwhile is not recorded.
     """
 
     def __init__(self, model: nn.Module, layers: Targets, *, detach: bool = False, item: int | str = 0) -> None:
@@ -251,9 +268,9 @@ class Record:
         if self._handles:
             raise RuntimeError("this Record is recording already: use one `with` block at a time")
         self.clear()
-        self._handles.append(self.model.register_forward_pre_hook(lambda *_: self.clear()))
+        self._handles.append(self.model.register_forward_pre_hook(Hook(lambda *_: self.clear())))
         for name, layer in self.layers.items():
-            self._handles.append(layer.register_forward_hook(self._hook(name)))
+            self._handles.append(layer.register_forward_hook(Hook(self._hook(name))))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -98,7 +98,7 @@ class Problem:
     test: Callable[[int], Split]
     config: TrainConfig
     guide_config: TrainConfig
-    alpha: float = 1.0
+    alpha: float
     pairs: Any = "even"
     mask: Callable[[Any], Tensor] | None = None
 
@@ -127,13 +127,13 @@ def problem(protocol: str, config: Any, task: Any = None) -> Problem:
         return Problem(
             protocol, lambda: DeepCNN(10, depth, skip=False), lambda: DeepCNN(10, depth, skip=True),
             rows["train"], rows["test"], TrainConfig(steps=config.cnn_steps, batch_size=config.batch_size),
-            TrainConfig(steps=config.cnn_guide_steps, batch_size=config.batch_size, lr=3e-3), alpha=0.1,
+            TrainConfig(steps=config.cnn_guide_steps, batch_size=config.batch_size, lr=3e-3), config.cnn_alpha,
             pairs=[(f"convs.{i}", f"convs.{i}") for i in range(depth)],
         )  # fmt: skip
     sizes = (40, *[100] * config.fcn_depth, 10) if protocol == "deep_fcn" else (40, 400, 400, 10)
     return Problem(
         protocol, lambda: mlp(sizes, norm="batch"), lambda: StridedCNN(40, 10), rows["train"], rows["test"],
-        plain, strided,
+        plain, strided, config.alpha,
     )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def _copy(config: Any) -> Problem:
         "copy", lambda: Tagger(width, layers, symbols + 1), lambda: DecoderLM(shape),
         lambda s: sampled(draw), lambda s: Split(*copy_paste(1000, n, stream(s, "test"), symbols=symbols)[:2]),
         TrainConfig(steps=config.copy_steps, **common), TrainConfig(steps=config.copy_guide_steps, **common),
-        pairs=[("embed", "embed"), ("rnn", "stack.norm")],
+        config.alpha, pairs=[("embed", "embed"), ("rnn", "stack.norm")],
     )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def _parity(config: Any) -> Problem:
         "parity", lambda: Encoder(3, 2, width, layers, longest), lambda: Tagger(width, 1, 3),
         lambda s: sampled(draw), lambda s: Split(*parity(2000, (2, longest), stream(s, "test"))[:2]),
         TrainConfig(steps=config.parity_steps, **common), TrainConfig(steps=config.parity_steps, **common),
-        pairs=[("embed", "embed"), ("stack.norm", "rnn")], mask=lambda batch: batch.x != 2,
+        config.alpha, pairs=[("embed", "embed"), ("stack.norm", "rnn")], mask=lambda batch: batch.x != 2,
     )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def _users(config: Any, task: Any) -> Problem:
         lambda: convnet(shape, (16, 32), classes, norm="batch") if images else mlp(wide, norm="batch"),
         lambda s: parts(s)[1], lambda s: parts(s)[2],
         TrainConfig(steps=config.fcn_steps, batch_size=batch, drop_last=True),
-        TrainConfig(steps=config.fcn_steps, batch_size=batch, drop_last=True),
+        TrainConfig(steps=config.fcn_steps, batch_size=batch, drop_last=True), config.alpha,
     )  # fmt: skip
 
 

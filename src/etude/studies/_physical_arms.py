@@ -19,6 +19,7 @@ from etude.training.physical_boxes import PhysicalBox
 from etude.training.physical_costs import backprop_macs
 
 Curve = list[tuple[float, float, float]]  # physical runs, digital MACs, accuracy in percent
+TwinMaker = Callable[[PhysicalBox, int, Any], nn.Module]
 
 
 class Outcome(NamedTuple):
@@ -61,7 +62,9 @@ def local_learning(
     boxes: Any = [None] * layers
     if kind is not None:
         boxes = boxes_of(kind, task, config, seed, label_slots=task.num_classes)
-    net = PhyLL(boxes, config.hidden, task.num_classes, bypass=config.bypass, scale=None, random_state=seed)
+    net = PhyLL(
+        boxes, config.hidden, task.num_classes, bypass=config.bypass, theta=config.theta, scale=None, random_state=seed
+    )  # fmt: skip
     curve: Curve = []
 
     def score() -> float:
@@ -71,7 +74,7 @@ def local_learning(
         if gradual:
             share = (epoch + 1 - config.epochs / 4) / (config.epochs / 2)  # from a quarter to three quarters
             net.replace_boxes([b.rotated(90 * min(max(share, 0.0), 1.0)) for b in boxes])
-        if (epoch + 1) % config.curve_every == 0:
+        if (epoch + 1) % config.curve_every == 0 or epoch + 1 == config.epochs:
             costs = net.cost_report()
             curve.append((costs["physical_runs_training"], costs["digital_macs_training"], score()))
 
@@ -84,59 +87,78 @@ def local_learning(
     return Outcome(reached, curve, reached, score())
 
 
-def twin_maker() -> Callable[[PhysicalBox, int, int], nn.Module]:
-    """`fit_twin` that fits each box once."""
-    known: dict[int, tuple[PhysicalBox, nn.Module]] = {}
+def twin_maker() -> TwinMaker:
+    """`fit_twin` that fits each box of a seed once: the arms that need it share it."""
+    known: dict[Any, nn.Module] = {}
 
-    def make(box: PhysicalBox, seed: int, steps: int) -> nn.Module:
-        key = hash((box.kind, box.scatter.abs().sum().item(), seed, steps))
+    def make(box: PhysicalBox, seed: int, config: Any) -> nn.Module:
+        key = (box.kind, box.scatter.cpu().numpy().tobytes(), seed, config.twin_steps, config.twin_pairs)
         if key not in known:
-            known[key] = box, fit_twin(box, box.in_features, seed=seed, steps=steps)
-        return known[key][1]
+            steps, pairs = config.twin_steps, config.twin_pairs
+            known[key] = fit_twin(box, box.in_features, seed=seed, steps=steps, pairs=pairs)
+        return known[key]
 
     return make
 
 
 def back_propagation(
-    task: Task, kind: str, config: Any, seed: int, *, how: str, drift: bool, twin: Any = None
+    task: Task, kind: str, config: Any, seed: int, *, how: str, drift: bool, twin: TwinMaker
 ) -> Outcome:
     """`how`: "ideal" through the simulator, "in_silico" through a twin, "pat" the box forwards and the twin backwards,
-    "spsa" without gradients; as many updates as local learning makes on a layer."""
+    "spsa" without gradients; as many updates as local learning makes on a layer.
+
+    Nothing trainable lies before the first box, so the backward pass does not go through it: there "pat" has no twin.
+    """
     boxes = boxes_of(kind, task, config, seed, label_slots=0)
-    m = [b.in_features for b in boxes]
-    twins = [
-        fit_twin(b, b.in_features, seed=seed, steps=config.twin_steps) for b in boxes if how in ("in_silico", "pat")
-    ]
+    modelled = {"in_silico": boxes, "pat": boxes[1:]}.get(how, [])
+    twins = [twin(b, seed, config) for b in modelled]
     inside: dict[str, list[Any]] = {
         "ideal": boxes, "spsa": boxes, "in_silico": twins,
-        "pat": [PhysicsAware(b, t) for b, t in zip(boxes, twins, strict=False)],
+        "pat": [*boxes[:1], *map(PhysicsAware, boxes[1:], twins)],
     }  # fmt: skip
     net = _net(task, inside[how], [b.out_features for b in boxes], config, seed)
     batch = min(config.batch_size or task.train.n, task.train.n)
     assert task.test is not None
     steps = config.epochs * config.inner_steps * -(-task.train.n // batch)
-    shape = [*TWIN_HIDDEN, boxes[0].out_features]
-    twin_macs = sum(config.twin_steps * backprop_macs(128, [width, *shape]) for width in m) if twins else 0
-    pass_macs = sum(2 * batch * _macs([width, *shape]) for width in m) if twins else 0  # forwards and to the inputs
-    linear = sum(3 * batch * k * q for k, q in net.linear_widths)
-    per_step = len(boxes) * batch * {"in_silico": 0, "spsa": 3}.get(how, 1)
+    per_step = len(boxes) * batch * (3 if how == "spsa" else 1)
+    fitting, per_update = digital_macs(how, boxes, net.linear_widths, batch, config)
     curve: Curve = []
 
     def metric(trained: Any, part: Split) -> float:
         return _score(trained.on(boxes), part)
 
-    config_ = TrainConfig(steps=steps, batch_size=batch, lr=config.bp_lr, eval_every=max(1, steps // 25))
+    every = 2 * task.train.n * len(boxes) * config.curve_every // per_step  # at least as fine in runs as PhyLL's curve
+    eval_every = max(1, min(every, steps // 25))
+    config_ = TrainConfig(steps=steps, batch_size=batch, lr=config.bp_lr, eval_every=eval_every)
     more: Any = {"step": spsa_step(_loss)} if how == "spsa" else {"loss": _loss}
     options: Any = {"val": task.test, "metric": metric, "plan": "sequential"} | more
     (done,) = train(net, task.train, config=config_, seeds=(seed,), **options)
     best: Any = done.module
     for point in done.curve:
-        runs = 9000 * len(twins) + per_step * point["step"]
-        curve.append((runs, twin_macs + (pass_macs + linear) * point["step"], point["metric"]))
+        runs = config.twin_pairs * len(twins) + (0 if how == "in_silico" else per_step) * point["step"]
+        curve.append((runs, fitting + per_update * point["step"], point["metric"]))
     reached = _score(best.on(boxes), task.test)
     turned = [b.rotated(90) for b in boxes]
     after = _score(best.on(turned), task.test) if drift else math.nan
     return Outcome(reached, curve, reached, after)
+
+
+def digital_macs(
+    how: str, boxes: list[PhysicalBox], linear: list[tuple[int, int]], batch: int, config: Any
+) -> tuple[int, int]:
+    """MACs of fitting the twins that `how` needs, and of one update of the net on `batch` rows.
+
+    An update of the linear layers is forwards, to the weights and, but for the first layer, to the inputs; "spsa" is
+    three times forwards. A twin is run forwards, and backwards to its inputs but for the first box's.
+    """
+    shapes = [[b.in_features, *TWIN_HIDDEN, b.out_features] for b in boxes]
+    first = 0 if how == "spsa" else linear[0][0] * linear[0][1]
+    update = 3 * sum(k * q for k, q in linear) - first
+    used = {"in_silico": shapes, "pat": shapes[1:]}.get(how, [])
+    update += sum(2 * _macs(shape) for shape in shapes[1:]) if used else 0
+    update += _macs(shapes[0]) if how == "in_silico" else 0
+    rows = min(128, config.twin_pairs)
+    return sum(config.twin_steps * backprop_macs(rows, shape) for shape in used), batch * update
 
 
 def reservoir(task: Task, kind: str, config: Any, seed: int) -> Outcome:

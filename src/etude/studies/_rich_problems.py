@@ -157,8 +157,8 @@ def five_shot(rows: Tensor, y: Tensor, generator: torch.Generator, *, episodes: 
     return 100 * right / asked
 
 
-def reduced(few: Tensor, test: Tensor, unlabelled: Tensor, dims: int) -> tuple[Tensor, Tensor]:
-    """Both sets of features on the `dims` main directions of the unlabelled ones."""
-    mean = unlabelled.mean(0)
-    directions = torch.linalg.svd(unlabelled - mean, full_matrices=False).Vh[:dims].T
+def reduced(few: Tensor, test: Tensor, dims: int) -> tuple[Tensor, Tensor]:
+    """Both sets of features on the `dims` main directions of the training rows `few`, the test rows unseen."""
+    mean = few.mean(0)
+    directions = torch.linalg.svd(few - mean, full_matrices=False).Vh[:dims].T
     return (few - mean) @ directions, (test - mean) @ directions

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from etude.data.randomness import seeded_build, stream
@@ -44,9 +44,12 @@ class GuidanceConfig(StudyConfig):
     copy_guide_steps: PositiveInt = 500
     parity_length: PositiveInt = 20
     parity_steps: PositiveInt = 3000
-    early_share: float = 0.25
+    alpha: PositiveFloat = 1.0
+    """Weight of the alignment; "plain_cnn", of many pairs, has its own."""
+    cnn_alpha: PositiveFloat = 0.1
+    early_share: float = Field(0.25, gt=0, le=1)
     """Share of the updates that the arms that stop early are guided in."""
-    temperature: float = 4.0
+    temperature: PositiveFloat = 4.0
     """Of logit distillation."""
 
 

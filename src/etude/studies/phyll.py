@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from etude.data import load_images
 from etude.data.randomness import stream
@@ -27,12 +27,14 @@ class PhysicalConfig(StudyConfig):
     """Sizes of the paper's acoustic net; digits have layers of their own."""
 
     protocols: tuple[str, ...] = ("vowels", "digits")
-    boxes: tuple[BoxKind, ...] = BOXES
+    boxes: tuple[BoxKind, ...] = Field(BOXES, min_length=1)
     """Kinds of physics."""
-    hidden: tuple[PositiveInt, ...] = (20, 20)
+    hidden: tuple[PositiveInt, ...] = Field((20, 20), min_length=1)
     box_width: PositiveInt | None = None
     """Outputs of a box; None: as many as inputs."""
     bypass: bool = True
+    theta: PositiveFloat = 4.0
+    """Steepness of the local loss."""
     epochs: PositiveInt = 100
     inner_steps: PositiveInt = 10
     batch_size: PositiveInt | None = None
@@ -42,9 +44,11 @@ class PhysicalConfig(StudyConfig):
     recovery_epochs: PositiveInt = 30
     curve_every: PositiveInt = 5
     """Epochs between two points of the curve of accuracy against cost."""
+    twin_pairs: PositiveInt = 9000
+    """Runs of its box that a digital twin is fitted to."""
     twin_steps: PositiveInt = 1000
-    """Updates of a digital twin, on 9,000 runs of its box."""
-    digits_hidden: tuple[PositiveInt, ...] = (200, 200)
+    """Updates of a digital twin."""
+    digits_hidden: tuple[PositiveInt, ...] = Field((200, 200), min_length=1)
     digits_epochs: PositiveInt = 12
     digits_inner_steps: PositiveInt = 5
     train_speakers: PositiveInt = 30
@@ -122,7 +126,9 @@ def _task(job: Job, config: PhysicalConfig, seed: int) -> Task:
     return arms_of.scaled(task)
 
 
-def _outcome(job: Job, config: PhysicalConfig, seed: int, kind: str, how: str, twin: Any) -> arms_of.Outcome:
+def _outcome(
+    job: Job, config: PhysicalConfig, seed: int, kind: str, how: str, twin: arms_of.TwinMaker
+) -> arms_of.Outcome:
     task, drift = _task(job, config, seed), job.protocol == "vowels"
     if how:
         return arms_of.back_propagation(task, kind, config, seed, how=how, drift=drift, twin=twin)

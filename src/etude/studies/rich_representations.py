@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from etude import training
 from etude.data import load_images
@@ -28,13 +28,13 @@ class RichConfig(StudyConfig):
     features: PositiveInt = 32
     hidden_size: PositiveInt = 64
     steps: PositiveInt = 1500
-    lr: float = 0.05
-    weight_decay: float = 5e-3
-    student_lr: float = 0.005
+    lr: PositiveFloat = 0.05
+    weight_decay: NonNegativeFloat = 5e-3
+    student_lr: PositiveFloat = 0.005
     labels: PositiveInt = 50
     """Labelled rows of each target class."""
     tune_steps: PositiveInt = 300
-    strengths: tuple[float, ...] = (1e-3, 1e-2, 0.1, 1.0, 10.0)
+    strengths: tuple[PositiveFloat, ...] = Field((1e-3, 1e-2, 0.1, 1.0, 10.0), min_length=1)
     """Of logistic probes, chosen by three folds."""
     signal_rows: PositiveInt = 4000
     block_rows: PositiveInt = 4000
@@ -110,8 +110,8 @@ def _more(job: Job, data: Transfer, seed: int, rep: Representation) -> Iterator[
     y, y_test = data.target.y, data.target_test.y
     few, test = rep(data.target.x), rep(data.target_test.x)
     for dims in (8, 16, 32, 64, 128):
-        if dims <= few.shape[1]:
-            small = reduced(few, test, test, dims)
+        if dims <= few.shape[1] and dims < few.shape[0]:
+            small = reduced(few, test, dims)
             yield Measurement(
                 job.arm, seed, "probe_by_features", ridge_probe(small[0], y, small[1], y_test), "points", dims
             )

@@ -27,7 +27,8 @@ class BlackBox(nn.Module):
     Parameters
     ----------
     fn
-        Torch modules get tensors, other callables NumPy arrays (tensors where `torch_input` is set).
+        Torch modules get tensors, other callables NumPy arrays (tensors where `torch_input` is set); they are copies,
+        which it may write into.
     repeats
         Runs that are averaged, for a box that is noisy.
     encode
@@ -41,7 +42,8 @@ class BlackBox(nn.Module):
     Raises
     ------
     ValueError
-        For an output that is complex, NaN or infinite, or has another number of rows: the message names box and row.
+        For an output that is not of numbers, complex, NaN or infinite, or has another number of rows, or of columns in
+        another run: the message names box and row.
     """
 
     def __init__(
@@ -66,17 +68,27 @@ class BlackBox(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         x = h if self.encode is None else self.encode(h)
         self.runs += len(x) * self.repeats
-        return torch.stack([self._run(x) for _ in range(self.repeats)]).mean(0)
+        found = [self._run(x) for _ in range(self.repeats)]
+        if len(widths := {y.shape[1] for y in found}) > 1:
+            raise ValueError(
+                f"{self.name} gave {sorted(widths)} outputs in runs of the same rows: their number must stay"
+            )
+        return torch.stack(found).mean(0)
 
     def _run(self, x: Tensor) -> Tensor:
         with evaluating(self.fn) if isinstance(self.fn, nn.Module) else nullcontext():  # hardware does not train
-            y = self.fn(x) if self.torch_input else self.fn(x.cpu().numpy())
-        y = torch.as_tensor(np.asarray(y) if not isinstance(y, Tensor) else y)
+            own = x.clone()  # a box may work in place
+            y = self.fn(own) if self.torch_input else self.fn(own.cpu().numpy())
+        if not isinstance(y, Tensor):
+            array = np.asarray(y)
+            if array.dtype.kind not in "biufc":
+                raise ValueError(f"{self.name} returned {type(y).__name__}, not numbers: need ({len(x)}, p)")
+            y = torch.as_tensor(array)
         if y.is_complex():
             raise ValueError(f"{self.name} returned complex numbers: take abs (amplitude) or real in the box")
         if y.ndim != 2 or len(y) != len(x):
             raise ValueError(f"{self.name} got {tuple(x.shape)} and returned {tuple(y.shape)}: need ({len(x)}, p)")
-        y = y.detach().to(x)
+        y = y.detach().to(x, copy=True)  # its next run may write into it
         bad = ~torch.isfinite(y).all(1)
         if bad.any():
             row = int(bad.nonzero()[0, 0])

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from etude.layers.surgery import Record, TargetError
+from etude.layers.surgery import Hook, Record, TargetError
 from etude.training.layer_maps import Pairs, choose_layers, even_map, without_logits
 from etude.training.similarity import as_rows, rsa, same_rows, unit_grams
 
@@ -46,7 +46,7 @@ class Guidance:
     """Pulls a target's layers towards a guide's, for any two torch models and any training loop.
 
     Call the target on a batch, then add ``guidance.loss(x)`` to the task's loss. Hooks on the target keep what its
-    own forward pass computes; the guide runs without gradient and in eval mode.
+    own forward pass computes (a copy of the target is not guided); the guide runs without gradient and in eval mode.
 
     Parameters
     ----------
@@ -150,7 +150,8 @@ class Guidance:
         self._buffers_checked = False
         self._warned_flat = False
         self._record.__enter__()
-        self._handle = target.register_forward_pre_hook(_note_input(weakref.ref(self)), with_kwargs=True)
+        note = Hook(_note_input(weakref.ref(self)))
+        self._handle = target.register_forward_pre_hook(note, with_kwargs=True)
         self._attached = True
 
     def loss(

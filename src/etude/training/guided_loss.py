@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from etude.training.guidance import Guidance
 
 
+class _Guidances(weakref.WeakKeyDictionary[nn.Module, Guidance]):
+    """The guidance of each model: its steps so far would be lost on the way to another process."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("guidance stays in the process of its model: train with plan='sequential'")
+
+
 def guided_loss(
     loss: Callable[[Any, Any], Tensor],
     guide: nn.Module | Callable[[nn.Module], nn.Module],
@@ -28,13 +35,14 @@ def guided_loss(
         ``mask(batch)``, (n, time), True = real token.
     options
         Of `Guidance`; one is made for each model at its first batch. `guidance_of(model)` of the result is that one.
-        As hooks belong to one model, seeds cannot be stacked: use plan "sequential" or "processes".
+        As hooks belong to one model, seeds can neither be stacked nor sent to processes: use plan "sequential".
+        After training ``guidance_of(model).remove()`` takes the hooks off.
     """
-    made: weakref.WeakKeyDictionary[nn.Module, Guidance] = weakref.WeakKeyDictionary()
+    made = _Guidances()
 
     def guided(model: Any, batch: Any) -> dict[str, Tensor]:
         if not isinstance(model, nn.Module):
-            raise ValueError("guidance hooks into one model: train with plan='sequential' or 'processes'")
+            raise ValueError("guidance hooks into one model: train with plan='sequential'")
         if model not in made:
             net = guide if isinstance(guide, nn.Module) else guide(model)
             made[model] = Guidance(model, net, **options)

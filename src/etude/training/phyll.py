@@ -94,7 +94,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
 
     @property
     def goodness(self) -> Callable[[ArrayLike], NDArray[np.float32]]:
-        """``goodness(X)``: the goodness of every label at every layer, (n, C, L). Costs C runs of every box a row.
+        """``goodness(X)``: the goodness of every label at every layer, (n, C, L), in the order of `classes_` (those of
+        a larger `n_classes` follow and mean nothing). Costs C runs of every box a row.
 
         Set, it is the constructor's parameter of that name; `get_params` gives it back.
         """
@@ -109,7 +110,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         """A `PhyLL` whose layers are the linear layers of `module` and whose boxes are what stands before each.
 
         Sub-modules named in `blackbox` are never differentiated; the `nn.Linear` layers not named are trained (their
-        weights are changed in place by `fit`), one for each stretch of boxes and parameter-free modules before it.
+        weights are changed in place by `fit`, which starts from those they have), one for each stretch of boxes and
+        parameter-free modules before it. A scikit-learn clone is a net of the same form with weights of its own.
 
         Raises
         ------
@@ -222,14 +224,16 @@ class PhyLL(ClassifierMixin, BaseEstimator):
     def replace_boxes(self, boxes: Sequence[Callable[[Any], Any] | None]) -> Self:
         """The same layers on other boxes: a drift. Weights stay."""
         check_is_fitted(self)
-        if len(boxes) != len(self.hidden):
-            raise ValueError(f"{len(self.hidden)} layers need as many boxes, got {len(boxes)}")
+        self._check_count(boxes)
         self.boxes = boxes
         self._wrap()
         return self
 
     def cost_report(self) -> dict[str, int]:
-        """Rows run through boxes and digital multiply-accumulates so far, of training and of prediction."""
+        """Rows run through boxes and digital multiply-accumulates so far, of training and of prediction.
+
+        Training counts the two rows a box that `fit` shows it first, to learn its width.
+        """
         check_is_fitted(self)
         return self.costs_.report()
 
@@ -249,7 +253,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If `hidden`, `bypass`, `goodness`, `label_mode` or the number of classes of this object do not fit it.
+            If `hidden`, the number of boxes or of classes, `bypass`, `goodness` or `label_mode` of this object do not
+            fit it.
         """
         with safe_open(path, "pt") as file:
             state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
@@ -265,6 +270,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         widths = [len(state[f"weights.{i}"]) for i in range(count)]
         if widths != list(self.hidden):
             raise ValueError(f"{path} holds layers of {widths} units, this net has hidden={list(self.hidden)}")
+        self._check_count(self._given_boxes())
         for kind in ("weights", "biases", "directions"):
             setattr(self, kind + "_", [state[f"{kind}.{i}"].to(self.device) for i in range(count)])
         self.shift_, self.span_ = state["shift"].to(self.device), state["span"].to(self.device)
@@ -309,6 +315,10 @@ class PhyLL(ClassifierMixin, BaseEstimator):
     def _given_boxes(self) -> Sequence[Callable[[Any], Any] | None]:
         return [None] * len(self.hidden) if self.boxes is None else self.boxes
 
+    def _check_count(self, boxes: Sequence[Any]) -> None:
+        if len(boxes) != len(self.hidden):
+            raise ValueError(f"{len(self.hidden)} layers need as many boxes, got {len(boxes)}")
+
     def _wrap(self) -> None:
         self._boxes = [
             None if box is None else box if isinstance(box, BlackBox)
@@ -333,7 +343,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             raise ValueError(f"{c} label columns would overwrite all {d} features: use label_mode='prepend'")
         self._generator = as_generator(self.random_state)
         rows = torch.from_numpy(X).to(self.device)
-        self.shift_, self.span_ = torch.zeros(d, device=self.device), torch.ones(d, device=self.device)
+        self.shift_, self.span_ = torch.zeros_like(rows[0]), torch.ones_like(rows[0])
         if self.scale == "zscore":
             spread = rows.std(0, unbiased=False)
             self.span_ = torch.where(spread > 0, spread, 1.0)
@@ -349,7 +359,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             weight, bias = self._initial(layer, k, f.shape[1])
             self.weights_.append(weight)
             self.biases_.append(bias)
-            r = torch.randn(k, generator=self._generator)
+            r = torch.randn(k, generator=self._generator, dtype=torch.float32)  # as the rows, whatever the default
             self.directions_.append((r / r.norm()).to(self.device))
             h = self._linear(layer, f)
 
@@ -360,7 +370,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             weight, bias = linears[layer].weight.data, linears[layer].bias
             return weight, weight.new_zeros(k) if bias is None else bias.data
         bound = q**-0.5
-        draw = torch.rand(k, q + 1, generator=self._generator) * 2 * bound - bound
+        draw = torch.rand(k, q + 1, generator=self._generator, dtype=torch.float32) * 2 * bound - bound
         return draw[:, :q].clone().to(self.device), draw[:, q].clone().to(self.device)
 
     def _scaled(self, X: NDArray[np.float32]) -> Tensor:
@@ -371,7 +381,12 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         if box is None:
             return h
         self.costs_.physical_training += len(h) * box.repeats
-        return torch.cat([box(h), h], 1) if self.bypass else box(h)
+        f = torch.cat([box(h), h], 1) if self.bypass else box(h)
+        if layer < len(self.weights_) and f.shape[1] != self.weights_[layer].shape[1]:
+            beside = h.shape[1] if self.bypass else 0
+            now, before = f.shape[1] - beside, self.weights_[layer].shape[1] - beside
+            raise ValueError(f"{box.name} gives {now} outputs, layer {layer} was made for {before}")
+        return f
 
     def _linear(self, layer: int, f: Tensor) -> Tensor:
         return torch.addmm(self.biases_[layer], f, self.weights_[layer].T)

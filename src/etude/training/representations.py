@@ -4,10 +4,11 @@ Source: Zhang & Bottou 2022, arXiv 2212.07346, section 3 (Cat_n). One training r
 its loss; runs from other seeds keep others, so their concatenation serves new tasks better than one net.
 """
 
+import copy
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -20,6 +21,11 @@ from etude.training.probes import LinearProbe
 from etude.training.similarity import cka_matrix, effective_rank, model_inputs
 
 ROWS = 1024  # of an array that go through the nets at once
+SIGNAL_LAYERS = (
+    nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.AvgPool1d, nn.MaxPool1d, nn.LPPool1d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d,
+)  # fmt: skip
+"""What puts out (N, channels, positions)."""
 
 
 def last_linear(net: nn.Module) -> str:
@@ -39,10 +45,11 @@ def last_linear(net: nn.Module) -> str:
 def represent(net: nn.Module, batch: Any, layer: str | None = None, *, item: int | str = 0) -> Tensor:
     """What `layer` puts out on a batch (None: what the last linear layer takes in), as (N, p).
 
-    Axes behind the second are averaged, with a warning where the layer was named; three axes are an error, as
-    channels and positions cannot be told apart.
+    Axes behind the second are averaged, with a warning where the layer was named. Three axes are an error, as channels
+    and positions cannot be told apart, unless the last has one entry or the layer is one of `SIGNAL_LAYERS`.
     """
     args, kwargs = model_inputs(batch)
+    signals = False
     if layer is None:
         taken: list[Tensor] = []
         head = net.get_submodule(last_linear(net))
@@ -57,11 +64,12 @@ def represent(net: nn.Module, batch: Any, layer: str | None = None, *, item: int
     else:
         with Record(net, [layer], item=item) as record:
             net(*args, **kwargs)
-            found = list(record.features.values())
+            found = list(record.features.items())
         if not found:
             raise TargetError(f"{type(net).__name__} does not call {layer!r}")
-        value = found[-1]
-    if value.ndim > 3:
+        name, value = found[-1]
+        signals = isinstance(record.layers[name.split(":")[0]], SIGNAL_LAYERS)
+    if value.ndim > 3 or (value.ndim == 3 and (signals or value.shape[2] == 1)):
         if layer is not None:
             warnings.warn(f"{layer!r} puts out {tuple(value.shape)}: averaged over its last axes", stacklevel=3)
         return value.flatten(2).mean(2)
@@ -128,9 +136,32 @@ class CatRepresentation(nn.Module):
                 net.to(device=first.device, dtype=first.dtype)
         self.nets = nn.ModuleList(nets)
         self.layers, self.normalize, self.item = names, normalize, item
+        self._given_layers = layers
         self.register_buffer("mean", None)
         self.register_buffer("deviation", None)
         self.block_dims: tuple[int, ...] = ()
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's parameters, as scikit-learn asks for them."""
+        return {"nets": list(self.nets), "layers": self._given_layers, "normalize": self.normalize, "item": self.item}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change parameters, as scikit-learn does; the statistics of `fit` are forgotten.
+
+        Raises
+        ------
+        ValueError, TargetError
+            For an unknown parameter; as the constructor.
+        """
+        known = self.get_params()
+        if unknown := sorted(set(params) - set(known)):
+            raise ValueError(f"no parameter {unknown[0]!r}: there are {', '.join(known)}")
+        vars(self).update(vars(type(self)(**known | params)))
+        return self
+
+    def __sklearn_clone__(self) -> Self:
+        """A fresh one with copies of the nets, which are trained and stay as they are."""
+        return type(self)(**self.get_params() | {"nets": copy.deepcopy(list(self.nets))})
 
     def blocks(self, x: Any) -> list[Tensor]:
         """Each net's own representation, not normalised: a list of (N, p_i)."""
@@ -224,6 +255,20 @@ def batches_of(X: Any) -> Iterator[Any]:
         yield args[0] if args else kwargs
 
 
+def classes_in(batches: Iterable[Any]) -> NDArray[Any] | None:
+    """The classes that batches bring, one a row; None where they bring none, one only, or other targets."""
+    found: list[NDArray[Any]] = []
+    for batch in batches:
+        y = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+        if isinstance(batch, Mapping):
+            y = next((batch[name] for name in ("labels", "label", "y") if name in batch), None)
+        part = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
+        if y is None or part.ndim != 1 or part.dtype.kind not in "iubOUS":
+            return None
+        found.append(part)
+    return np.concatenate(found) if len(np.unique(np.concatenate(found))) > 1 else None
+
+
 def _warn_copies(nets: Sequence[nn.Module]) -> None:
     states = [list(net.state_dict().values()) for net in nets]
     for i, a in enumerate(states):
@@ -257,11 +302,14 @@ def diversity_report(cat: CatRepresentation, X: Any, y: Any = None, *, debiased:
     X
         As in `CatRepresentation.transform`.
     y
-        Labels of a new task, for the gain of each member added: half of the rows fit the probe, half test it.
+        Labels of a new task, for the gain of each member added: half of the rows fit the probe, half test it. None:
+        those that the batches of `X` bring, if any.
     debiased
         Of CKA.
     """
-    X = X if isinstance(X, Tensor | np.ndarray) else list(X)
+    if not isinstance(X, Tensor | np.ndarray):
+        X = list(X)
+        y = classes_in(X) if y is None else y
     if cat.normalize == "batch" and cat.mean is None:
         cat.fit(X)
     rows = cat.transform(X)

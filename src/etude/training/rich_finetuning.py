@@ -4,7 +4,7 @@ Source: Zhang & Bottou 2022, arXiv 2212.07346, section 4 (two-stage fine-tuning,
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace as with_changes
 from typing import Any, Literal
 
@@ -94,7 +94,7 @@ def two_stage_finetune(
     Parameters
     ----------
     data
-        What `train` takes: a split, (x, y), or batches.
+        What `train` takes: a split, (x, y), or batches (a loader draws them anew each epoch).
     num_classes
         Outputs of the new heads; None: one more than the largest label in `data`.
     epochs
@@ -110,7 +110,8 @@ def two_stage_finetune(
     if not nets:
         raise ValueError("there are no nets to tune: give at least one")
     if num_classes is None:
-        data = data if isinstance(data, tuple) else list(data)
+        if isinstance(data, Iterator):  # gives its batches once only
+            data = list(data)
         labels = [data[1]] if isinstance(data, tuple) else [batch[1] for batch in data]
         num_classes = 1 + max(int(torch.as_tensor(y).max()) for y in labels)
     first = config or TrainConfig(optimizer="sgd", momentum=0.9, lr=0.01, schedule="cosine")
@@ -159,7 +160,10 @@ class _Teachers(nn.Module):
         self.nets, self.average = nn.ModuleList(nets), average
 
     def forward(self, x: Any) -> Tensor:
-        made = torch.stack([net(x) for net in self.nets], 1)
+        logits = [net(x) for net in self.nets]
+        if len({made.shape for made in logits}) > 1:
+            raise ValueError(f"teachers differ in what they put out: {[tuple(made.shape) for made in logits]}")
+        made = torch.stack(logits, 1)
         return made.mean(1, keepdim=True) if self.average else made
 
 
@@ -191,7 +195,7 @@ def distill_representations(
     Raises
     ------
     ValueError
-        Without teachers, or with an unknown `heads`.
+        Without teachers, with teachers of different classes, or with an unknown `heads`.
     """
     if not nets:
         raise ValueError("there are no teachers: give at least one net")
@@ -199,7 +203,6 @@ def distill_representations(
         raise ValueError(f"heads must be 'separate' or 'average', got {heads!r}")
     average = heads == "average"
     count = 1 if average else len(nets)
-    modes = [net.training for net in nets]
     classes = nets[0].get_submodule(last_linear(nets[0])).out_features
 
     def build(s: int) -> nn.Module:
@@ -210,8 +213,6 @@ def distill_representations(
     settings = config or TrainConfig(epochs=10)
     teachers = _Teachers(nets, average)
     done = distill(teachers, build, loader, losses=losses, config=settings, seed=seed, device=device)
-    for net, mode in zip(nets, modes, strict=True):
-        net.train(mode)
     return done.module
 
 
