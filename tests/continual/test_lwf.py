@@ -117,7 +117,7 @@ def test_bad_input() -> None:
 
 
 @pytest.mark.parametrize("kind", [LwF, lambda m: EBLL(m, code_dim=3)])
-def test_the_trunk_runs_once_an_update_and_not_in_training_mode_for_the_codes(kind) -> None:
+def test_batch_norm_counts_a_batch_once_and_the_codes_are_those_of_eval_mode(kind) -> None:
     model, data = heads(1), rows()
     model.trunk.append(nn.BatchNorm1d(8)).append(nn.Dropout(0.5))
     count = model.trunk[2].num_batches_tracked

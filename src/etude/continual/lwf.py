@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etude.continual.heads import TaskHeads, check_labels
 from etude.data.tasks import Split
 from etude.layers.autoencoders import Autoencoder, autoencoder
-from etude.layers.modes import evaluating
+from etude.layers.modes import evaluating, statistics_kept
 from etude.training.config import TrainConfig
 from etude.training.distillation import distillation_kl
 from etude.training.engine import train
@@ -50,16 +50,11 @@ class LwF:
 
     def penalty(self, x: Tensor) -> Tensor:
         """The distillation term on inputs (B, ...), a scalar; 0 before the first `begin_task`."""
-        return x.new_zeros(()) if self.teacher is None else self._term(self.model.trunk(x), x)
-
-    def _term(self, new: Tensor, x: Tensor) -> Tensor:
-        """The term from the trunk's features `new` of x."""
-        return self.lam * self._kept(new, self._old(x))
-
-    @torch.no_grad()
-    def _old(self, x: Tensor) -> Tensor:
-        assert self.teacher is not None
-        return self.teacher.trunk(x)  # type: ignore[no-any-return]
+        if self.teacher is None:
+            return x.new_zeros(())
+        with torch.no_grad():
+            old = self.teacher.trunk(x)
+        return self.lam * self._kept(self.model.trunk(x), old)
 
     def _kept(self, new: Tensor, old: Tensor) -> Tensor:
         assert self.teacher is not None
@@ -69,19 +64,13 @@ class LwF:
         ]
         return torch.stack(terms).sum()
 
-    def loss(self, model: Any, batch: Any) -> dict[str, Tensor]:
-        """Cross-entropy of the task in use, and the term; fits `loss=` of `train`.
-
-        The trunk runs once for both, so that batch norm counts a batch once and dropout drops the same units.
-        """
-        x, y = batch[0], batch[1]
-        if self.teacher is None:
-            out, kept = model(x), x.new_zeros(())
-        else:
-            new = model.trunk(x)
-            out, kept = model.heads[model.task](new), self._term(new, x)
-        check_labels(out, y)
-        return {"task": F.cross_entropy(out, y), "kept": kept}
+    def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """Cross-entropy of the task in use, and the term; fits `loss=` of `train`. Batch norm counts a batch once."""
+        out = model(batch[0])
+        check_labels(out, batch[1])
+        with statistics_kept(self.model.trunk):
+            kept = self.penalty(batch[0])
+        return {"task": F.cross_entropy(out, batch[1]), "kept": kept}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The teacher's weights by name."""
@@ -156,9 +145,13 @@ class EBLL(LwF):
         self.autoencoders.append(net)
         return net
 
-    def _term(self, new: Tensor, x: Tensor) -> Tensor:
-        """Distillation, and movement of the codes."""
-        old = self._old(x)
+    def penalty(self, x: Tensor) -> Tensor:
+        """Distillation and movement of the codes on inputs (B, ...), a scalar."""
+        if self.teacher is None:
+            return x.new_zeros(())
+        with torch.no_grad():
+            old = self.teacher.trunk(x)
+        new = self.model.trunk(x)
         moved = [(a.encode(new) - a.encode(old)).square().sum(1).mean() for a in self.autoencoders]
         codes = torch.stack(moved).sum() if moved else x.new_zeros(())
         return self.lam * self._kept(new, old) + 0.5 * self.alpha * codes
