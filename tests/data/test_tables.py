@@ -98,6 +98,13 @@ def test_rare_words_share_a_feature():
     assert done[1, -1] == 1
 
 
+def test_numbers_whose_squares_are_beyond_float64_are_scaled_all_the_same():
+    small = np.array([1.0, 2.0, 4.0, 5.0])
+    rows = np.arange(4)
+    large = TableEncoder().fit({"a": small * 1e300}, rows).transform({"a": small * 1e300}, rows)
+    assert torch.allclose(large, TableEncoder().fit({"a": small}, rows).transform({"a": small}, rows))
+
+
 def test_constant_and_empty_columns_give_zeros():
     columns = {"c": np.full(4, 7.0), "e": np.array([np.nan, np.nan, 5.0, 1.0])}
     done = TableEncoder().fit(columns, np.array([0, 1])).transform(columns, np.array([0, 1]))

@@ -124,8 +124,13 @@ def test_skipping_leaves_out_what_cannot_be_used(write):
     data = load_user(write(text), target="y", on_bad="skip")
     assert data.columns["a"].tolist() == [1, 2, 4, 5]
     assert data.meta["left_out_classes"] == ["q"]
+    assert data.meta["left_out_rows"] == ["row 3 has no y"]
     ragged = "a,y\n1,x\n2,x,9\n3,x\n4,z\n5,z\n"
-    assert len(load_user(write(ragged), target="y", on_bad="skip").y) == 4
+    data = load_user(write(ragged), target="y", on_bad="skip")
+    assert len(data.y) == 4
+    assert data.meta["left_out_rows"] == ["line 3 has too many fields"]
+    documents = load_user(write("text\none\ntwo,9\nthree\n"), kind="documents", on_bad="skip")
+    assert documents.meta["left_out"] == ["line 3 has too many fields"]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +150,8 @@ def test_skipping_leaves_out_what_cannot_be_used(write):
         ("a,y\n1,x\n2,x\n3,\n4,z\n5,z\n", "y", r"has no value in 1 of 5 rows \(row 3, the first being 1\)"),
         ("a,y\n1,x\n2,x\n4,z\n5,z\n6,q\n", "y", r"classes with a single row: q; they cannot stand"),
         ("a,y\n1,x\n2,x,3\n", "y", r"cannot be read as a table: .*Expected 2 fields in line 3, saw 3"),
+        ("a,b,a,y\n1,2,3,x\n4,5,6,x\n", "y", r"my.csv has two columns named 'a': rename one"),
+        (b"a,y\n1,\x8d\x81\n", "y", r"my.csv is not text: save the table as CSV in UTF-8"),
         ("y\nx\nz\nx\nz\n", "y", r"no column to learn from \('y' is its only column\)"),
         ("a,y\n" + "".join(f"{i},{i * 0.37}\n" for i in range(50)), "y", r"looks like a measurement \(50 different"),
         ("a,y\n,x\n,x\n,z\n,z\n", "y", r"no column to learn from \(a: empty\)"),
@@ -167,6 +174,18 @@ def test_a_damaged_parquet_file_is_named(write):
         load_user(write(b"PAR1 not really", "my.parquet"), target="y")
     with pytest.raises(DataError, match=r"my.parquet is empty"):
         load_user(write(b"", "my.parquet"), target="y")
+
+
+@pytest.mark.parametrize("name", ["MY.PARQUET", "shards/A.Parquet"])
+def test_the_suffix_may_be_in_capitals(write, name):
+    import io
+
+    import pandas as pd
+
+    buffer = io.BytesIO()
+    pd.DataFrame({"a": range(4), "y": list("xxzz")}).to_parquet(buffer)
+    path = write(buffer.getvalue(), name)
+    assert len(load_user(path.parent if "/" in name else path, target="y").y) == 4
 
 
 def test_without_pandas_the_extra_is_named(write, monkeypatch):

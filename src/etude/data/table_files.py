@@ -1,6 +1,10 @@
 """The user's table: a CSV or Parquet file with one column of classes."""
 
+import csv
 import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +20,15 @@ from etude.errors import DataError, MissingExtra
 TARGETS = ("target", "label", "class", "y")
 MAX_NUMERIC_CLASSES = 20
 INDEX_NAMES = ("", "id", "idx", "index", "row", "rowid", "row_id", "row.names")
+BINARY = (".parquet", ".arrow")
 DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?")
 
 
 def read_frame(path: Path, on_bad: Literal["raise", "skip"] = "raise") -> Any:
-    """A CSV, TSV, Parquet or Arrow file, or a folder of Parquet or Arrow shards, as a pandas frame."""
+    """A CSV, TSV, Parquet or Arrow file, or a folder of Parquet or Arrow shards, as a pandas frame.
+
+    Lines that were skipped are named in ``frame.attrs["left_out"]``.
+    """
     try:
         import pandas as pd
     except ImportError as error:
@@ -28,19 +36,23 @@ def read_frame(path: Path, on_bad: Literal["raise", "skip"] = "raise") -> Any:
     try:
         if path.is_dir():
             frame = pd.concat([_binary(p) for p in shards(path)], ignore_index=True)
-        elif path.suffix in (".parquet", ".arrow"):
+        elif path.suffix.lower() in BINARY:
             frame = _binary(path)
         else:
             frame = _text(path, on_bad)
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path} is empty") from error
-    except (pd.errors.ParserError, UnicodeDecodeError, OSError, ValueError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not text: save the table as CSV in UTF-8, or give the file the suffix of what it holds "
+            f"({', '.join(BINARY)})"
+        ) from error
+    except (pd.errors.ParserError, OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
     frame.columns = [str(c) for c in frame.columns]
-    if frame.columns.duplicated().any():
-        raise DataError(f"{path} has two columns named {frame.columns[frame.columns.duplicated()][0]!r}")
+    _no_twins(path, list(frame.columns))
     if not len(frame):
         raise DataError(f"{path} has no rows (columns: {', '.join(frame.columns)})")
     return frame
@@ -51,6 +63,8 @@ def read_table(path: Path, *, target: str | None = None, on_bad: OnBad = "raise"
     frame = read_frame(path, on_bad) if frame is None else frame
     target = _target(path, list(frame.columns), target)
     labels, rows = _classes(path, frame[target], on_bad)
+    without = np.setdiff1d(np.arange(len(frame)), rows)
+    left_out = [*frame.attrs.get("left_out", []), *(f"row {i + 1} has no {target}" for i in without)]
     rows, classes, y, notes = keep_classes(labels, rows, f"column {target!r} of {path.name}", "row", on_bad)
     frame = frame.iloc[rows]
     columns: dict[str, Column] = {}
@@ -65,7 +79,7 @@ def read_table(path: Path, *, target: str | None = None, on_bad: OnBad = "raise"
     if not columns:
         reasons = "; ".join(f"{n}: {r}" for n, r in dropped.items()) or f"{target!r} is its only column"
         raise DataError(f"{path} has no column to learn from ({reasons})")
-    meta = {"target": target, "dropped": dropped, **notes}
+    meta = {"target": target, "dropped": dropped, "left_out_rows": left_out, **notes}
     digest = file_sha256(path) if path.is_file() else ""
     record = {"name": path.name, "version": "user", "sha256": digest, "license": "the user's own"}
     return TableSet(columns, torch.from_numpy(y), classes, path.stem, (record,), meta)
@@ -73,7 +87,7 @@ def read_table(path: Path, *, target: str | None = None, on_bad: OnBad = "raise"
 
 def shards(folder: Path) -> list[Path]:
     """The Parquet and Arrow files of a folder at any depth (a saved data set of Hugging Face), caches left out."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix in (".parquet", ".arrow"))
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in BINARY)
     return [p for p in found if not p.name.startswith((".", "cache-", "tmp"))]
 
 
@@ -83,7 +97,7 @@ def _binary(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return pd.read_parquet(path)
         from pyarrow import ArrowInvalid, ipc, memory_map
 
@@ -114,15 +128,30 @@ def _text(path: Path, on_bad: OnBad) -> Any:
     first = text.splitlines()[0]
     separator = max("\t;,", key=lambda s: (first.count(s), s == ","))
     comma = separator == ";" and re.search(r"\d,\d", text) and not re.search(r"\d\.\d", text)
-    return pd.read_csv(
-        path,
-        sep=separator,
-        encoding=encoding,
-        decimal="," if comma else ".",
-        on_bad_lines="skip" if on_bad == "skip" else "error",
-        skipinitialspace=True,
-        low_memory=False,
-    )
+    if "\n" in text:  # the header is whole; pandas would call the second "a" "a.1"
+        names = next(csv.reader([first], delimiter=separator, skipinitialspace=True), [])
+        _no_twins(path, [n for n in names if n])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", pd.errors.ParserWarning)
+        frame = pd.read_csv(
+            path,
+            sep=separator,
+            encoding=encoding,
+            decimal="," if comma else ".",
+            on_bad_lines="warn" if on_bad == "skip" else "error",
+            skipinitialspace=True,
+            low_memory=False,
+        )
+    # Which lines pandas skipped stands in the text of its warning alone.
+    skipped = [n for w in said for n in re.findall(r"Skipping line (\d+)", str(w.message))]
+    frame.attrs["left_out"] = [f"line {n} has too many fields" for n in skipped]
+    return frame
+
+
+def _no_twins(path: Path, names: Sequence[str]) -> None:
+    twins = [name for name, count in Counter(names).items() if count > 1]
+    if twins:
+        raise DataError(f"{path} has two columns named {twins[0]!r}: rename one")
 
 
 def _target(path: Path, columns: list[str], target: str | None) -> str:

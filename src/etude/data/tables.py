@@ -77,7 +77,7 @@ class TableEncoder:
                 fill = float(np.median(values[~holes])) if not holes.all() else 0.0
                 filled = np.where(holes, fill, values)
                 flag = bool(holes.any())
-                self._plans[name] = _Numbers(fill, float(filled.mean()), float(filled.std()) or 1.0, flag)
+                self._plans[name] = _Numbers(fill, *_location(filled), flag)
                 names += [name] + [f"{name} is missing"] * flag
         self.feature_names = tuple(names)
         return self
@@ -103,6 +103,16 @@ class TableEncoder:
                     out[:, start + 1] = holes
                 start += 1 + plan.flag
         return torch.from_numpy(out)
+
+
+def _location(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation, which is 1 where all values are the same."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, deviation = float(values.mean()), float(values.std())
+    if not np.isfinite(deviation):  # squares of such numbers are beyond float64
+        size = float(np.abs(values).max())
+        mean, deviation = float((values / size).mean()) * size, float((values / size).std()) * size
+    return mean, deviation or 1.0
 
 
 def _levels(column: Words, rows: np.ndarray) -> tuple[_Levels, list[str]]:

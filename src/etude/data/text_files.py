@@ -44,7 +44,7 @@ def read_text_table(
     """A table (a pandas frame) with a column of texts; see `etude.data.load_user`."""
     records = frame.astype(object).where(frame.notna(), None).to_dict("records")
     rows = [(f"row {i}", {str(k): v for k, v in record.items()}) for i, record in enumerate(records, 1)]
-    return _documents(path, rows, [], text, target, on_bad)
+    return _documents(path, rows, list(frame.attrs.get("left_out", [])), text, target, on_bad)
 
 
 def read_text_folder(folder: Path, *, on_bad: OnBad = "raise") -> TextDataset:
