@@ -12,8 +12,9 @@ pytest.importorskip("fastapi", reason="the extra web is not installed")
 from tests.page.test_community import single  # noqa: F401
 
 from etude.errors import UsageError
-from etude.page import store
+from etude.page import notes, store
 from etude.page import tables as t
+from etude.page.importers import read
 from etude.page.listing import listing
 from etude.page.periods import KINDS, archive, containing, period_of
 from etude.page.records import make_record
@@ -151,3 +152,59 @@ def test_both_data_bases_have_the_same_random_order_and_archive(database):
     assert sorted(numbers) == list(range(40)) and numbers != sorted(numbers, reverse=True)
     assert sum(m["papers"] for m in archive(database)) == 40
     assert [m["period"].name for m in archive(database)] == ["2026-10", "2026-09"]
+
+
+def test_a_paper_answers_to_its_identifiers(single):  # noqa: F811
+    old = make_record(title="Old strings", abstract="words", arxiv_id="hep-th/9901001", doi="10.1000/a/b")
+    store.add_all(single.site.db, [old], source="form", now=NOW)
+    for name in ("hep-th/9901001", "hep-th%2F9901001", "10.1000/a/b"):
+        answer = single.get(f"/paper/{name}", follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (301, "/paper/old-strings")
+        assert single.get(f"/api/papers/{name}").json()["slug"] == "old-strings"
+        assert "Old strings" in single.get(f"/paper/{name}.bib").text
+        assert single.get(f"/badge/{name}.svg").status_code == 200
+    (card,) = single.site.db.rows(sa.select(t.paper).where(t.paper.c.slug == "pointer-networks"))
+    moved = single.get(f"/paper/{card['arxiv_id']}", follow_redirects=True)
+    assert moved.url.path == "/paper/pointer-networks"
+    by_name, by_id = (single.get(f"/api/papers/{n}/claims").json() for n in ("pointer-networks", card["arxiv_id"]))
+    assert by_name == by_id
+    assert all(row["statement"] and (row["verdict"] or row["why_not"]) for row in by_id) and len(by_id) > 3
+    assert any(row["paper"] and row["paper"]["source"] for row in by_id)
+    assert single.get("/api/papers/old-strings/claims").json() == []
+    csrf = re.search(r'name="csrf" value="([^"]+)"', single.get("/submit").text).group(1)
+    note = {"csrf": csrf, "text": "no", "claim": by_id[0]["claim"], "kind": "dispute"}
+    assert single.post(f"/paper/{card['arxiv_id']}/notes", data=note, follow_redirects=False).status_code == 303
+    assert single.get("/paper/nothing/at/all").status_code == 404
+    assert single.get("/api/papers/nothing/at/all").status_code == 404
+
+
+@pytest.mark.parametrize("address", ["/feed.atom", "/badge/gpicl.svg", "/api/papers/gpicl"])
+def test_an_answer_that_a_client_has_is_not_sent_again(single, address):  # noqa: F811
+    tag = single.get(address).headers["etag"]
+    for known in (tag, f"W/{tag}", f'"other", {tag}'):
+        assert single.get(address, headers={"if-none-match": known}).status_code == 304, known
+    assert single.get(address, headers={"if-none-match": '"other"'}).status_code == 200
+
+
+def test_our_own_daily_papers_read_back_change_nothing(single):  # noqa: F811
+    s = single.site
+    bare = make_record(title="Bare", extra={"organization": "A Lab", "code_stars": 7}, url="https://x.example")
+    store.add_all(s.db, [bare], source="form", now=NOW)
+    me = s.me()
+    with s.db.begin() as c:
+        number = c.execute(sa.select(t.paper.c.id).where(t.paper.c.slug == "bare")).scalar_one()
+        notes.add_note(c, number, me, "words", claim=None, now=NOW)
+        c.execute(sa.update(t.paper).where(t.paper.c.id == number).values(submitted_by=me["id"]))
+    answer = single.get("/api/daily_papers?limit=100")
+    first = answer.json()[0]
+    assert (first["numComments"], first["submittedBy"]["name"]) == (1, "me")
+    assert (first["paper"]["organization"]["fullname"], first["paper"]["githubStars"]) == ("A Lab", 7)
+    assert all(item["submittedBy"]["fullname"] for item in answer.json())
+    assert {m.status for m in store.preview(s.db, read(answer.text, now=NOW).records)} == {"duplicate"}
+
+
+def test_wide_things_scroll_inside_and_are_reached_by_keys(single):  # noqa: F811
+    text = single.get("/paper/pointer-networks").text + single.get("/outbox").text
+    for found in re.findall(r'<(?:pre|div class="scroll")[^>]*>', text):
+        assert 'tabindex="0" role="region" aria-label="' in found
+    assert "<details open><summary>Abstract</summary>" in text

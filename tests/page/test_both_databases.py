@@ -19,6 +19,7 @@ from etude.page.digest.compose import due
 from etude.page.digest.send import Folder, send_due
 from etude.page.listing import Filters, listing
 from etude.page.records import make_record
+from etude.page.search.finding import find
 from etude.page.search.hybrid import search
 from etude.page.search.lexical import index_matches
 from etude.page.search.query import parse
@@ -137,6 +138,22 @@ def test_filters_reach_papers_that_words_alone_rank_far_down(database, now):
         assert [h.row["title"] for h in search(database, parse("widgets"), filters=filters)] == ["Old"]
         assert [r["title"] for r in listing(database, filters=filters, now=now).rows] == ["Old"]
     assert search(database, parse("widgets"), filters=Filters(rooms=("layers", "text"))) == []
+
+
+def test_every_filter_and_exclusion_counts(database, now):
+    papers = [
+        make_record(title="On graphs", abstract="graph", authors=["Ann Lee", "Bo Na"], tags=["zeta", "eta"]),
+        make_record(title="On words", abstract="text", authors=["Cy"], tags=["zeta"]),
+    ]
+    store.add_all(database, papers, source="form", now=now, after=index_matches)
+    for text, titles in (
+        ("-graph", ["On words"]), ('-"on words" tag:zeta', ["On graphs"]), ("tag:zeta tag:nothing", []),
+        ("tag:zeta tag:eta", ["On graphs"]), ("author:name", []), ("author:na", ["On graphs"]),
+        ("author:lee author:bo", ["On graphs"]), ("author:lee author:cy", []), ("-graph -text", []),
+        ("verdict:holds", ["On words"]), ("on verdict:holds -graph", ["On words"]), ("has:study", []),
+    ):  # fmt: skip
+        hits = find(database, parse(text), Filters(), with_verdict=lambda _: frozenset({"on-words"}), now=now)
+        assert [h.row["title"] for h in hits] == titles, text
 
 
 def test_typos_and_joined_words_find_titles(database, now):

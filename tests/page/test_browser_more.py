@@ -263,7 +263,8 @@ def test_strange_papers(tab, db):
     add(
         db, make_record(title="شبكات عصبية للرسوم البيانية", abstract="ملخص", authors=["ليلى"]),
         make_record(title="图神经网络的持续学习", abstract="摘要", authors=["李"]),
-        make_record(title="x" * 300, abstract="Long."), make_record(title="Many hands", abstract="All.", authors=many),
+        make_record(title="x" * 300, abstract="Long.", tags=["t" * 80]),
+        make_record(title="Many hands", abstract="All.", authors=many),
     )  # fmt: skip
     tab.set_viewport_size({"width": 320, "height": 700})
     tab.goto("/?sort=new")

@@ -13,12 +13,15 @@ from tests.page.test_community import single  # noqa: F401
 from tests.page.test_smtp import NOW, box, db, queue, send, state, subscriber  # noqa: F401
 
 from etude.errors import UsageError
+from etude.page import store
 from etude.page import tables as t
 from etude.page.digest import compose, mail, subscribe
 from etude.page.digest.schedule import next_run, window
 from etude.page.digest.send import Folder, Smtp, claim, send_due
 from etude.page.identity import arxiv_id, doi
+from etude.page.records import make_record
 from etude.page.retention import purge
+from etude.page.search.lexical import index_matches
 from etude.page.settings import Settings
 
 DAY = 86_400
@@ -189,3 +192,35 @@ def test_every_moment_of_two_years_is_in_some_mail(zone, frequency):
         following = next_run(at, frequency, zone, 7)
         assert window(following, frequency, zone) <= at, datetime.fromtimestamp(following, ZoneInfo(zone))
         at = following
+
+
+@pytest.mark.parametrize(
+    ("filters", "papers", "changes"),
+    [
+        ({}, {"of-trust", "of-speed"}, 40),
+        ({"rooms": ["trust"]}, {"of-trust"}, 0),
+        ({"rooms": ["kernels"]}, {"of-speed"}, 40),
+        ({"q": "room:trust"}, {"of-trust"}, 0),
+        ({"q": "tag:quick"}, {"of-speed"}, 40),
+        ({"q": "author:ann -words"}, {"of-speed"}, 40),
+        ({"q": "verdict:holds"}, {"of-speed"}, 40),
+        ({"q": "words verdict:holds"}, set(), 0),
+        ({"q": "has:study"}, set(), 0),
+    ],
+)
+def test_filters_of_a_digest_mean_what_they_mean_on_the_page(db, filters, papers, changes):  # noqa: F811
+    made = [
+        make_record(title="Of trust", abstract="words", room="trust", authors=["Ann"]),
+        make_record(title="Of speed", abstract="figures", room="kernels", tags=["quick"], authors=["Ann"]),
+    ]
+    store.add_all(db, made, source="form", now=NOW - DAY, after=index_matches)
+    log = {"slug": "of-speed", "protocol": "p", "tier": "laptop", "verdict": "holds", "record": {}, "run": "r"}
+    with db.begin() as c:
+        c.execute(sa.insert(t.verdict_log), [log | {"claim": f"T{i}", "at": NOW - DAY + i} for i in range(40)])
+    who = member(db, "ann@example.org", filters=filters)
+    row = db.rows(sa.select(t.subscriber).where(t.subscriber.c.id == who))[0]
+    got = compose.contents(db, row, NOW)
+    assert ({p["slug"] for p in got[0]}, len(got[1])) == (papers, changes)
+    if changes:
+        text = compose.preview(db, Settings(secret="a" * 60), row, NOW).raw
+        assert f"{changes} re-tested" in text and "+ 10: http" in text

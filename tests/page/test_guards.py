@@ -67,6 +67,17 @@ def person(db, handle, at=0):
         return c.execute(sa.insert(t.account).values(**row)).inserted_primary_key[0]
 
 
+def test_only_we_read_forwarded_addresses(tmp_path, monkeypatch):
+    import uvicorn
+
+    from etude.page import commands
+
+    given = {}
+    monkeypatch.setattr(uvicorn, "run", lambda app, **how: given.update(how))
+    commands.serve(ledger=str(tmp_path / "p.sqlite"), workers=0)
+    assert given["proxy_headers"] is False
+
+
 def test_searches_are_limited(page, monkeypatch):
     assert security.LIMITS["search"] == (60, 60)
     monkeypatch.setitem(security.LIMITS, "search", (6, 60))

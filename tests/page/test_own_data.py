@@ -23,7 +23,7 @@ pytest.importorskip("fastapi", reason="the extra web is not installed")
 from fastapi.testclient import TestClient
 
 import etude.page
-from etude.page import accounts
+from etude.page import accounts, security
 from etude.page import tables as t
 from etude.page.settings import Settings
 from etude.page.web.app import create_app
@@ -166,6 +166,7 @@ def test_deletion_leaves_nothing(tmp_path):
     assert [r["email"] for r in rows(bob, t.subscriber)] == ["bob@example.org"]
     dump = " ".join(str(rows(bob, table)) for table in t.meta.sorted_tables)
     assert "ann@" not in dump
+    assert [b"bob@" in p.read_bytes() for p in (tmp_path / "many" / "mail").glob("*.eml")] == [True]
     assert "'ann'" not in dump
     (gpicl,) = rows(bob, t.paper, t.paper.c.slug == "gpicl")
     assert gpicl["votes"] == 1
@@ -173,6 +174,28 @@ def test_deletion_leaves_nothing(tmp_path):
 
     left = [heat.Event(e["weight"], e["at"]) for e in rows(bob, t.event, t.event.c.paper_id == gpicl["id"])]
     assert gpicl["heat_72"] == pytest.approx(heat.heat(left, 72.0))
+
+
+@pytest.mark.parametrize("mode", ["single", "accounts"])
+def test_a_zip_counts_as_what_is_done_by_hand(tmp_path, mode, monkeypatch):
+    for what in ("vote", "note", "submit"):
+        monkeypatch.setitem(security.LIMITS, what, (3, DAY))
+    app = make_app(tmp_path / "many", mode)
+    ann = browser(app, person(app, "ann") if mode == "accounts" else None)
+    slugs = [r["slug"] for r in rows(ann, t.paper)][:8]
+    marks = [{"paper": slug, "at": 1, "text": "words"} for slug in slugs]
+    papers = [{"slug": s, "title": s, "source": "catalogue"} for s in slugs]
+    papers += [{"slug": f"new-{i}", "title": f"Of hers {i}"} for i in range(5)]
+    raw = packed(about=ABOUT, papers=json.dumps(papers), votes=json.dumps(marks), notes=json.dumps(marks))
+    most = 3 if mode == "accounts" else 8
+    said = upload(ann, raw).text
+    assert ("left out for now" in said) == (mode == "accounts")
+    assert (len(rows(ann, t.vote)), len(rows(ann, t.note))) == (most, most)
+    assert len([r for r in rows(ann, t.paper) if r["title"].startswith("Of hers")]) == min(most, 5)
+    assert {r["network"] for r in rows(ann, t.event, t.event.c.kind == "vote")} == {"testclient"}
+    ann.site.clock.now += 2 * DAY
+    upload(ann, raw)
+    assert len(rows(ann, t.vote)) == min(2 * most, 8)
 
 
 def test_others_subscriptions_are_not_mine(tmp_path):

@@ -50,6 +50,25 @@ def test_nobody_changes_the_papers_of_others_by_adding_them_again(app):  # noqa:
     assert paper(bob, "pointer-networks") == before
 
 
+@pytest.mark.parametrize(
+    ("address", "fields", "words"),
+    [
+        ("/subscribe", {"csrf": "x", "email": "a@b.org", "hour": "7.5"}, "hour: "),
+        ("/vote/gpicl", {"wanted": "maybe", "csrf": "x"}, "&#39;maybe&#39; was given"),
+        ("/vote/gpicl", {"wanted": "true"}, "csrf: Field required"),
+    ],
+)
+def test_a_form_that_is_not_understood_gets_a_page(single, address, fields, words):  # noqa: F811
+    answer = single.post(address, data=fields)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"].startswith("text/html")
+    assert words in answer.text
+    refused = single.get("/api/papers?limit=many").json()
+    assert refused["error"].startswith("limit: ")
+    schema = single.get("/openapi.json").json()["paths"]["/api/papers"]["get"]["responses"]["422"]
+    assert "Problem" in str(schema)
+
+
 @pytest.mark.parametrize("at", [10**15, -(10**12), 10**30])
 def test_a_time_that_no_calendar_holds_breaks_no_list(single, at):  # noqa: F811
     assert make_record(title="x", published_at=at).published_at is None

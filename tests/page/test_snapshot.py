@@ -41,7 +41,10 @@ def test_snapshot_is_a_site_without_a_server(tmp_path):
     with sqlite3.connect(database) as db:
         assert db.execute("select count(*) from account").fetchone() == (0,)
         db.execute("update paper set hidden = 1 where slug != 'train-longer'")
+    (root / "mine.txt").write_text("not ours")
     write_site(root, str(database), "https://papers.example.org/")
+    assert [p.name for p in (root / "paper").iterdir() if p.suffix == ".html"] == ["train-longer.html"]
+    assert not (root / "room-kernels.html").exists() and (root / "mine.txt").exists()
     assert 'href="https://papers.example.org/paper/train-longer"' in (root / "feed.atom").read_text()
     with pytest.raises(UsageError, match="is a file"):
         write_site(database, str(database))

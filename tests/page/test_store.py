@@ -7,13 +7,16 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etude import catalogue
 from etude.errors import LedgerError
 from etude.page import heat as h
-from etude.page import store
+from etude.page import library, notes, store
 from etude.page import tables as t
 from etude.page.database import Database, steps
 from etude.page.identity import arxiv_id, doi, norm_hash, same_abstract, slugify
+from etude.page.listing import listing
 from etude.page.records import make_record
+from etude.page.sync import sync_catalogue
 
 ABSTRACT = " ".join(f"word{i}" for i in range(80))
 HOUR = 3600
@@ -42,6 +45,84 @@ def test_same_title_alone_is_not_enough(database, now):
     assert [m.status for m in store.add_all(database, [paper(), other], source="form", now=now)] == ["new", "new"]
     slugs = {r["slug"] for r in database.rows(sa.select(t.paper))}
     assert slugs == {"pointer-networks", "pointer-networks-2"}
+
+
+def at(year):
+    return (year - 1970) * 365 * 24 * HOUR + 30 * 24 * HOUR
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ({"authors": ["Jo Jones"], "published_at": at(2009)}, False),
+        ({"authors": ["A. Smith"], "published_at": at(2009)}, True),
+        ({"authors": ["Jo Jones"], "published_at": at(2002)}, True),
+        ({"authors": ["Jo Jones"]}, False),
+        ({}, True),
+    ],
+)
+def test_without_abstracts_author_or_year_must_agree(database, now, other, same):
+    first = paper("Introduction to the special issue", abstract="", authors=["Ann Smith"], published_at=at(2001))
+    records = [first, paper("Introduction to the special issue", abstract="", **other)]
+    second = store.preview(database, records)[1].status
+    assert [m.status for m in store.add_all(database, records, source="bibtex", now=now)][1] in (second, "changed")
+    assert len(database.rows(sa.select(t.paper))) == (1 if same else 2)
+
+
+def test_pinned_papers_that_find_no_room_on_the_first_page_stand_in_their_place(database, now):
+    store.add_all(database, [paper(f"Paper {i}", abstract=f"words {i}") for i in range(20)], source="form", now=now)
+    with database.begin() as c:
+        c.execute(sa.update(t.paper).where(t.paper.c.id % 2 == 0).values(pinned=True))
+    for limit in (1, 3, 25):
+        seen, cursor = [], None
+        while cursor is not None or not seen:
+            page = listing(database, limit=limit, cursor=cursor, now=now)
+            assert len(page.rows) <= limit
+            seen, cursor = seen + [r["id"] for r in page.rows], page.cursor
+        assert len(seen) == len(set(seen)) == 20
+        assert limit < 2 or seen[0] % 2 == 0
+
+
+def test_what_is_taken_back_warms_no_longer(database, now):
+    store.add_all(database, [paper()], source="form", now=now)
+    me = {"id": person(database, "ann"), "role": "admin", "handle": "ann"}
+    heat = lambda: database.rows(sa.select(t.paper.c.heat_72))[0]["heat_72"]
+    cold = heat()
+    with database.begin() as c:
+        library.keep(c, 1, me["id"], tags=[], note="", read=False, now=now)
+        for text in ("one", "two"):
+            notes.add_note(c, 1, me, text, claim=None, now=now)
+    assert h.score(heat(), now) == pytest.approx(h.score(cold, now) + 1.0)
+    with database.begin() as c:
+        library.take_out(c, 1, me["id"])
+        notes.judge_note(c, 1, "hidden", me, now)
+    assert h.score(heat(), now) == pytest.approx(h.score(cold, now) + 0.5), "the other note of that day is shown"
+    with database.begin() as c:
+        notes.take_back(c, 2, me["id"])
+    assert heat() == pytest.approx(cold)
+    with database.begin() as c:
+        notes.judge_note(c, 1, "shown", me, now)
+    assert h.score(heat(), now) == pytest.approx(h.score(cold, now) + 0.5)
+
+
+def test_a_card_that_changes_reaches_its_paper_but_not_over_an_edit(database, now, monkeypatch):
+    card = catalogue.load("gpicl")
+    monkeypatch.setattr(catalogue, "papers", lambda: [card])
+    assert sync_catalogue(database, now) == 1
+    title = lambda: database.rows(sa.select(t.paper.c.title, t.paper.c.version))[0]
+    card = card.model_copy(update={"title": "Another title"})
+    assert [sync_catalogue(database, now + i) for i in range(2)] == [0, 0]
+    assert title() == {"title": "Another title", "version": 2}
+    with database.begin() as c:
+        store.edit(c, 1, {"title": "As a moderator has it"}, expected=2, by="boss", now=now)
+    card = card.model_copy(update={"title": "A third title"})
+    sync_catalogue(database, now)
+    assert title() == {"title": "As a moderator has it", "version": 3}
+
+
+def test_the_printed_formula_names_every_weight():
+    for weight in (*h.WEIGHTS.values(), h.NEW, h.NEW_BULK, "0.3 ln(1 + n)"):
+        assert (f"{weight:g}" if isinstance(weight, float) else weight) in h.FORMULA
 
 
 def test_a_newer_version_is_merged_and_the_old_one_kept(database, now):

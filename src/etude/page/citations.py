@@ -10,6 +10,13 @@ _SPECIAL = str.maketrans({
     "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
 })  # fmt: skip
+_DASHES = re.compile("-(?=-)")  # two would be read as one long one
+
+
+def _escaped(text: str) -> str:
+    return _DASHES.sub("-{}", text.translate(_SPECIAL))
+
+
 _BRACES = str.maketrans({"{": "%7B", "}": "%7D", "\\": "%5C"})  # in addresses, which are not escaped as words are
 
 
@@ -40,11 +47,11 @@ def bibtex(row: dict[str, Any]) -> str:
     """One BibTeX entry; every field is escaped."""
     kind = "article" if row["venue"] else "misc"
     people, others = _names(row)
-    escaped = [n.translate(_SPECIAL) for n in people]
+    escaped = [_escaped(n) for n in people]
     names = " and ".join([*(f"{{{n}}}" if re.search(r"\band\b", n) else n for n in escaped), *["others"] * others])
     fields = {
-        "title": row["title"].translate(_SPECIAL), "author": names,
-        "year": year_of(row), "journal": (row["venue"] or "").translate(_SPECIAL),
+        "title": _escaped(row["title"]), "author": names,
+        "year": year_of(row), "journal": _escaped(row["venue"] or ""),
         "doi": (row["doi"] or "").translate(_BRACES), "eprint": row["arxiv_id"],
         "archivePrefix": "arXiv" if row["arxiv_id"] else None, "url": (row["url"] or "").translate(_BRACES),
     }  # fmt: skip

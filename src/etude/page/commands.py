@@ -84,7 +84,9 @@ def serve(
     keeper.start()
     out.print(f"Etude on {settings.address} (Ctrl-C stops it)")
     try:
-        uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+        quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+        # X-Forwarded-For is ours to read (`client_address`): uvicorn would believe everybody on this machine
+        uvicorn.run(app, host=host, port=port, proxy_headers=False, **quiet)
     finally:
         stop.set()
         keeper.join(timeout=10)  # so that it starts none that nobody ends
@@ -155,12 +157,13 @@ def _log_verdicts(ledger: str | None) -> None:
     """Put what the ledger says into the page's history of verdicts."""
     from etude.lab.ledger import Ledger
     from etude.lab.queue import Queue
+    from etude.lab.verdicts import verdicts
     from etude.page.database import Database
     from etude.page.sync import sync_studies, sync_verdicts
 
     store, db, now = Ledger(ledger), Database(ledger), int(time.time())
     sync_studies(db, Queue(store), now)
-    sync_verdicts(db, store, now)
+    sync_verdicts(db, verdicts(store), now)
 
 
 def _follow_ledger(ledger: str | None, stop: threading.Event) -> None:

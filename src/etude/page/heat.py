@@ -72,5 +72,6 @@ def code_stars(new_stars: int) -> float:
 FORMULA = (
     "score = sum of w * 2^(-(now - t) / 72 h) over what happened: new here 2 (bulk import 0.5), upvote 1 (0.25 from "
     "accounts younger than a day, and from the 4th vote of one network on a paper in a day), saved 0.5, note on a "
-    "claim 0.5, a study finished 1.5, a verdict published or changed 3; page views count nothing"
+    "claim 0.5, a study finished 1.5, a verdict published or changed 3, n new stars of the code on a day 0.3 ln(1 + n) "
+    "where they are looked up; page views count nothing"
 )

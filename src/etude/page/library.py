@@ -33,9 +33,10 @@ def keep(c: sa.Connection, paper_id: int, account: int, *, tags: list[str], note
 
 
 def take_out(c: sa.Connection, paper_id: int, account: int) -> None:
-    """Take a paper out of a library."""
+    """Take a paper out of a library, and its warmth with it."""
     lib = t.library.c
     c.execute(sa.delete(t.library).where(lib.paper_id == paper_id, lib.account_id == account))
+    store.undone(c, paper_id, f"save:{paper_id}:{account}")
 
 
 def saved_of(db: Database, paper_id: int, account: int | None) -> dict[str, Any] | None:

@@ -40,18 +40,21 @@ class Filters:
     """Any of these, as with `tags` and `authors` (parts of names)."""
     tags: tuple[str, ...] = ()
     authors: tuple[str, ...] = ()
+    more: tuple[tuple[str, str], ...] = ()
+    """Rooms, tags, authors and venues that must hold too, where a query names several of a kind."""
 
     @classmethod
     def of(cls, query: Query, base: "Filters | None" = None) -> "Filters":
-        """The filters inside a query, on top of `base`."""
-
-        def first(name: str) -> str | None:
-            return (query.filters.get(name) or (None,))[0]
-
+        """The filters inside a query, on top of `base`: all of them hold."""
         filters = base or cls()
-        found: dict[str, Any] = {k: first(k) for k in ("room", "tag", "author", "venue")}
+        found: dict[str, Any] = {}
+        more: list[tuple[str, str]] = []
+        for kind in ("room", "tag", "author", "venue"):
+            wanted = [v for v in (getattr(filters, kind), *query.filters.get(kind, ())) if v]
+            found[kind] = wanted[0] if wanted else None
+            more += [(kind, v) for v in wanted[1:]]
         year = query.years if any(query.years) else filters.year
-        return replace(filters, year=year, **{k: v for k, v in found.items() if v})
+        return replace(filters, year=year, more=(*filters.more, *more), **found)
 
 
 def condition(f: Filters) -> sa.ColumnElement[bool]:
@@ -70,7 +73,8 @@ def condition(f: Filters) -> sa.ColumnElement[bool]:
         cases = dict.fromkeys(case for name in names if name for case in (name, name.lower(), name.title()))
         said = [_like(json.dumps(case)[1:-1]) for case in cases]
         if said:
-            parts.append(sa.or_(*(sa.cast(p.authors, sa.Text).ilike(name, escape="\\") for name in said)))
+            names_alone = sa.func.replace(sa.cast(p.authors, sa.Text), '"name": ', "")
+            parts.append(sa.or_(*(names_alone.ilike(name, escape="\\") for name in said)))
     if f.venue:
         parts.append(p.venue.ilike(_like(f.venue), escape="\\"))
     stated = p.extra["year"].as_integer()  # of a card, which knows no day
@@ -83,6 +87,7 @@ def condition(f: Filters) -> sa.ColumnElement[bool]:
         parts.append(p.slug.in_(sorted(f.slugs)))
     if f.followed is not None:
         parts.append(any_of(f.followed))
+    parts += [condition(Filters(**{kind: value})) for kind, value in f.more]  # type: ignore[arg-type]
     if f.since is not None:
         parts.append(p.submitted_at >= f.since)
     if f.until is not None:
@@ -137,11 +142,12 @@ def decode_cursor(text: str) -> list[Any]:
 
 def listing(
     db: Database, *, sort: Sort = "trending", window: Window = "all", filters: Filters | None = None, limit: int = 25,
-    cursor: str | None = None, now: int, seed: int | None = None,
+    cursor: str | None = None, now: int, seed: int | None = None, without: sa.Select[Any] | None = None,
 ) -> Page:  # fmt: skip
-    """Papers in order, pinned ones first on the first page.
+    """Papers in order, pinned ones first on the first page, as far as they leave room there; the others in their place.
 
     `seed` (None: another one every day) fixes the random order, so that its pages follow one another.
+    `without`: ids of papers that are left out.
 
     Raises
     ------
@@ -171,14 +177,17 @@ def listing(
     elif window != "all":
         filters = replace(filters or Filters(), since=now - SECONDS[window])
     query = query.where(condition(filters or Filters()))
-    query, pinned = query.order_by(key.desc(), p.id.desc()), []
+    if without is not None:
+        query = query.where(p.id.not_in(without))
+    query = query.order_by(key.desc(), p.id.desc())
+    pinned = db.rows(query.where(p.pinned).limit(limit - 1))  # on later pages too, to know which were first
+    if pinned:
+        query = query.where(p.id.not_in([r["id"] for r in pinned]))
     if cursor:
         value, last = decode_cursor(cursor)
-        query = query.where(sa.or_(key < value, sa.and_(key == value, p.id < int(last))))
-    else:
-        pinned = db.rows(query.where(p.pinned).limit(limit - 1))
-        limit -= len(pinned)
-    rows = db.rows(query.where(p.pinned.is_(False)).limit(limit + 1))
+        query, pinned = query.where(sa.or_(key < value, sa.and_(key == value, p.id < int(last)))), []
+    limit -= len(pinned)
+    rows = db.rows(query.limit(limit + 1))
     following = None
     if len(rows) > limit:
         rows = rows[:limit]

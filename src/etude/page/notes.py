@@ -52,10 +52,23 @@ def add_note(
 
 def _warm(c: sa.Connection, note: Any) -> None:
     """A shown note warms its paper, once a person and day."""
-    date = datetime.fromtimestamp(note["at"], UTC).date().isoformat()
-    key = f"note:{note['paper_id']}:{note['account_id']}:{date}"
     weight = h.WEIGHTS["note"]
-    store.happened(c, note["paper_id"], "note", weight, now=note["at"], account=note["account_id"], key=key)
+    store.happened(c, note["paper_id"], "note", weight, now=note["at"], account=note["account_id"], key=_key(note))
+
+
+def _key(note: Any) -> str:
+    date = datetime.fromtimestamp(note["at"], UTC).date().isoformat()
+    return f"note:{note['paper_id']}:{note['account_id']}:{date}"
+
+
+def _cool(c: sa.Connection, note: Any) -> None:
+    """The warmth of a note that is shown no more goes, unless another one of that person and day is shown."""
+    n = t.note.c
+    others = sa.select(t.note).where(
+        n.paper_id == note["paper_id"], n.account_id == note["account_id"], n.state == "shown", n.id != note["id"]
+    )
+    if _key(note) not in {_key(other) for other in c.execute(others).mappings()}:
+        store.undone(c, note["paper_id"], _key(note))
 
 
 def judge_note(c: sa.Connection, note_id: int, state: str, by: dict[str, Any], now: int) -> None:
@@ -75,12 +88,18 @@ def judge_note(c: sa.Connection, note_id: int, state: str, by: dict[str, Any], n
     c.execute(sa.update(t.note).where(n.id == note_id).values(state=state))
     if state == "shown":
         _warm(c, row)
+    else:
+        _cool(c, row)
     audit(c, by["handle"], f"note {state}", {"note": note_id, "paper": row["paper_id"]}, now)
 
 
 def take_back(c: sa.Connection, note_id: int, account: int) -> None:
     """Delete one's own note; others' are left alone."""
-    c.execute(sa.delete(t.note).where(t.note.c.id == note_id, t.note.c.account_id == account))
+    mine = sa.and_(t.note.c.id == note_id, t.note.c.account_id == account)
+    row = c.execute(sa.select(t.note).where(mine)).mappings().first()
+    if row is not None:
+        c.execute(sa.delete(t.note).where(mine))
+        _cool(c, row)
 
 
 def notes_of(db: Database, paper_id: int, account: int | None) -> list[dict[str, Any]]:

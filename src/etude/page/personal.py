@@ -8,6 +8,8 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable
+from email import message_from_bytes
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,9 +22,9 @@ from etude.page import heat as h
 from etude.page import tables as t
 from etude.page.accounts import address_hash, rename
 from etude.page.database import Database
-from etude.page.records import make_record
+from etude.page.records import PaperRecord, make_record
 from etude.page.search.lexical import reindex
-from etude.page.security import LIMITS, same
+from etude.page.security import LIMITS, TooMany, limit, same
 from etude.page.settings import Settings
 
 FORMAT = 1
@@ -216,21 +218,43 @@ def read_bundle(raw: bytes) -> Bundle:
     return bundle
 
 
-def restore(db: Database, account: dict[str, Any], bundle: Bundle, now: int) -> dict[str, int]:
-    """Read an export into an account: what is there already stays as it is. Returns how much is new, by kind."""
+def restore(
+    db: Database, account: dict[str, Any], bundle: Bundle, now: int, *, limited: bool = False,
+    network: str | None = None,
+) -> dict[str, int]:  # fmt: skip
+    """Read an export into an account: what is there already stays as it is. Returns how much is new, by kind.
+
+    `limited`: new papers, votes and notes count as if they were made by hand, and what is beyond the limits is left
+    out, as "left out for now" says; the same zip brings it another day.
+    """
     me = account["id"]
     new = dict.fromkeys(("papers", "votes", "library", "notes", "searches", "dismissals", "follows"), 0)
+    full: set[str] = set()
+    left_out = 0
 
     def when(at: int) -> int:
         return min(max(at, account["created_at"]), now)
+
+    def allowed(c: sa.Connection, what: str) -> bool:
+        nonlocal left_out
+        if limited and what not in full:
+            try:
+                limit(c, what, str(me), now)
+            except TooMany:
+                full.add(what)
+        left_out += what in full
+        return what not in full
 
     with db.begin() as c:
         ids: dict[str, int] = {}
         fresh: list[int] = []
         for paper in bundle.papers:
-            ids[paper.slug], made = _paper(c, paper, account, now)
-            if made:
-                fresh.append(ids[paper.slug])
+            record, known = _known(c, paper)
+            if known is None and allowed(c, "submit"):
+                known = _add(c, paper, record, account, now)
+                fresh.append(known)
+            if known is not None:
+                ids[paper.slug] = known
         reindex(c, fresh)
         new["papers"] = len(fresh)
 
@@ -240,8 +264,9 @@ def restore(db: Database, account: dict[str, Any], bundle: Bundle, now: int) -> 
             return [(i, r) for i, r in named.items() if i not in has]
 
         for i, row in missing(t.vote, bundle.votes):
-            store.cast(c, i, me, True, now=when(row.at))
-            new["votes"] += 1
+            if allowed(c, "vote"):
+                store.cast(c, i, me, True, now=when(row.at), network=network)
+                new["votes"] += 1
         for i, kept in missing(t.library, bundle.library):
             library.keep(c, i, me, tags=kept.tags, note=kept.note, read=kept.read, now=when(kept.at))
             new["library"] += 1
@@ -250,10 +275,11 @@ def restore(db: Database, account: dict[str, Any], bundle: Bundle, now: int) -> 
             new["dismissals"] += 1
         said = {(r.paper_id, r.text) for r in c.execute(sa.select(t.note).where(t.note.c.account_id == me))}
         for note in bundle.notes:
-            if note.paper in ids and note.text.strip() and (ids[note.paper], note.text) not in said:
-                known = frozenset({note.claim} if note.claim else ())
+            there = note.paper in ids and note.text.strip() and (ids[note.paper], note.text) not in said
+            if there and allowed(c, "note"):
+                claims = frozenset({note.claim} if note.claim else ())
                 kind = note.kind if note.claim else "note"
-                more: dict[str, Any] = {"claim": note.claim, "kind": kind, "now": when(note.at), "known": known}
+                more: dict[str, Any] = {"claim": note.claim, "kind": kind, "now": when(note.at), "known": claims}
                 notes.add_note(c, ids[note.paper], account, note.text, **more)
                 new["notes"] += 1
         for search in bundle.searches[: library.MAX_SEARCHES]:
@@ -265,11 +291,11 @@ def restore(db: Database, account: dict[str, Any], bundle: Bundle, now: int) -> 
             following.follow(c, me, one.kind, one.value, True, now)
         new["follows"] = c.execute(had).scalar_one() - before
         c.execute(sa.update(t.account).where(t.account.c.id == me).values(for_you=bundle.about.for_you))
-    return new
+    return new | ({"left out for now: the limits of this page are reached": left_out} if left_out else {})
 
 
-def _paper(c: sa.Connection, paper: _Paper, account: dict[str, Any], now: int) -> tuple[int, bool]:
-    """The id of a paper of an export, and whether it had to be added."""
+def _known(c: sa.Connection, paper: _Paper) -> tuple[PaperRecord, int | None]:
+    """A paper of an export as a record, and its id here, None when it must be added."""
     try:
         values = {k: getattr(paper, k) for k in (*RECORD, "authors", "tags")}
         record = make_record(**values)
@@ -279,17 +305,20 @@ def _paper(c: sa.Connection, paper: _Paper, account: dict[str, Any], now: int) -
     if row is None and paper.source == "catalogue":
         named = sa.select(t.paper).where(t.paper.c.slug == paper.slug, t.paper.c.source == "catalogue")
         row = c.execute(named).mappings().first()  # type: ignore[assignment]
-    if row is not None:
-        return row["id"], False
+    return record, None if row is None else row["id"]
+
+
+def _add(c: sa.Connection, paper: _Paper, record: PaperRecord, account: dict[str, Any], now: int) -> int:
+    """Add a paper of an export; returns its id."""
     source = paper.source if paper.source in SOURCES else "form"
     owner = account["id"] if paper.mine else None
     match = store.add(c, record, source=source, now=now, by=account["handle"], account=owner, weight=h.NEW_BULK)
     assert match.paper_id is not None
-    return match.paper_id, True
+    return match.paper_id
 
 
 def erase(db: Database, settings: Settings, account: dict[str, Any]) -> None:
-    """Delete a person: votes (heat is rebuilt), notes, library, searches, tokens, subscriptions and the account.
+    """Delete a person: votes (heat is rebuilt), notes, library, searches, tokens, subscriptions, mails, the account.
 
     Papers that they submitted stay, without their name.
     """
@@ -325,3 +354,9 @@ def erase(db: Database, settings: Settings, account: dict[str, Any]) -> None:
         c.execute(sa.delete(t.rate).where(t.rate.c.key.in_(counted)))
         rename(c, account["handle"], None)
         c.execute(sa.delete(t.account).where(t.account.c.id == me))
+    addresses = {row["email"] for row in subscribers}
+    for file in Path(settings.mail_folder).glob("*.eml"):  # of a page without a mail server
+        to = message_from_bytes(file.read_bytes())["To"] or ""
+        known = account["email_hash"] and same(account["email_hash"], address_hash(settings, to))
+        if known or to in addresses:
+            file.unlink(missing_ok=True)

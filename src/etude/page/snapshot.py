@@ -17,6 +17,7 @@ from etude.data.progress import track
 from etude.page import tables as t
 from etude.page.settings import Settings
 
+WRITTEN = "snapshot.json"  # names the files of the last writing, so that the next one can take the old ones away
 LISTS = {"/": "index", "/?sort=new": "new", "/?sort=top": "top"}
 _LINK = re.compile(r'(<a\b[^>]*?)? ?\b(href|src)="/([^"]*)"')
 _NEXT = re.compile(r'<p class="more"><a href="([^"]+)"')
@@ -76,6 +77,17 @@ class _Writer:
         path.write_text(json.dumps({"papers": found, "next": None}), encoding="utf-8")
         self.known["/api/papers"] = "api/papers.json"
 
+    def tidy(self) -> None:
+        """Take away what a former writing left here and this one did not write, such as papers hidden since."""
+        note = self.root / WRITTEN
+        before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else []
+        written = sorted(set(self.known.values()))
+        for target in set(before) - set(written):
+            path = self.root / target
+            if path.resolve().is_relative_to(self.root.resolve()):
+                path.unlink(missing_ok=True)
+        note.write_text(json.dumps(written), encoding="utf-8")
+
     def rewrite(self) -> None:
         for target in self.known.values():
             if target.endswith(".html"):
@@ -95,7 +107,7 @@ def _of_paper(slug: str, runs: list[str], has_badge: bool) -> Iterator[tuple[str
 
 
 def write_site(folder: str | Path, database: str | None = None, base_url: str = "") -> int:
-    """Write the static site and return the number of files.
+    """Write the static site and return the number of files; what a former writing has too much is taken away.
 
     Parameters
     ----------
@@ -142,5 +154,6 @@ def write_site(folder: str | Path, database: str | None = None, base_url: str = 
             for address, target in _of_paper(slug, runs, slug in cards):
                 writer.write(address, target)
         writer.rewrite()
+        writer.tidy()
     copytree(Path(__file__).parent / "web" / "static", root / "static", dirs_exist_ok=True)
     return len(set(writer.known.values()))

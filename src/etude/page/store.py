@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from etude.errors import EtudeError
 from etude.page import heat as h
 from etude.page import tables as t
+from etude.page.citations import year_of
 from etude.page.database import Database
-from etude.page.identity import same_abstract, slugify
+from etude.page.identity import same_abstract, slugify, title_key
 from etude.page.records import PaperRecord
 
 Status = Literal["new", "duplicate", "changed"]
@@ -40,8 +41,25 @@ def _aliases(record: PaperRecord) -> list[tuple[str, str]]:
     return [(kind, value) for kind, value in found if value]
 
 
+def _agree(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two papers of one title are the same one: by their abstracts, else by first author or year.
+
+    A preprint may be a year older than its venue. What only one of them states says nothing.
+    """
+    if a["abstract"] and b["abstract"]:
+        return same_abstract(a["abstract"], b["abstract"])
+    said = []
+    first = [title_key(p["authors"][0]["name"].split()[-1]) if p["authors"] else "" for p in (a, b)]
+    if all(first):
+        said.append(first[0] == first[1])
+    years = [None if p["published_inferred"] else year_of(p) for p in (a, b)]
+    if years[0] is not None and years[1] is not None:
+        said.append(abs(years[0] - years[1]) <= 1)
+    return not said or any(said)
+
+
 def find_existing(c: sa.Connection, record: PaperRecord) -> dict[str, Any] | None:
-    """The paper that a record is: by arXiv id, DOI, then the same title with an agreeing abstract."""
+    """The paper that a record is: by arXiv id, DOI, then the same title with an agreeing abstract, author or year."""
     for kind, value in _aliases(record):
         query = sa.select(t.paper).join(t.alias).where(t.alias.c.kind == kind, t.alias.c.value == value)
         row = c.execute(query).mappings().first()
@@ -51,12 +69,12 @@ def find_existing(c: sa.Connection, record: PaperRecord) -> dict[str, Any] | Non
     for row in c.execute(same_title).mappings():
         conflict = any(row[k] and v and row[k] != v for k, v in (("arxiv_id", record.arxiv_id), ("doi", record.doi)))
         own_words = "catalogue" in (row["source"], record.extra.get("source"))  # a card's summary is no abstract
-        if not conflict and (own_words or same_abstract(row["abstract"], record.abstract)):
+        if not conflict and (own_words or _agree(dict(row), record.columns())):
             return dict(row)
     return None
 
 
-_MERGED = (
+MERGED = (
     "title", "abstract", "authors", "venue", "published_at", "arxiv_id", "arxiv_version", "doi", "url", "code_url",
     "license", "lang", "room",
 )  # fmt: skip
@@ -71,11 +89,11 @@ def changed_fields(row: dict[str, Any], record: PaperRecord, *, again: bool = Fa
     new = record.columns()
     newer = (record.arxiv_version or 0) - (row["arxiv_version"] or 0)
     if newer < 0 or (again and newer == 0):
-        return {k: new[k] for k in _MERGED if new[k] and not row[k]}
+        return {k: new[k] for k in MERGED if new[k] and not row[k]}
     if row["source"] == "catalogue":  # our own cards know better; only gaps are filled, and not by a day inferred
         inferred = ("published_at",) if record.published_inferred else ()
-        return {k: new[k] for k in _MERGED if new[k] and not row[k] and k not in inferred}
-    return {k: new[k] for k in _MERGED if new[k] and new[k] != row[k]}
+        return {k: new[k] for k in MERGED if new[k] and not row[k] and k not in inferred}
+    return {k: new[k] for k in MERGED if new[k] and new[k] != row[k]}
 
 
 def _changes(
@@ -101,7 +119,7 @@ def preview(db: Database, records: Iterable[PaperRecord], may_change: MayChange 
                 changes = tuple(_changes(row, record, may_change, met))
                 out.append(Match(record, "changed" if changes else "duplicate", row["id"], changes))
             elif any(k in keys for k in _aliases(record)) or any(
-                same_abstract(f.abstract, record.abstract) for f in fresh.get(record.norm_hash, ())
+                _agree(f.columns(), record.columns()) for f in fresh.get(record.norm_hash, ())
             ):
                 out.append(Match(record, "duplicate"))
             else:
@@ -266,7 +284,7 @@ def edit(c: sa.Connection, paper_id: int, changes: dict[str, Any], *, expected: 
             here = sa.select(t.alias.c.paper_id).where(t.alias.c.kind == kind, t.alias.c.value == changes[column])
             if c.execute(here).first() is None:
                 c.execute(sa.insert(t.alias).values(kind=kind, value=changes[column], paper_id=paper_id))
-    record = {k: row[k] for k in (*_MERGED, "norm_hash", "extra")}
+    record = {k: row[k] for k in (*MERGED, "norm_hash", "extra")}
     c.execute(sa.insert(t.paper_version).values(paper_id=paper_id, n=expected + 1, record=record, at=now, by=by))
     return expected + 1
 
@@ -284,6 +302,13 @@ def happened(
     warmer = h.added({k: row[k] for k in h.HALF_LIVES}, h.Event(weight, now))
     c.execute(sa.update(t.paper).where(t.paper.c.id == paper_id).values(**warmer))
     return True
+
+
+def undone(c: sa.Connection, paper_id: int, key: str) -> None:
+    """Forget an event, and what it warmed; nothing happens when it was never counted."""
+    c.execute(sa.select(t.paper.c.id).where(t.paper.c.id == paper_id).with_for_update())
+    if c.execute(sa.delete(t.event).where(t.event.c.key == key)).rowcount:
+        rebuild_heat(c, paper_id)
 
 
 def rebuild_heat(c: sa.Connection, paper_id: int) -> None:

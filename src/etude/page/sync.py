@@ -32,14 +32,23 @@ def record_of(paper: Paper) -> PaperRecord:
 
 
 def sync_catalogue(db: Database, now: int) -> int:
-    """Add the cards that are not here yet; a paper imported before becomes the card's. Returns how many are new."""
+    """Add the cards that are not here yet, and bring papers up to their cards. Returns how many are new.
+
+    A paper imported before becomes the card's.
+    """
     new: list[int] = []
     with db.begin() as c:
-        known = set(c.execute(sa.select(t.alias.c.value).where(t.alias.c.kind == "slug")).scalars())
+        known = dict(
+            c.execute(sa.select(t.alias.c.value, t.alias.c.paper_id).where(t.alias.c.kind == "slug")).tuples().all()
+        )
+        written = _written(c)
+        changed: list[int] = []
         for card in catalogue.papers():
-            if card.slug in known:
-                continue
             record = record_of(card)
+            if card.slug in known:
+                if _follow_card(c, known[card.slug], record, written, now):
+                    changed.append(known[card.slug])
+                continue
             match = store.add(c, record, source=SOURCE, now=now, by=SOURCE, weight=h.NEW_BULK)
             assert match.paper_id is not None
             if match.status != "new":  # it was imported before its card existed
@@ -47,8 +56,30 @@ def sync_catalogue(db: Database, now: int) -> int:
                 c.execute(sa.update(t.paper).where(t.paper.c.id == match.paper_id).values(**adopt))
             c.execute(sa.insert(t.alias).values(kind="slug", value=card.slug, paper_id=match.paper_id))
             new.append(match.paper_id)
-        reindex(c, new)
+        reindex(c, new + changed)
     return len(new)
+
+
+def _written(c: sa.Connection) -> dict[int, dict[str, Any]]:
+    """What a card said last of each paper, as its versions tell."""
+    v = t.paper_version.c
+    query = sa.select(v.paper_id, v.record).where(v.by == SOURCE).order_by(v.n)
+    return dict(c.execute(query).tuples().all())
+
+
+def _follow_card(
+    c: sa.Connection, paper_id: int, record: PaperRecord, written: dict[int, dict[str, Any]], now: int
+) -> bool:
+    """Take over what a card says anew, but for what somebody else has changed since. True when there was something."""
+    said = written.get(paper_id)
+    if said is None:
+        return False
+    row = c.execute(sa.select(t.paper).where(t.paper.c.id == paper_id)).mappings().one()
+    new = record.columns()
+    changes = {k: new[k] for k in store.MERGED if new[k] and new[k] != row[k] and row[k] == said.get(k)}
+    if changes:
+        store.edit(c, paper_id, changes, expected=row["version"], by=SOURCE, now=now)
+    return bool(changes)
 
 
 def sync_studies(db: Database, queue: Queue, now: int) -> int:

@@ -14,13 +14,14 @@ from etude.page.digest.schedule import next_run, period, window
 from etude.page.digest.subscribe import unsubscribe_token
 from etude.page.following import Follow, follows_of
 from etude.page.listing import Filters, listing
-from etude.page.search.hybrid import search
+from etude.page.search.finding import find
 from etude.page.search.query import parse
 from etude.page.search.taste import Shelf
 from etude.page.settings import Settings
 
 _log = logging.getLogger(__name__)
 MOST = 10
+NARROWING = {"rooms", "tags", "authors", "q"}  # filters of papers; the others order them, or name what is followed
 
 
 def clean_filters(raw: dict[str, Any]) -> dict[str, Any]:
@@ -43,13 +44,22 @@ def clean_filters(raw: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _with_verdict(db: Database, verdict: str) -> frozenset[str]:
+    """Papers of which some claim has this verdict, by the newest entries of the history."""
+    log = t.verdict_log.c
+    newest = sa.select(sa.func.max(log.id)).where(log.protocol != "user")
+    last = newest.group_by(log.slug, log.claim, log.protocol, log.tier)
+    return frozenset(r["slug"] for r in db.rows(sa.select(log.slug).where(log.id.in_(last), log.verdict == verdict)))
+
+
 def _candidates(
-    db: Database, filters: dict[str, Any], since: int, now: int, followed: tuple[Follow, ...] | None
-) -> list[dict[str, Any]]:
+    db: Database, filters: dict[str, Any], since: int | None, now: int, followed: tuple[Follow, ...] | None,
+    slugs: frozenset[str] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     rooms, tags, names = (tuple(filters.get(k, ())) for k in ("rooms", "tags", "authors"))
-    narrowed = Filters(since=since, followed=followed, rooms=rooms, tags=tags, authors=names)
+    narrowed = Filters(since=since, followed=followed, rooms=rooms, tags=tags, authors=names, slugs=slugs)
     if filters.get("q"):
-        hits = search(db, parse(filters["q"]), filters=narrowed, limit=200)
+        hits = find(db, parse(filters["q"]), narrowed, with_verdict=lambda w: _with_verdict(db, w), now=now, limit=200)
         return sorted((h.row for h in hits), key=lambda r: -r["heat_72"])
     return listing(db, filters=narrowed, limit=500, now=now).rows
 
@@ -97,14 +107,14 @@ def contents(
         for r in rows
     ]  # fmt: skip
     last = db.rows(sa.select(sa.func.max(sent.at).label("at")).where(sent.subscriber_id == row["id"]))[0]["at"]
+    newer = sa.and_(log.at > (last or row["confirmed_at"] or since), log.at <= at)
     changed = db.rows(
-        sa.select(t.verdict_log)
-        .where(
-            log.at > (last or row["confirmed_at"] or since), log.at <= at, log.protocol != "user", log.tier != "quick"
-        )
-        .order_by(log.id.desc())
-        .limit(30)
+        sa.select(t.verdict_log).where(newer, log.protocol != "user", log.tier != "quick").order_by(log.id.desc())
     )
+    if changed and (followed is not None or filters.keys() & NARROWING):
+        slugs = frozenset(r["slug"] for r in changed)
+        wanted = {r["slug"] for r in _candidates(db, filters, None, at, followed, slugs)}
+        changed = [r for r in changed if r["slug"] in wanted]
     return papers, changed
 
 

@@ -5,17 +5,26 @@ from datetime import UTC, datetime
 
 from etude.errors import DataError, MissingExtra
 from etude.page.identity import arxiv_id
-from etude.page.importers.latex import decode_accents
+from etude.page.importers.latex import MATH, decode_accents
 from etude.page.importers.reading import Reading, Unreadable
 from etude.page.importers.saved_page import MONTHS
 from etude.page.records import PaperRecord, make_record
 
+_ESCAPED = {
+    r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\{": "{", r"\}": "}",
+}  # fmt: skip
+_AWAY = {escape: chr(0xE000 + i) for i, escape in enumerate(_ESCAPED)}  # characters of no script
+_BACK = str.maketrans({_AWAY[escape]: letter for escape, letter in _ESCAPED.items()})
+
 
 def _plain(value: str) -> str:
-    """Accents decoded, protecting braces off, outside formulas."""
-    parts = re.split(r"(\$[^$]*\$)", decode_accents(value))
+    """Accents and escapes decoded, protecting braces off, outside formulas."""
+    parts = MATH.split(value)
     for i in range(0, len(parts), 2):
-        parts[i] = parts[i].replace("{", "").replace("}", "").replace("~", " ").replace("--", "–")
+        for escape, mark in _AWAY.items():
+            parts[i] = parts[i].replace(escape, mark)
+        plain = decode_accents(parts[i]).replace("~", " ").replace("--", "–")
+        parts[i] = plain.replace("{", "").replace("}", "").translate(_BACK)
     return "".join(parts)
 
 
@@ -39,14 +48,26 @@ def split_names(value: str) -> list[str]:
     return out
 
 
-def _split_outside(value: str, mark: str) -> list[str]:
-    parts, depth, start = [], 0, 0
+def _split_outside(value: str, mark: str, *, quotes: bool = False) -> list[str]:
+    """Split at a mark outside braces, and outside of quotes where these have a meaning."""
+    parts, depth, start, quoted = [], 0, 0, False
     for i, ch in enumerate(value):
         depth += (ch == "{") - (ch == "}")
-        if ch == mark and depth == 0:
+        quoted ^= quotes and ch == '"' and depth == 0
+        if ch == mark and depth == 0 and not quoted:
             parts.append(value[start:i])
             start = i + 1
     return [*parts, value[start:]]
+
+
+def _joined(raw: str, strings: dict[str, str]) -> str:
+    """A field as it stands in the file: parts around "#" joined, names of strings put in, braces or quotes off."""
+    out = []
+    for part in _split_outside(raw, "#", quotes=True) if "#" in raw else [raw]:
+        piece = part.strip()
+        enclosed = len(piece) >= 2 and (piece[0], piece[-1]) in (("{", "}"), ('"', '"'))
+        out.append(piece[1:-1] if enclosed else strings.get(piece.lower(), piece))
+    return "".join(out)
 
 
 def _date(fields: dict[str, str]) -> int | None:
@@ -87,13 +108,13 @@ def parse(text: str, now: int) -> Reading:
     """
     try:
         import bibtexparser
-        from bibtexparser.middlewares import RemoveEnclosingMiddleware, ResolveStringReferencesMiddleware
     except ImportError as error:
         raise MissingExtra("bibtexparser", "web", "reading BibTeX") from error
     macros = "".join(f"@string{{{m} = {{{m}}}}}" for m in MONTHS)
-    library = bibtexparser.parse_string(
-        macros + "\n" + text, parse_stack=[ResolveStringReferencesMiddleware(), RemoveEnclosingMiddleware()]
-    )
+    library = bibtexparser.parse_string(macros + "\n" + text, parse_stack=[])
+    strings: dict[str, str] = {}
+    for made in library.strings:
+        strings[made.key.lower()] = _joined(str(made.value), strings)
     records: list[PaperRecord] = []
     bad = [
         Unreadable(max(1, (b.start_line or 0)), (b.raw or "").strip()[:200], str(b.error or "") or "broken entry")
@@ -101,7 +122,7 @@ def parse(text: str, now: int) -> Reading:
     ]
     for entry in library.entries:
         line = entry.start_line or 1
-        fields = {f.key.lower(): str(f.value) for f in entry.fields}
+        fields = {f.key.lower(): _joined(str(f.value), strings) for f in entry.fields}
         try:
             records.append(_record(entry.entry_type.lower(), entry.key, fields, line))
         except ValueError as error:

@@ -46,10 +46,12 @@ def _paper(item: dict[str, Any]) -> PaperRecord:
         "organization": organization.get("fullname") if isinstance(organization, dict) else None,
     }  # fmt: skip
     identifier = str(paper.get("id") or "")
+    dated = paper.get("publishedAtKnown") is not False  # our own answers say where their date is a guess
     return make_record(
         title=paper.get("title"), abstract=paper.get("summary"), authors=authors, arxiv_id=identifier,
-        published_at=timestamp(str(paper.get("publishedAt") or "")), code_url=paper.get("githubRepo"),
-        url=paper.get("projectPage"), tags=[k for k in paper.get("ai_keywords") or [] if isinstance(k, str)],
+        published_at=timestamp(str(paper.get("publishedAt") or "")) if dated else None,
+        code_url=paper.get("githubRepo"), url=paper.get("projectPage"),
+        tags=[k for k in paper.get("ai_keywords") or [] if isinstance(k, str)],
         extra={k: v for k, v in extra.items() if v is not None},
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ import re
 
 from etude.errors import MissingExtra
 
-_MATH = re.compile(r"(\$[^$]*\$|\\\(.*?\\\))", re.DOTALL)
+MATH = re.compile(r"((?<!\\)\$(?:\\.|[^$\\])*\$|\\\(.*?\\\))", re.DOTALL)
 _ACCENT = re.compile(
     r"""\\(?:["'`^~=.](?:\{\\?[A-Za-z]+\}|\\?[A-Za-z])|[cvuHkrdbt]\{\\?[A-Za-z]+\}|(?:aa|AA|ae|AE|oe|OE|o|O|l|L|ss|i|j)\b\s?|[&%#_$])"""
 )
@@ -32,7 +32,8 @@ def decode_accents(text: str) -> str:
         inner = piece[1:-1] if piece.startswith("{") and piece.endswith("}") else piece
         return decoder.latex_to_text(inner.strip()).strip()
 
-    parts = _MATH.split(text)
+    parts = MATH.split(text)
     for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r"\{\\([cvuHkrdbt])\s+(\\?[A-Za-z])\}", r"\\\1{\2}", parts[i])  # {\H o}
         parts[i] = _ACCENT.sub(letter, re.sub(r"\{(\\[A-Za-z\"'`^~=.]+(?:\s?\{?\\?[A-Za-z]*\}?)?)\}", r"\1", parts[i]))
     return "".join(parts)

@@ -18,13 +18,17 @@ from etude.page.records import PaperRecord, make_record
 
 Kind = Literal["title", "abstract", "date", "arxiv", "count", "people", "header"]
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_DATE = re.compile(r"([A-Z][a-z]{2})[a-z]*\.? (\d{1,2})(?:, ?(\d{4}))?$")
+_DATE = re.compile(r"(?:[Pp]ublished (?:on )?)?([A-Z][a-z]{2})[a-z]*\.? (\d{1,2})(?:, ?(\d{4}))?$")
 _HEADER = re.compile(
     r"new|hot|trending( papers)?|daily papers|subscribe|get trending papers in your email inbox!?|"
     r"by ?ak and the research community|upvote|papers|view all.*",
     re.IGNORECASE,
 )
-_PEOPLE = re.compile(r"(submitted by\b.*|\d[\d,]* authors?|· ?\d+.*|authors?:?)", re.IGNORECASE | re.DOTALL)
+_PEOPLE = re.compile(
+    r"(submitted by\b.*|\d[\d,]* (?:authors?|comments?)|· ?\d+.*|authors?:?)", re.IGNORECASE | re.DOTALL
+)
+_BY = re.compile(r"submitted by:?", re.IGNORECASE)  # then the name stands in the block after it
+_NAME_WORDS = 4
 _COUNT = re.compile(r"\d[\d,.]{0,14}k?", re.IGNORECASE)
 
 
@@ -54,7 +58,8 @@ def classify(text: str) -> Kind:
     one_line, words = "\n" not in text, text.split()
     if one_line and _HEADER.fullmatch(text):
         return "header"
-    if one_line and _DATE.fullmatch(text) and text[:3].lower() in MONTHS:
+    date = _DATE.fullmatch(text) if one_line else None
+    if date is not None and date.group(1).lower() in MONTHS:
         return "date"
     if one_line and _COUNT.fullmatch(text):
         return "count"
@@ -99,6 +104,7 @@ class _Current:
     abstract: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     arxiv: str | None = None
+    day: tuple[int, bool] | None = None
 
 
 def parse(text: str, now: int) -> Reading:
@@ -125,13 +131,16 @@ def parse(text: str, now: int) -> Reading:
         if current is None:
             return
         if current.abstract:
-            records.append(_record(current, day))
+            records.append(_record(current, current.day or day))
         else:
             bad.append(Unreadable(current.title.line, current.title.text[:200], "a title without an abstract"))
         current = None
 
-    for block in found:
-        kind = classify(block.text)
+    kinds = [classify(block.text) for block in found]
+    for i, block in enumerate(found):
+        kind = kinds[i]
+        if kind == "title" and current is not None and _is_name(found, kinds, i, bool(current.abstract)):
+            kind = "people"
         if kind == "title":
             close()
             current = _Current(block)
@@ -140,11 +149,16 @@ def parse(text: str, now: int) -> Reading:
         elif kind == "abstract":
             bad.append(Unreadable(block.line, block.text[:200], "an abstract without a title"))
         elif kind == "date":
-            close()
             try:
-                day = complete_date(block.text, now)
+                date = complete_date(block.text, now)
             except ValueError as error:
                 bad.append(Unreadable(block.line, block.text, str(error)))
+                continue
+            if current is not None and current.day is None:
+                current.day = date
+            else:  # the head of a list, which holds until the next one
+                close()
+                day = date
         elif current is not None and kind == "count":
             current.extra.setdefault("hf_upvotes", _number(block.text))
         elif current is not None and kind == "people":
@@ -155,6 +169,15 @@ def parse(text: str, now: int) -> Reading:
     if not records:
         raise DataError("no paper was found: expected a title, a blank line, its abstract, and so on")
     return Reading("saved-page", tuple(records), tuple(bad))
+
+
+def _is_name(found: list[Block], kinds: list[Kind], i: int, complete: bool) -> bool:
+    """Whether a block with the form of a title is the name after "Submitted by": it is short, and no abstract follows
+    that needs a title (`complete`: the current paper has its own)."""
+    if i == 0 or not _BY.fullmatch(found[i - 1].text) or len(found[i].text.split()) > _NAME_WORDS:
+        return False
+    following = next((kind for kind in kinds[i + 1 :] if kind in ("title", "abstract")), None)
+    return not (complete and following == "abstract")
 
 
 def _record(current: _Current, day: tuple[int, bool] | None) -> PaperRecord:

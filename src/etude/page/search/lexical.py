@@ -73,6 +73,17 @@ def rank(c: sa.Connection, query: Query, *, depth: int = DEPTH, within: Within =
     return hits[:depth]
 
 
+def holding(dialect: str, words: Sequence[str]) -> sa.Select[Any]:
+    """Ids of the papers that hold any of these words and phrases."""
+    if dialect == "sqlite":
+        asked, unwanted = "fts MATCH :unwanted", " OR ".join(f'"{w}"' for w in words)
+    else:
+        asked = "document @@ to_tsquery('english', :unwanted)"
+        unwanted = " | ".join(f"({' <-> '.join(w.split())})" for w in words)
+    held = sa.text(asked).bindparams(unwanted=unwanted)
+    return sa.select(sa.literal_column("rowid", sa.Integer)).select_from(sa.text("fts")).where(held)
+
+
 def _words_sqlite(c: sa.Connection, query: Query, depth: int, within: Within) -> list[int]:
     hits = _ranked(c, fts5(query, prefix=False), depth, within)
     if len(hits) < FEW:  # the last word may be the beginning of one

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from etude import catalogue
 from etude.errors import UsageError
 from etude.lab.registry import runnable
 from etude.page import tables as t
@@ -18,10 +19,9 @@ from etude.page.periods import period_of
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, site
 from etude.page.web.finding import find
-from etude.page.web.pages import filters_of, find_paper, related_of
+from etude.page.web.pages import claim_rows, filters_of, find_paper, related_of
 from etude.page.web.render import iso
 
-router = APIRouter(prefix="/api", tags=["papers"])
 Limit = Annotated[int, Query(ge=1, le=100)]
 Since = Annotated[int | None, Query(ge=0, lt=2**62)]
 Seed = Annotated[int | None, Query(ge=0, lt=10**9)]
@@ -49,6 +49,9 @@ def public(row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+router = APIRouter(prefix="/api", tags=["papers"], responses=problems(422))
+
+
 @router.get("/papers", responses=problems(400, 429))
 def papers(
     request: Request, sort: Literal["trending", "hot", "slow", "new", "top", "random"] = "trending",
@@ -71,7 +74,7 @@ def papers(
     return {"papers": [public(r) for r in page.rows], "next": page.cursor}
 
 
-@router.get("/papers/{slug}.md", response_class=PlainTextResponse, responses=problems(404))
+@router.get("/papers/{slug:path}.md", response_class=PlainTextResponse, responses=problems(404))
 def paper_markdown(request: Request, slug: str) -> Response:
     """A paper as Markdown."""
     row = find_paper(site(request), slug)
@@ -80,19 +83,13 @@ def paper_markdown(request: Request, slug: str) -> Response:
     return PlainTextResponse(text, media_type="text/markdown")
 
 
-@router.get("/papers/{slug}.bib", response_class=PlainTextResponse, responses=problems(404))
+@router.get("/papers/{slug:path}.bib", response_class=PlainTextResponse, responses=problems(404))
 def paper_bibtex(request: Request, slug: str) -> Response:
     """A paper as BibTeX."""
     return PlainTextResponse(bibtex(find_paper(site(request), slug)), media_type="application/x-bibtex")
 
 
-@router.get("/papers/{slug}", responses=problems(404))
-def paper(request: Request, slug: str) -> dict[str, Any]:
-    """One paper."""
-    return public(find_paper(site(request), slug))
-
-
-@router.get("/papers/{slug}/related", responses=problems(404))
+@router.get("/papers/{slug:path}/related", responses=problems(404))
 def related(
     request: Request, slug: str, sort: Literal["similarity", "date", "heat"] = "similarity"
 ) -> list[dict[str, Any]]:
@@ -101,12 +98,26 @@ def related(
     return [public(r) for r in related_of(s, find_paper(s, slug)["id"], sort)]
 
 
-@router.get("/papers/{slug}/claims", responses=problems(404))
+@router.get("/papers/{slug:path}/claims", responses=problems(404))
 def claims(request: Request, slug: str) -> list[dict[str, Any]]:
-    """The newest verdicts of a paper's claims."""
+    """A paper's claims with their newest verdicts, a row for each; without one `why_not` says what it lacks."""
     s = site(request)
-    find_paper(s, slug)
-    return [{k: v for k, v in row.items() if k != "strip"} for row in s.verdicts([slug]).get(slug, [])]
+    name = find_paper(s, slug)["slug"]
+    out = []
+    for found in claim_rows(s, name) if name in {p.slug for p in catalogue.papers()} else []:
+        claim = found["claim"]
+        said = claim.paper.model_dump() if claim.paper else None
+        own = {"slug": name, "claim": claim.id, "statement": claim.statement, "status": claim.status, "paper": said,
+               "metric": claim.metric.name if claim.metric else None}  # fmt: skip
+        for row in found["verdicts"] or [{"verdict": None, "why_not": found["why_not"]}]:
+            out.append(own | {k: v for k, v in row.items() if k != "strip"})
+    return out
+
+
+@router.get("/papers/{slug:path}", responses=problems(404))  # after the others: old arXiv ids and DOIs hold a slash
+def paper(request: Request, slug: str) -> dict[str, Any]:
+    """One paper, by its name, its arXiv id or its DOI."""
+    return public(find_paper(site(request), slug))
 
 
 def _published(row: dict[str, Any]) -> str:
@@ -115,17 +126,37 @@ def _published(row: dict[str, Any]) -> str:
     return f"{year:04d}-01-01T00:00:00Z" if year else iso(row["published_at"]) or iso(row["submitted_at"])
 
 
-def daily(s: Site, row: dict[str, Any]) -> dict[str, Any]:
-    """A paper in the daily-papers shape; ids are arXiv's where there is one."""
+def _aside(s: Site, rows: list[dict[str, Any]]) -> tuple[dict[int, int], dict[int, int], dict[int, str]]:
+    """What the daily-papers shape asks for beside the papers: shown notes, stars of the code, who submitted."""
+    n, e, a = t.note.c, t.enriched.c, t.account.c
+    ids = [r["id"] for r in rows]
+    counted = sa.select(n.paper_id, sa.func.count().label("n")).where(n.paper_id.in_(ids), n.state == "shown")
+    notes = {r["paper_id"]: r["n"] for r in s.db.rows(counted.group_by(n.paper_id))}
+    known = s.db.rows(sa.select(e.paper_id, e.record).where(e.paper_id.in_(ids), e.source == "github"))
+    stars = {r["paper_id"]: r["record"]["stars"] for r in known if (r["record"] or {}).get("stars") is not None}
+    people = {r["submitted_by"] for r in rows if r["submitted_by"] is not None}
+    return notes, stars, {r["id"]: r["handle"] for r in s.db.rows(sa.select(a.id, a.handle).where(a.id.in_(people)))}
+
+
+def daily(row: dict[str, Any], notes: dict[int, int], stars: dict[int, int], handles: dict[int, str]) -> dict[str, Any]:
+    """A paper in the daily-papers shape; ids are arXiv's where there is one.
+
+    `publishedAtKnown` is ours: False where `publishedAt` is a guess, so that reading it back invents no date.
+    """
+    who, extra = handles.get(row["submitted_by"], row["source"]), row["extra"] or {}
+    group = extra.get("organization")
     return {
         "paper": {
             "id": row["arxiv_id"] or row["slug"], "title": row["title"], "summary": row["abstract"],
             "authors": [{"name": a["name"], "hidden": False} for a in row["authors"]],
             "publishedAt": _published(row),
             "submittedOnDailyAt": iso(row["submitted_at"]), "upvotes": row["votes"], "githubRepo": row["code_url"],
-            "projectPage": f"{s.settings.address}/paper/{row['slug']}",
+            "projectPage": row["url"], "githubStars": stars.get(row["id"], extra.get("code_stars")),
+            "organization": {"name": group, "fullname": group} if group else None,
+            "publishedAtKnown": row["published_at"] is not None,
         },
-        "title": row["title"], "publishedAt": _published(row), "numComments": 0,
+        "title": row["title"], "publishedAt": _published(row), "numComments": notes.get(row["id"], 0),
+        "submittedBy": {"name": who, "fullname": who, "type": "user" if row["submitted_by"] in handles else "source"},
     }  # fmt: skip
 
 
@@ -146,7 +177,8 @@ def daily_papers(
         query = query.where(c.submitted_at >= span.start, c.submitted_at < span.end)
     order = c.heat_72 if sort == "trending" else c.submitted_at
     rows = s.db.rows(query.order_by(order.desc(), c.id.desc()).limit(limit).offset(p * limit))
-    return [daily(s, r) for r in rows]
+    aside = _aside(s, rows)
+    return [daily(r, *aside) for r in rows]
 
 
 @router.get("/verdicts")

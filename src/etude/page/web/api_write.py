@@ -19,7 +19,7 @@ from etude.page.web.api import problems, public
 from etude.page.web.context import may_change, reader, site
 from etude.page.web.pages import find_paper
 
-router = APIRouter(prefix="/api", tags=["writing"])
+router = APIRouter(prefix="/api", tags=["writing"], responses=problems(422))
 _bearer = HTTPBearer(auto_error=False, description="A token from the account page.")
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 Short = Annotated[str, Field(max_length=300)]

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
@@ -65,7 +66,6 @@ def create_app(settings: Settings, **site_options: Any) -> FastAPI:
     app.state.site = Site(settings.check(), **site_options)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     for module in (
-        pages,
         actions,
         accounts,
         personal,
@@ -78,12 +78,14 @@ def create_app(settings: Settings, **site_options: Any) -> FastAPI:
         feeds,
         api_write,
         api,
+        pages,  # last: what stands behind /paper/ may hold slashes
     ):
         app.include_router(module.router)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
     app.middleware("http")(_guard)
     app.add_exception_handler(EtudeError, _etude_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _not_understood)
     for kind in (OverflowError, UnicodeError, sa.exc.DataError):  # numbers and characters that the database cannot hold
         app.add_exception_handler(kind, _unheard_of)
     app.add_exception_handler(Exception, _broken)
@@ -179,6 +181,15 @@ async def _http_error(request: Request, error: Exception) -> Response:
     words = {404: "there is no such page", 405: "this address takes no such request"}
     headers = dict(error.headers or {})
     return _problem(request, error.status_code, words.get(error.status_code, str(error.detail)), headers)
+
+
+async def _not_understood(request: Request, error: Exception) -> Response:
+    """A field that is missing or has another form: the first one, by its name."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:]) or "the request"
+    given = "" if first["type"] == "missing" else f" ({str(first.get('input'))[:60]!r} was given)"
+    return _problem(request, 422, f"{name}: {first['msg']}{given}", {})
 
 
 def _problem(request: Request, status: int, message: str, headers: dict[str, str]) -> Response:

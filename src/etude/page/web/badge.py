@@ -43,16 +43,15 @@ def svg(left: str, right: str, colour: str) -> str:
     )
 
 
-@router.get("/badge/{slug}.svg")
+@router.get("/badge/{slug:path}.svg")
 def badge(request: Request, slug: str, claim: Annotated[str | None, Query(max_length=40)] = None) -> Response:
     """The image; a page elsewhere shows it by its address."""
     s = site(request)
-    find_paper(s, slug)
-    words, verdict = words_of(s, slug, claim)
+    words, verdict = words_of(s, find_paper(s, slug)["slug"], claim)
     text = svg("re-tested by etude", words, COLOURS[verdict])
     headers = {
         "Cache-Control": "max-age=600", "ETag": f'"{hash_of(text)}"', "Cross-Origin-Resource-Policy": "cross-origin",
     }  # fmt: skip
-    if request.headers.get("if-none-match") == headers["ETag"]:
+    if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     return Response(text, media_type="image/svg+xml", headers=headers)

@@ -66,7 +66,7 @@ def feed(request: Request, sort: str = "new", window: str = "all", q: str = "") 
     text = atom(s, rows, title, f"{s.settings.address}/feed.atom{query}")
     tag = f'"{hash_of(text)}"'
     headers = {"ETag": tag, "Cache-Control": "max-age=300"}
-    if request.headers.get("if-none-match") == tag:
+    if tag in request.headers.get("if-none-match", ""):  # also as W/"...", which a proxy that packs makes of it
         return Response(status_code=304, headers=headers)
     return Response(text, media_type="application/atom+xml", headers=headers)
 

@@ -35,9 +35,10 @@ def note_form(
     paper = find_paper(s, slug)
     count(request, "note")
     with s.db.begin() as c:
-        known = frozenset(x.id for x in catalogue.load(slug).claims) if _has_card(slug) else frozenset()
+        card = paper["slug"]
+        known = frozenset(x.id for x in catalogue.load(card).claims) if _has_card(card) else frozenset()
         notes.add_note(c, paper["id"], account, text, claim=claim or None, now=s.now, known=known, kind=kind)
-    return RedirectResponse(f"/paper/{slug}#notes", status_code=303)
+    return RedirectResponse(f"/paper/{paper['slug']}#notes", status_code=303)
 
 
 def _has_card(slug: str) -> bool:

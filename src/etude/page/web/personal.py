@@ -11,7 +11,7 @@ from etude.errors import DataError, UsageError
 from etude.lab.export import export, import_results
 from etude.page import personal
 from etude.page.security import new_token
-from etude.page.web.context import Site, check_form, count, give_cookie, require_account, site
+from etude.page.web.context import Site, check_form, count, give_cookie, reader, require_account, site
 from etude.page.web.render import render
 
 router = APIRouter(include_in_schema=False)
@@ -46,7 +46,8 @@ def import_zip(request: Request, csrf: Text, file: UploadFile) -> Response:
     try:
         bundle = personal.read_bundle(raw)
         runs = {"runs": _runs(s, raw)} if s.settings.mode == "single" else {}
-        new = personal.restore(s.db, account, bundle, s.now) | runs
+        many = s.settings.mode == "accounts"  # one's own page is nobody else's to protect
+        new = personal.restore(s.db, account, bundle, s.now, limited=many, network=reader(request).network) | runs
     except DataError as error:
         page = render(request, "imported.html.j2", new=None, problem=str(error))
         page.status_code = 422
