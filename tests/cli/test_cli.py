@@ -144,6 +144,8 @@ def test_the_library_gives_the_same_as_the_command_line(done):
         (("run", SLUG, "--seed", "5"), ("--seed",)),
         (("run", SLUG, "--set", "epochz=3"), ("epochz",)),
         (("run", SLUG, "--set", "protocols=[]"), ("protocols", "at least one")),
+        (("run", SLUG, "--set", 'protocols=["digit"]'), ("'digit'", "did you mean digits")),
+        (("run", SLUG, "--set", "protocols=digits"), ("""--set 'protocols=["digits"]'""",)),
         (("run", SLUG, "--set", "epochs"), ("name=value",)),
         (("run", SLUG, "--on", "mars"), ("mars", "ray")),
         (("run", SLUG, "--jobs", "0"), ("--jobs 0",)),
@@ -250,6 +252,20 @@ def test_kill_minus_nine_and_ctrl_c_then_resume(tmp_path):
     rows = ledger.measurements(ledger.runs()[0]["id"])
     keys = [(r["protocol"], r["arm"], r["seed"], r["metric"], r["step"]) for r in rows]
     assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"), [((), "the same command continues it"), (("--fresh",), "the same command without --fresh")]
+)
+def test_an_interrupt_says_which_command_continues(monkeypatch, capsys, options, text):
+    from etude import cli
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert cli.main(["run", SLUG, *options]) == 130
+    assert text in " ".join(capsys.readouterr().err.split())
 
 
 def test_doctor_and_data_list_as_json(tmp_path):

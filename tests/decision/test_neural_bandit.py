@@ -360,7 +360,11 @@ def test_a_module_that_fails_leaves_the_bandit_as_it_was(policy):
         (lambda b, x: b.partial_fit(x[:0], [], loss=[]), ValueError, "at least one row"),
         (lambda b, x: b.partial_fit(x[0], 0, loss=0.1, prob=[0.1, 0.2]), ValueError, "prob must hold 1 numbers, got 2"),
         (lambda b, x: b.partial_fit(x[0], 0, loss="a"), TypeError, "loss must be a number or 1 of them, got 'a'"),
-        (lambda b, x: NeuralBandit(3, 4, random_state=np.random.default_rng(0)), TypeError, "cannot be numpy's Generator"),
+        (
+            lambda b, x: NeuralBandit(3, 4, random_state=np.random.default_rng(0)),
+            TypeError,
+            "cannot be numpy's Generator",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named(call, error, text):

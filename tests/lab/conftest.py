@@ -48,7 +48,7 @@ class Config(StudyConfig):
 
 
 class ToyStudy(Study):
-    configs = {"quick": Config(n_seeds=4), "laptop": Config(), "gpu": Config()}
+    configs = {"quick": Config(n_seeds=4), "laptop": Config(), "gpu": Config(protocols=("default", "absent"))}
     arms = {"ours": Arm("ours"), "plain": Arm("plain", role="baseline"), "shuffled": Arm("none", role="control")}
     kinds = ("table",)
 

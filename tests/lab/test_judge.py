@@ -85,6 +85,7 @@ def test_mirror_symmetry(values, margin, relation):
         ([1.0, float("nan"), 2.0], "greater", 0.0, "NaN"),
         ([1.0, 2.0, 3.0], "better", 0.0, "better"),
         ([1.0, 2.0, 3.0], "within", -1.0, "-1"),
+        ([1.0, 2.0, 3.0], "greater", float("nan"), "margin"),
         ([[1.0, 2.0, 3.0]], "greater", 0.0, "shape"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from etude.errors import LedgerError, UsageError
 from etude.lab.export import ResultError, export, import_results
 from etude.lab.ledger import Ledger
+from etude.lab.registry import study
 from etude.lab.runner import run_study
 from etude.lab.study import Artifact, Measurement
 from etude.lab.verdicts import verdicts
@@ -24,10 +25,23 @@ def filled(path):
 
 def test_a_job_is_stored_whole_or_not_at_all(tmp_path):
     ledger, run = filled(tmp_path / "l.sqlite")
+    nameless = Measurement("a", 1001, None, 2.0)
     with pytest.raises(LedgerError):
-        ledger.commit(run, "p", "a", [1001, 1000], [Measurement("a", 1001, "m", 2.0)], seconds=1.0, peak_bytes=1)
+        ledger.commit(run, "p", "a", [1001], [nameless], seconds=1.0, peak_bytes=1)
     assert len(ledger.measurements(run)) == 1
     assert ledger.finished(run) == {("p", "a", 1000)}
+
+
+def test_a_seed_that_another_process_has_stored_is_left_out(tmp_path):
+    ledger, run = filled(tmp_path / "l.sqlite")
+    rows = [Measurement(arm, seed, "m", 2.0) for arm in ("a", "derived") for seed in (1000, 1001)]
+    pictures = [Artifact("a", seed, "pic", 0) for seed in (1000, 1001)]
+    ledger.commit(run, "p", "a", [1000, 1001], [*rows, *pictures], seconds=1.0, peak_bytes=1)
+    assert ledger.finished(run) == {("p", "a", 1000), ("p", "a", 1001)}
+    assert [(r["arm"], r["seed"], r["value"]) for r in ledger.measurements(run)] == [
+        ("a", 1000, 1.5), ("a", 1001, 2.0), ("derived", 1001, 2.0),
+    ]  # fmt: skip
+    assert [a["seed"] for a in ledger.artifacts(run)] == [1001]
 
 
 def test_odd_numbers_survive(tmp_path):
@@ -116,6 +130,32 @@ def test_export_and_import_rebuild_the_ledger(toy, tmp_path):
     assert reused.reused
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_a_run_with_a_diverged_seed_is_exported_and_imported(toy, tmp_path, monkeypatch, odd):
+    kind = type(study(toy))
+    measure = kind.measure
+
+    def diverging(self, job):
+        for item in measure(self, job):
+            if (item.arm, item.seed) == ("ours", 1001):
+                item = item._replace(value=odd if isinstance(item, Measurement) else [[odd]])
+            yield item
+
+    monkeypatch.setattr(kind, "measure", diverging)
+    ledger = Ledger(tmp_path / "a.sqlite")
+    run_study(toy, ledger=ledger, jobs=1)
+    (file,) = export(ledger, tmp_path / "results")
+    raw = json.loads(file.read_text(), parse_constant=pytest.fail)
+    assert raw["verdicts"][0]["notes"] == ["diverged: seeds [1001]"]
+    assert raw["verdicts"][0]["method_mean"] is None
+    assert [[None]] in [a["value"] for a in raw["artifacts"]]
+    other = Ledger(tmp_path / "b.sqlite")
+    assert import_results(other, tmp_path / "results") == (1, 0)
+    got = {(r["arm"], r["seed"]): r["value"] for r in other.measurements(raw["run"])}["ours", 1001]
+    assert repr(got) == repr(odd)
+    assert verdicts(other)[0].notes == ("diverged: seeds [1001]",)
+
+
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
@@ -170,6 +210,13 @@ def test_postgresql(toy):
 def test_an_address_of_no_known_database(url):
     with pytest.raises(LedgerError, match="cannot be used: .*give a path"):
         Ledger(url)
+
+
+@pytest.mark.parametrize("url", ["nonsense://bob:secret@x/y", "postgresql+psycopg://bob:secret@127.0.0.1:1/x"])
+def test_passwords_are_not_shown(url):
+    with pytest.raises(LedgerError, match=r"bob:\*\*\*@.* cannot be used") as caught:
+        Ledger(url)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("field", "bad"), [("tier", "weird"), ("state", "hm")])

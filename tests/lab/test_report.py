@@ -75,6 +75,12 @@ def test_no_sideways_scroll(report, browser, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_long_name_of_data_does_not_widen_the_table(report, browser):
+    page = opened(browser, report, viewport={"width": 1400, "height": 800})
+    page.evaluate("document.querySelector('#table td:last-child').innerText = 'semeval2010_task14_' + 'x'.repeat(30)")
+    assert page.evaluate("(e => e.scrollWidth - e.clientWidth)(document.querySelector('.scroll'))") == 0
+
+
 def test_verdicts_are_words_and_signs_not_colours_alone(report, browser):
     page = opened(browser, report)
     assert {t.strip()[0] for t in page.locator("#table .badge").all_inner_texts()} == {"✓", "✗"}

@@ -119,6 +119,35 @@ def test_a_missing_set_is_a_skip_never_a_pass(toy, ledger):
     assert [v.protocol for v in both.verdicts] == ["default"]
 
 
+def test_what_was_skipped_is_measured_once_its_data_are_there(toy, ledger, monkeypatch):
+    both = {"protocols": ["default", "absent"]}
+    first = run_study(toy, ledger=ledger, jobs=1, settings=both)
+    assert (first.state, list(first.skipped)) == ("done", ["absent"])
+    still = run_study(toy, ledger=ledger, jobs=1, settings=both)
+    assert (still.reused, list(still.skipped)) == (True, ["absent"])
+    monkeypatch.setattr(type(study(toy)), "task", lambda self, protocol, config: protocol)
+    now = run_study(toy, ledger=ledger, jobs=1, settings=both)
+    assert (now.run_id, now.reused, now.skipped) == (first.run_id, False, {})
+    assert [v.protocol for v in now.verdicts] == ["default", "absent"]
+    assert len(now.rows) == 24
+    assert run_study(toy, ledger=ledger, jobs=1, settings=both).reused
+
+
+def test_two_processes_may_run_the_same_study_on_one_ledger(toy, ledger):
+    """The second begins when the first has stored one seed, and is done before the first goes on."""
+    inner = []
+
+    def event(what, slug, done, total):
+        if what == "seed" and not inner:
+            inner.append(None)
+            inner[0] = run_study(toy, ledger=Ledger(ledger.url), jobs=1)
+
+    outer = run_study(toy, ledger=ledger, jobs=1, on_event=event)
+    assert (outer.state, outer.errors, inner[0].run_id) == ("done", [], outer.run_id)
+    assert outer.rows == inner[0].rows
+    assert len(outer.rows) == len(ledger.artifacts(outer.run_id)) == 12
+
+
 def test_jobs_group_seeds_only_where_it_pays(toy, monkeypatch):
     it = study(toy)
     config = configure(it, "quick")
@@ -142,6 +171,12 @@ def test_jobs_group_seeds_only_where_it_pays(toy, monkeypatch):
         ({"seeds": 2}, "at least 3 seeds"),
         ({"settings": {"levle": 1}}, "no setting 'levle'; it has .*level"),
         ({"settings": {"level": "much"}}, "level = 'much'"),
+        ({"settings": {"level": float("nan")}}, "level = nan.*finite"),
+        ({"settings": {"level": float("inf")}}, "level = inf.*finite"),
+        ({"settings": {"protocols": ["defualt"]}}, "no protocol 'defualt'; did you mean default?"),
+        ({"settings": {"protocols": ["xyz"]}}, "no protocol 'xyz'; it has default, absent"),
+        ({"settings": {"protocols": "d2,d4"}}, r"""JSON: --set 'protocols=\["d2", "d4"\]'"""),
+        ({"seeds": 4, "settings": {"n_seeds": 3}}, "contradict each other"),
         ({"jobs": 0}, "--jobs 0"),
         ({"on": "moon"}, "moon"),
     ],
@@ -150,6 +185,37 @@ def test_wrong_use_is_said_before_anything_runs(toy, ledger, options, text):
     with pytest.raises(UsageError, match=text):
         run_studies([toy], **({"ledger": ledger} | options))
     assert ledger.runs() == []
+
+
+def test_all_studies_are_checked_before_the_first_is_opened(toy, ledger):
+    with pytest.raises(UsageError, match="gpicl"):
+        run_studies([toy, "gpicl"], ledger=ledger)
+    assert ledger.runs() == []
+
+
+@pytest.mark.parametrize(
+    ("slug", "settings", "text"),
+    [
+        *((slug, {"lr": -1}, "setting lr = -1") for slug in (
+            "pointer-networks", "prototype-network", "rich-representations", "rnn-review", "rnn-sparsity",
+            "train-longer",
+        )),
+        ("pointer-networks", {"n_low": 9}, "pointer-networks: n_low must be at most n .*, got 9 and 5"),
+        ("train-longer", {"walk_steps": 2}, "setting walk_steps = 2"),
+        ("rnn-sparsity", {"graph_cell": "nope"}, "setting graph_cell = 'nope'.*'gru'"),
+        ("rnn-sparsity", {"graph_lr": 0}, "setting graph_lr = 0"),
+        ("rnn-sparsity", {"graph_nodes": [14, 10]}, "setting graph_nodes.*fewest and most"),
+        ("rnn-sparsity", {"graphs": 1}, "setting graphs = 1"),
+        ("rnn-sparsity", {"longest": 10}, "setting longest = 10"),
+        ("rich-representations", {"strengths": []}, "setting strengths"),
+        ("rich-representations", {"strengths": [-1]}, "setting strengths.0 = -1"),
+        ("rich-representations", {"weight_decay": -1}, "setting weight_decay"),
+        ("wide-deep-optimal-classification", {"sizes": "100,300"}, r"JSON: --set 'sizes=\[100, 300\]'"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be(slug, settings, text):
+    with pytest.raises(UsageError, match=text):
+        configure(study(slug), "quick", settings=settings)
 
 
 def test_own_data(toy, ledger, tmp_path):

@@ -132,7 +132,7 @@ def load(slug: str) -> Paper:
     if slug in slugs:
         return _read(slug)
     near = difflib.get_close_matches(str(slug).lower().replace("_", "-"), slugs, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else "`etude.papers()` lists them all"
+    hint = f"did you mean {', '.join(near)}?" if near else "etude papers (in Python: etude.papers()) lists them all"
     raise UsageError(f"no paper has the slug {slug!r}; {hint}")
 
 

@@ -24,8 +24,9 @@ for part in (papers, run, results, data, page):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; a user's mistake is one line, never a traceback."""
+    given = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = app(list(sys.argv[1:] if argv is None else argv), exit_on_error=False, print_error=False)
+        code = app(given, exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:
         extra = " ".join(error.unused_tokens or ())
         command = " ".join(("etude", *(error.command_chain or ())))
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EtudeError as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _complain("interrupted: what is finished stays in the ledger; the same command continues it", 130)
+        how = "the same command without --fresh" if "--fresh" in given else "the same command"
+        return _complain(f"interrupted: what is finished stays in the ledger; {how} continues it", 130)
     except BrokenPipeError:
         return 0
     return code if isinstance(code, int) else 0

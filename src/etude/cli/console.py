@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
+from etude.lab.finite import finite
+
 Json = Annotated[bool, Parameter(name="--json", negative=())]
 Flag = Parameter(negative=())
 LedgerOption = Annotated[str | None, Parameter(name="--ledger")]
@@ -18,13 +20,8 @@ err = Console(stderr=True, highlight=False)
 
 
 def emit(value: Any) -> None:
-    """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=1, default=str, allow_nan=False) + "\n")
-
-
-def finite(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with null for what JSON cannot say (NaN, infinity)."""
-    return {k: None if isinstance(v, float) and v - v != 0 else v for k, v in record.items()}
+    """One JSON document on standard output, with null for NaN and infinity."""
+    sys.stdout.write(json.dumps(finite(value), indent=1, default=str, allow_nan=False) + "\n")
 
 
 def print_claims(said: list[Any]) -> None:

@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 
 from etude import catalogue
-from etude.cli.console import Flag, Json, LedgerOption, emit, finite, out
+from etude.cli.console import Flag, Json, LedgerOption, emit, out
 from etude.errors import UsageError
 
 
@@ -79,7 +79,7 @@ def show(
         return emit(found) if json_ else print_settings(out, found)
     said = known_verdicts(ledger, slug)
     if json_:
-        return emit(paper.model_dump(mode="json") | {"verdicts": [finite(v.record()) for v in said]})
+        return emit(paper.model_dump(mode="json") | {"verdicts": [v.record() for v in said]})
     print_paper(out, paper, said)
 
 

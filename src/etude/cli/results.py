@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import App
 
 from etude import catalogue
-from etude.cli.console import Flag, Json, LedgerOption, Tier, emit, err, finite, out, print_claims
+from etude.cli.console import Flag, Json, LedgerOption, Tier, emit, err, out, print_claims
 from etude.errors import UsageError
 
 
@@ -31,7 +31,7 @@ def verdicts(
 
     said = read(Ledger(ledger), slug, tier=tier)
     if json_:
-        return emit([finite(v.record()) for v in said])
+        return emit([v.record() for v in said])
     if not said:
         return out.print("No verdicts yet. Next: etude run, or etude import-results to load the published runs.")
     print_claims(said)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from rich.markup import escape
 
-from etude.cli.console import Flag, Json, LedgerOption, emit, err, finite, out, print_claims
+from etude.cli.console import Flag, Json, LedgerOption, emit, err, out, print_claims
 from etude.errors import UsageError
 
 
@@ -81,7 +81,7 @@ def run(
         page = write_report(store, report)
     said = [v for r in results for v in r.verdicts]
     if json_:
-        emit([r.record() | {"verdicts": [finite(v.record()) for v in r.verdicts]} for r in results])
+        emit([r.record() for r in results])
     else:
         print_claims(said)
         for r in results:

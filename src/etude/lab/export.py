@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from etude.errors import EtudeError, UsageError
+from etude.lab.finite import finite
 from etude.lab.ledger import Ledger
 from etude.lab.study import Artifact, Measurement
 from etude.lab.verdicts import run_verdicts
@@ -80,7 +81,10 @@ def _atomic(path: Path, text: str) -> None:
 
 
 def export_run(ledger: Ledger, run_id: str) -> dict[str, Any]:
-    """One run as plain JSON values; numbers that JSON has no word for become "nan", "inf", "-inf"."""
+    """One run as plain JSON values; measurements that JSON has no word for become "nan", "inf", "-inf".
+
+    Elsewhere (the means of verdicts, data of plots) such a number is null.
+    """
     run = ledger.run(run_id)
     rows = ledger.measurements(run_id)
     for r in rows:
@@ -90,8 +94,8 @@ def export_run(ledger: Ledger, run_id: str) -> dict[str, Any]:
     return {
         "schema_version": RESULT_SCHEMA, "run": run_id, "slug": run["slug"], "tier": run["tier"],
         "state": run["state"], "started": run["started"], "seconds": run["seconds"], "key": run["key"],
-        "record": run["record"], "verdicts": [v.record() for v in run_verdicts(ledger, run)],
-        "jobs": jobs, "measurements": rows, "artifacts": ledger.artifacts(run_id),
+        "record": finite(run["record"]), "verdicts": [finite(v.record()) for v in run_verdicts(ledger, run)],
+        "jobs": jobs, "measurements": rows, "artifacts": finite(ledger.artifacts(run_id)),
     }  # fmt: skip
 
 

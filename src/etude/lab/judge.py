@@ -1,5 +1,6 @@
 """The verdict: computed from paired differences over seeds, three words, never typed by hand."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -42,13 +43,16 @@ def judge(difference: ArrayLike, relation: Relation, margin: float, alpha: float
     Raises
     ------
     ValueError
-        With fewer than 3 seeds, a NaN, an unknown relation, or a negative margin with "within".
+        With fewer than 3 seeds, a NaN, an unknown relation, a margin that is no number, or a negative one with
+        "within".
     """
     d = np.asarray(difference, dtype=np.float64)
     if d.ndim != 1 or d.size < 3:
         raise ValueError(f"a verdict needs paired differences of at least 3 seeds, got shape {d.shape}")
     if relation not in ("greater", "less", "within"):
         raise ValueError(f"relation must be greater, less or within, got {relation!r}")
+    if math.isnan(margin):
+        raise ValueError("the margin must be a number, got nan")
     if relation == "within" and margin < 0:
         raise ValueError(f"relation within needs a margin of at least 0, got {margin}")
     level = 1 - 2 * alpha if relation == "within" else 1 - alpha

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
@@ -115,11 +116,14 @@ class Ledger:
     def __init__(self, url: str | Path | None = None) -> None:
         text = str(url or default_url())
         self.url = text if "://" in text else f"sqlite:///{Path(text).expanduser().absolute()}"
+        shown = "address"
         try:
-            self.engine: Engine = sa.create_engine(self.url)
+            address = sa.make_url(self.url)
+            shown = address.render_as_string(hide_password=True)
+            self.engine: Engine = sa.create_engine(address)
         except (SQLAlchemyError, ImportError) as error:
             raise LedgerError(
-                f"the ledger {self.url} cannot be used: {error}; give a path, sqlite:///PATH or postgresql+psycopg://..."
+                f"the ledger {shown} cannot be used: {error}; give a path, sqlite:///PATH or postgresql+psycopg://..."
             ) from error
         if self.url.startswith("sqlite"):
             sa.event.listen(self.engine, "connect", _sqlite_pragmas)
@@ -137,7 +141,7 @@ class Ledger:
                 found = c.execute(sa.select(sa.func.max(_schema.c.version))).scalar()
             if (found or 0) > SCHEMA:
                 raise LedgerError(
-                    f"the ledger {self.url} has schema {found}, this Etude knows {SCHEMA}: "
+                    f"the ledger {self._shown} has schema {found}, this Etude knows {SCHEMA}: "
                     "update Etude, or give another ledger with --ledger"
                 )
             if found == SCHEMA:
@@ -162,7 +166,12 @@ class Ledger:
             remedy = f"free some space, or {remedy}; everything committed so far is intact"
         elif "not a database" in low or "malformed" in low:
             remedy = f"it is not an Etude ledger: move it away and rebuild with etude import-results, or {remedy}"
-        return LedgerError(f"the ledger {self.url} cannot be used: {cause}; {remedy}")
+        return LedgerError(f"the ledger {self._shown} cannot be used: {cause}; {remedy}")
+
+    @property
+    def _shown(self) -> str:
+        """The address for messages, without a password."""
+        return self.engine.url.render_as_string(hide_password=True)
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
@@ -198,7 +207,11 @@ class Ledger:
         self, run_id: str, protocol: str, arm: str, seeds: Sequence[int], items: Iterable[Measurement | Artifact],
         *, seconds: float, peak_bytes: int,
     ) -> None:  # fmt: skip
-        """Store one finished job, all of it or nothing. A seed that is there already is an error."""
+        """Store one finished job, all of it or nothing.
+
+        A seed that is there already stays as it is, and what is given of it is left out: another process, running
+        the same study on this ledger, was quicker.
+        """
         measurements, artifacts = [], []
         for item in items:
             base = dict(run_id=run_id, protocol=protocol, arm=item.arm, seed=item.seed)
@@ -220,12 +233,16 @@ class Ledger:
             )
             for s in seeds
         ]
+        insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
         with self._transaction() as c:
-            c.execute(sa.insert(job_table), jobs)
-            if measurements:
-                c.execute(sa.insert(measurement_table), measurements)
-            if artifacts:
-                c.execute(sa.insert(artifact_table), artifacts)
+            # The jobs go first: the insert locks out other writers, so what it finds stands until the commit.
+            new = {
+                j["seed"] for j in jobs
+                if c.execute(insert(job_table).values(**j).on_conflict_do_nothing()).rowcount
+            }  # fmt: skip
+            for table, rows in ((measurement_table, measurements), (artifact_table, artifacts)):
+                if rows := [r for r in rows if r["seed"] in new]:
+                    c.execute(sa.insert(table), rows)
 
     def update(self, run_id: str, *, state: str | None = None, seconds: float | None = None, **record: Any) -> None:
         """Change a run's state or time, and merge `record` into its record."""

@@ -1,11 +1,12 @@
 """Running studies: jobs out to a pool, every finished seed committed at once, verdicts at the end."""
 
+import difflib
 import hashlib
 import json
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from etude.catalogue.card import TIERS
+from etude.data.registry import sources
 from etude.errors import EtudeError, SourceUnavailable, StudyError, UsageError
 from etude.lab.digest import code_digest
 from etude.lab.environment import cores, environment
@@ -80,7 +82,7 @@ def configure(
     Raises
     ------
     UsageError
-        For an unknown tier or setting, a value that does not fit, or fewer than 3 seeds.
+        For an unknown tier, setting or protocol, a value that does not fit, or fewer than 3 seeds.
     """
     if tier not in the_study.configs:
         raise UsageError(f"unknown tier {tier!r}: {the_study.slug} has {', '.join(the_study.configs)}")
@@ -89,6 +91,8 @@ def configure(
     if seeds is not None:
         if seeds < 3:
             raise UsageError(f"--seeds {seeds}: a verdict needs at least 3 seeds")
+        if changes.get("n_seeds", seeds) != seeds:
+            raise UsageError(f"--seeds {seeds} and --set n_seeds={changes['n_seeds']} contradict each other: give one")
         changes["n_seeds"] = seeds
     unknown = sorted(set(changes) - set(type(base).model_fields))
     if unknown:
@@ -96,14 +100,37 @@ def configure(
     try:
         config = type(base).model_validate(base.model_dump() | changes, strict=False)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise UsageError(
-            f"{the_study.slug}: setting {where} = {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}"
-        ) from error
+        raise UsageError(f"{the_study.slug}: {_misfit(error)}") from error
     if config.n_seeds < 3:
         raise UsageError(f"--set n_seeds={config.n_seeds}: a verdict needs at least 3 seeds")
+    known = dict.fromkeys(p for c in the_study.configs.values() for p in c.protocols)
+    for name in config.protocols:
+        if name not in known and name not in sources():  # a study of images takes other sets of images by their names
+            near = difflib.get_close_matches(name, known, 3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(known)}"
+            raise UsageError(f"{the_study.slug} has no protocol {name!r}; {hint}")
     return config
+
+
+def _misfit(error: ValidationError) -> str:
+    """The first thing that does not fit, by the setting's name; a rule over several settings names them itself."""
+    first = error.errors()[0]
+    text, given = first["msg"].removeprefix("Value error, "), first["input"]
+    if not first["loc"]:
+        return text
+    where = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "tuple_type":
+        listed = json.dumps([_word(v) for v in given.split(",")] if isinstance(given, str) else [given], default=str)
+        text += f"; a list is written as JSON: --set '{where}={listed}'"
+    return f"setting {where} = {given!r}: {text}"
+
+
+def _word(text: str) -> Any:
+    """One entry of a list as `--set` would read it."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text.strip()
 
 
 def run_key(slug: str, tier: str, config: StudyConfig, code: str, user: UserData | None, data: str = "") -> str:
@@ -152,8 +179,8 @@ def run_studies(
 ) -> list[RunResult]:
     """Run studies at a tier; one queue of single-threaded jobs over all of them.
 
-    A finished run of the same code, configuration and data is reused, an interrupted one continued;
-    `fresh` measures again. An exception in a job breaks its study, not the others.
+    A finished run of the same code, configuration and data is reused, unless a set that it lacked can be had now;
+    an interrupted one is continued, and `fresh` measures again. An exception in a job breaks its study, not the others.
 
     Raises
     ------
@@ -173,14 +200,17 @@ def run_studies(
     results: dict[str, RunResult] = {}
     active: dict[str, _Active] = {}
     queue: list[Ticket] = []
-    for slug in dict.fromkeys(slugs):
+    asked: list[tuple[Study, StudyConfig, str]] = []
+    for slug in dict.fromkeys(slugs):  # all are checked before the first one's run is opened
         found = study(slug)
         config = configure(found, tier, seeds=seeds, settings=settings)
-        data = check_user_data(found, user, config) if user else ""
+        asked.append((found, config, check_user_data(found, user, config) if user else ""))
+    for found, config, data in asked:
+        slug = found.slug
         code = code_digest(slug, tier)
         key = run_key(slug, tier, config, code, user, data)
         old = None if fresh else store.find(key)
-        if old and old["state"] == "done":
+        if old and old["state"] == "done" and not _can_be_had(found, config, old["record"].get("skipped") or {}):
             results[slug] = _result(store, old["id"], reused=True)
             continue
         done = store.finished(old["id"]) if old else set()
@@ -211,6 +241,19 @@ def run_studies(
 def run_study(slug: str, tier: str = "quick", **options: Any) -> RunResult:
     """`run_studies` for one study."""
     return run_studies([slug], tier, **options)[0]
+
+
+def _can_be_had(the_study: Study, config: StudyConfig, skipped: Iterable[str]) -> bool:
+    """Whether the data of a protocol that a finished run skipped are there now."""
+    for protocol in skipped:
+        try:
+            the_study.task(protocol, config)
+        except SourceUnavailable:
+            continue
+        except Exception:  # whatever else is wrong, its job says
+            return True
+        return True
+    return False
 
 
 def _device(tier: str) -> str:

@@ -54,7 +54,7 @@ class Arm:
 class StudyConfig(BaseModel):
     """Base of every study's configuration: the command line's options, the web form and the digest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     n_seeds: Annotated[int, Field(ge=3)] = 5
     """Paired repetitions, numbered from 1000; the interval is computed over these."""
