@@ -40,7 +40,7 @@ class CodebookConfig(StudyConfig):
     dead_after: PositiveInt = 50
     """Updates after which an idle code is replaced, during the first 60 % of the fine-tuning."""
     test_rows: PositiveInt = 470
-    text_sizes: tuple[tuple[int, int], ...] = ((64, 2),)
+    text_sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(((64, 2),), min_length=1)
     """Width and layers of the language models: the small one, and the large one where there is one."""
     text_steps: PositiveInt = 300
     text_codes: PositiveInt = 500

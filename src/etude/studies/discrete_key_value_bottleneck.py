@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch.nn import functional as F
 
 from etude import continual
@@ -47,7 +47,9 @@ class KeyValueConfig(StudyConfig):
     num_pairs: PositiveInt = 128
     key_dim: PositiveInt | None = None
     """None: what suits the set."""
-    grid: tuple[tuple[PositiveInt, PositiveInt], ...] = ((4, 8), (4, 128), (16, 32), (64, 8), (64, 32))
+    grid: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        ((4, 8), (4, 128), (16, 32), (64, 8), (64, 32)), min_length=1
+    )
     """Codebooks and pairs of the sweep."""
 
 
