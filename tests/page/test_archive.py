@@ -207,4 +207,4 @@ def test_wide_things_scroll_inside_and_are_reached_by_keys(single):  # noqa: F81
     text = single.get("/paper/pointer-networks").text + single.get("/outbox").text
     for found in re.findall(r'<(?:pre|div class="scroll")[^>]*>', text):
         assert 'tabindex="0" role="region" aria-label="' in found
-    assert "<details open><summary>Abstract</summary>" in text
+    assert "<details open><summary>Summary</summary>" in text
