@@ -166,6 +166,15 @@ def test_two_tabs_and_two_people_vote_at_once(database, now):
     assert row["heat_72"] == pytest.approx(heat.heat(left, 72.0))
 
 
+def test_old_mails_in_the_folder_are_forgotten(page, tmp_path):
+    now = page.site.now
+    for name in (f"{now - 31 * DAY}-00000001.eml", f"{now - 29 * DAY}-00000002.eml", "my-own.eml", "notes.txt"):
+        (tmp_path / name).write_text("To: ann@example.org")
+    retention.purge(page.site.db, now, tmp_path)
+    left = {p.name for p in tmp_path.iterdir() if p.suffix in (".eml", ".txt")}
+    assert left == {f"{now - 29 * DAY}-00000002.eml", "my-own.eml", "notes.txt"}
+
+
 def test_what_is_old_is_forgotten(page):
     db, now = page.site.db, page.site.now
     page.post("/subscribe", data={"csrf": csrf(page), "email": "ann@example.org"})

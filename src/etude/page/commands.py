@@ -72,7 +72,7 @@ def serve(
         **more,
     )
     app = create_app(settings)
-    purge(app.state.site.db, app.state.site.now)
+    purge(app.state.site.db, app.state.site.now, settings.mail_folder)
     stop = threading.Event()
     threading.Thread(target=app.state.site.meaning.refresh, daemon=True).start()  # answers do not wait for it
     if settings.smtp_url:
@@ -350,7 +350,7 @@ def digest(
         _log_verdicts(ledger)
         queued = compose_due(db, settings, now)
         counts = send_due(db, transport(settings))
-        purge(db, now)
+        purge(db, now, settings.mail_folder)
         out.print(f"{queued} composed, " + ", ".join(f"{n} {word}" for word, n in counts.items()))
         return
     rows = db.rows(sa.select(t.subscriber).where(t.subscriber.c.email == (for_ or "").lower()))

@@ -1,5 +1,8 @@
 """Forgetting in time: what is only needed for a while does not stay."""
 
+import re
+from pathlib import Path
+
 import sqlalchemy as sa
 
 from etude.page import tables as t
@@ -11,8 +14,15 @@ DAY = 86_400
 MAIL_DAYS, FAILED_DAYS = 30, 90
 
 
-def purge(db: Database, now: int) -> int:
-    """Delete dead links and sessions, old mails, unconfirmed addresses, networks of old votes. Returns rows deleted."""
+def purge(db: Database, now: int, folder: str | Path | None = None) -> int:
+    """Delete dead links and sessions, old mails, unconfirmed addresses, networks of old votes. Returns rows deleted.
+
+    `folder`: where mails go without a server; files of mails older than 30 days go too, as they hold addresses.
+    """
+    for file in Path(folder).glob("*.eml") if folder else ():
+        made = re.fullmatch(r"(\d+)-\d+\.eml", file.name)  # as `Folder` names them: when the mail was made
+        if made and int(made[1]) < now - MAIL_DAYS * DAY:
+            file.unlink(missing_ok=True)
     o, s = t.outbox.c, t.subscriber.c
     old = [
         sa.delete(t.login_token).where(t.login_token.c.expires_at <= now),
