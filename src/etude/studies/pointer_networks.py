@@ -35,7 +35,7 @@ class PointerConfig(StudyConfig):
     n_small: PositiveInt = 5
     """Points of a triangulation and cities of a tour (protocols "delaunay" and "tsp")."""
     steps: PositiveInt = 1500
-    """Updates; protocol "hull_long" and arm `ptr_range` have twice as many."""
+    """Updates; protocol "hull_long", arm `ptr_range` and its rival `lstm` have twice as many."""
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: PositiveFloat = 1e-2
     """Best of 2e-3, 5e-3 and 1e-2 on a pilot seed for every trained arm: the same one."""
@@ -141,7 +141,7 @@ def _nets(job: Job, problem: Any) -> list[Any]:
     data = planar.fresh_batches(problem, c.batch_size, (low, size))
     data = data if job.task is None else planar.pool_batches(job.task, c.batch_size)
     settings: dict[str, Any] = {"clip_norm": 2.0, "schedule": "cosine", "warmup_steps": min(50, c.steps // 10)}
-    steps = c.steps * (2 if job.protocol == "hull_long" or job.arm == "ptr_range" else 1)
+    steps = c.steps * (2 if job.protocol == "hull_long" or job.arm in ("ptr_range", "lstm") else 1)
     config = TrainConfig(steps=steps, optimizer=c.optimizer, lr=c.lr, precision=c.precision, **settings)
     done = train(build, data, loss=lambda m, b: m(b.x, b.y).loss, config=config, seeds=job.seeds, device=job.device)
     return [t.module for t in done]
