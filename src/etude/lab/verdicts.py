@@ -43,13 +43,17 @@ def verdicts(ledger: Ledger, slug: str | None = None, *, tier: str | None = None
         catalogue.load(slug)
     if tier not in (None, "quick", "laptop", "gpu"):
         raise UsageError(f"unknown tier {tier!r}: choose one of quick, laptop, gpu")
-    runs = [r for r in ledger.latest(slug) if tier in (None, r["tier"]) and in_catalogue(r["slug"])]
+    return [v for r in newest_runs(ledger, slug) if tier in (None, r["tier"]) for v in run_verdicts(ledger, r)]
+
+
+def newest_runs(ledger: Ledger, slug: str | None = None) -> list[dict[str, Any]]:
+    """The newest finished run of every paper of the catalogue and tier, by slug, the largest tier first."""
     order = {"gpu": 0, "laptop": 1, "quick": 2}
-    runs.sort(key=lambda r: (r["slug"], order[r["tier"]]))
-    return [v for r in runs for v in run_verdicts(ledger, r)]
+    runs = [r for r in ledger.latest(slug) if _in_catalogue(r["slug"])]
+    return sorted(runs, key=lambda r: (r["slug"], order[r["tier"]]))
 
 
-def in_catalogue(slug: str) -> bool:
+def _in_catalogue(slug: str) -> bool:
     """Whether a run's paper still has a card: one that has left it must not hide the verdicts of the others."""
     try:
         catalogue.load(slug)

@@ -7,9 +7,7 @@ from typing import Any
 
 from etude.lab.judge import Verdict
 from etude.lab.ledger import Ledger
-from etude.lab.verdicts import in_catalogue, run_verdicts
-
-TIER_ORDER = {"gpu": 0, "laptop": 1, "quick": 2}
+from etude.lab.verdicts import newest_runs, run_verdicts
 
 
 class CurrentVerdicts:
@@ -47,8 +45,7 @@ class CurrentVerdicts:
                 self._done = done
 
     def _judge(self) -> None:
-        runs = [r for r in self.ledger.latest() if in_catalogue(r["slug"])]
-        runs.sort(key=lambda r: (r["slug"], TIER_ORDER[r["tier"]]))
+        runs = newest_runs(self.ledger)
         judged = {r["id"]: self._judged.get(r["id"]) or run_verdicts(self.ledger, r) for r in runs}
         by_slug: dict[str, list[dict[str, Any]]] = {}
         for r in runs:
