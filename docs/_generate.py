@@ -1,4 +1,5 @@
-"""The generated pages: `papers/<slug>.md` from the cards and the exported runs, `rooms/<room>.md` from the code."""
+"""The generated pages: `papers/<slug>.md` and `papers/verdicts.md` from the cards and the exported runs, and
+`rooms/<room>.md` from the code."""
 
 import importlib
 import inspect
@@ -54,10 +55,50 @@ def _claims(paper: Paper, runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _overview(runs: list[dict[str, Any]]) -> str:
+    """Every published verdict in one table, those that the card did not expect first in a list of their own."""
+    rows, surprises, count = [], [], dict.fromkeys(WORD, 0)
+    for run in runs:
+        claims = {c.id: c for c in catalogue.load(run["slug"]).claims}
+        for v in run["verdicts"]:
+            claim = claims[v["claim"]]
+            count[v["verdict"]] += 1
+            says = "-" if claim.paper is None else claim.paper.text or _number(claim.paper.value)
+            unit = "" if v["unit"] == "1" else f" {v['unit']}"
+            effect = "-" if v["effect"] is None else f"{_number(v['effect'])}{unit}"
+            row = (
+                f"| {{doc}}`{run['slug']} <{run['slug']}>` | {v['claim']} | {v['protocol']} | {WORD[v['verdict']]} "
+                f"| {effect} [{_number(v['low'])}, {_number(v['high'])}] | {v['n']} | {_cell(says)} | {claim.expects} |"
+            )
+            rows.append(row)
+            if {claim.expects, v["verdict"]} == {"holds", "fails"}:
+                surprises.append(row)
+    head = [
+        "| paper | claim | data | verdict | effect [interval] | seeds | paper says | expected |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    cost = ["| paper | tier | seconds of worker time | runs (arm and seed) | measured |", "|---|---|---|---|---|"]
+    cost += [
+        f"| {{doc}}`{r['slug']} <{r['slug']}>` | {r['tier']} | {sum(j['seconds'] for j in r['jobs']):.0f} "
+        f"| {len(r['jobs'])} | {r['started'][:10]} |"
+        for r in runs
+    ]
+    lines = [
+        "# All verdicts",
+        "",
+        f"{len(runs)} papers measured, {sum(count.values())} verdicts: {count['holds']} hold, {count['fails']} fail, "
+        f"{count['inconclusive']} inconclusive, {count[None]} without a word because the control did not lose. The reasons stand on each paper's page.",
+    ]
+    lines += ["", "## Not as expected", "", "Expected to hold and failing, or the other way round.", "", *head]
+    lines += [*surprises, "", "## Every verdict", "", *head, *rows, "", "## What the runs cost", "", *cost]
+    return "\n".join(lines) + "\n"
+
+
 def _run_line(run: dict[str, Any]) -> str:
     env = run["record"]["environment"]
+    seconds = sum(job["seconds"] for job in run["jobs"])
     return (
-        f"`{run['record']['command']}`: {run['seconds']:.0f} s of worker time on {env['machine']} "
+        f"`{run['record']['command']}`: {seconds:.0f} s of worker time on {env['machine']} "
         f"({env['device']}), torch {env['packages'].get('torch', '?')}, {run['started'][:10]}."
     )
 
@@ -118,8 +159,11 @@ def _room_page(room: str, folder: Path) -> None:
         lines.append("No method of this room is built yet.")
     for name in names:
         kind = "class" if inspect.isclass(getattr(module, name)) else "function"
-        members = "\n   :members:" if kind == "class" else ""
-        lines += [f"```{{eval-rst}}\n.. auto{kind}:: etude.{room}.{name}{members}\n```", ""]
+        options = "\n   :members:" if kind == "class" else ""
+        home = getattr(module, name).__module__.split(".")[1]
+        if home != room and hasattr(importlib.import_module(f"etude.{home}"), name):
+            options += "\n   :no-index:"  # the index leads to the room that the name comes from
+        lines += [f"```{{eval-rst}}\n.. auto{kind}:: etude.{room}.{name}{options}\n```", ""]
     (folder / f"{room}.md").write_text("\n".join(lines), "utf-8")
 
 
@@ -138,7 +182,9 @@ def generate(docs: Path, results: Path) -> None:
     for p in catalogue.papers():
         mark = "yes" if p.slug in runnable() else ""
         table.append(f"| {{doc}}`{p.slug} <{p.slug}>` | {_cell(p.title)} | {p.room} | {mark} |")
-    toc = "\n".join(p.slug for p in catalogue.papers())
+    measured = [results_of(p.slug, results)[:1] for p in catalogue.papers()]
+    (papers / "verdicts.md").write_text(_overview([run for first in measured for run in first]), "utf-8")
+    toc = "\n".join(["verdicts", *(p.slug for p in catalogue.papers())])
     (papers / "index.md").write_text("\n".join(table) + f"\n\n```{{toctree}}\n:hidden:\n{toc}\n```\n", "utf-8")
     toc = "\n".join(ROOMS)
     (rooms / "index.md").write_text(f"# Rooms\n\n```{{toctree}}\n:maxdepth: 1\n{toc}\n```\n", "utf-8")
