@@ -57,8 +57,8 @@ def test_a_dead_worker_is_reported_with_its_job_and_the_others_go_on(on):
 
 def test_a_real_study_on_a_local_ray_cluster_gives_the_same_numbers(tmp_path):
     pytest.importorskip("ray", reason="the extra cluster is not installed")
-    here = run_study("prototype-network", ledger=Ledger(tmp_path / "a.sqlite"), jobs=1)
-    there = run_study("prototype-network", ledger=Ledger(tmp_path / "b.sqlite"), jobs=2, on="ray")
+    here = run_study("calibrated-hallucination", ledger=Ledger(tmp_path / "a.sqlite"), jobs=1)
+    there = run_study("calibrated-hallucination", ledger=Ledger(tmp_path / "b.sqlite"), jobs=2, on="ray")
     key = lambda r: (r["protocol"], r["arm"], r["seed"], r["metric"], str(r["step"]))
     a, b = sorted(here.rows, key=key), sorted(there.rows, key=key)
     assert [key(r) for r in a] == [key(r) for r in b]

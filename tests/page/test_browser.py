@@ -172,7 +172,7 @@ def test_run_here_goes_on_over_reload_and_kill(tmp_path, browser, make_server):
     server = make_server(tmp_path).start()
     try:
         page = browser.new_context(base_url=server.url).new_page()
-        page.goto("/paper/prototype-network")
+        page.goto("/paper/calibrated-hallucination")
         assert page.locator("#claims").count() == 1
         with page.expect_navigation():
             page.click("text=Run it here: quick")

@@ -136,7 +136,8 @@ def _paired(a: dict[int, float] | float, b: dict[int, float] | float) -> tuple[l
 
 
 def _mean(x: dict[int, float] | float | None) -> float | None:
-    return x if not isinstance(x, dict) else float(np.mean(list(x.values())))
+    """Over seeds in their order, so that a run that was imported says the same to the last digit."""
+    return x if not isinstance(x, dict) else float(np.mean([x[s] for s in sorted(x)]))
 
 
 def _diverged(x: dict[int, float] | float) -> bool:
