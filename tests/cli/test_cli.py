@@ -179,6 +179,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(arguments, words, tmp_path, monke
         process = etude(*arguments, cwd=tmp_path)
         one_line(process, 2, *words)
         assert process.stderr == said.stderr
+        assert list(tmp_path.iterdir()) == []  # no ledger for a name that is none
 
 
 def write(path, text):

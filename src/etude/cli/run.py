@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from rich.markup import escape
 
+from etude import catalogue
 from etude.cli.console import Flag, Json, LedgerOption, emit, err, out, print_claims
 from etude.errors import UsageError
 
@@ -56,6 +57,8 @@ def run(
     json_
         One JSON document on standard output.
     """
+    for slug in slugs:
+        catalogue.load(slug)  # a wrong name is said before anything heavy is loaded or a ledger made
     from etude.lab.console import StudyProgress
     from etude.lab.jobs import UserData
     from etude.lab.ledger import Ledger
