@@ -32,6 +32,27 @@ def test_the_controls_lose(result):
         assert value["lm_random", "hallucination_t1", seed] < 0.5 * value["bigram", "hallucination_random", seed]
 
 
+def test_upweighting_gives_a_point_for_each_share(result):
+    value = {(r["arm"], r["metric"], r["seed"]): r["value"] for r in result.rows if r["step"] is None}
+    for seed in {s for _, _, s in value}:
+        upweighted = [value[f"lm_{arm}", "hallucination_t1", seed] for arm in ("random", "upweighted5", "upweighted")]
+        assert len(set(upweighted)) == 3
+        assert value["lm_upweighted5", "monofact", seed] == value["lm_random", "monofact", seed]
+        assert value["lm_upweighted5", "worst_excess", seed] < 0.02
+
+
+def test_every_share_has_its_points_in_the_plot():
+    the_study = study("calibrated-hallucination")
+    config = configure(the_study, "quick", settings={"words": 4, "true_sentences": 9, "steps": 2, "eval_every": 2})
+    artifacts = []
+    for arm in ("lm_random", "lm_upweighted5", "lm_upweighted"):
+        for item in the_study.measure(Job("default", arm, config.seeds[:1], config, None)):
+            artifacts += [] if hasattr(item, "metric") else [{"protocol": "default", **item._asdict()}]
+    (plot,) = the_study.plots(Results([], artifacts))
+    shown = json.dumps(plot.spec)
+    assert all(f'"name": "{share}, t1"' in shown for share in ("random", "upweighted5", "upweighted"))
+
+
 def test_user_texts_and_plots():
     the_study = study("calibrated-hallucination")
     config = the_study.configs["quick"]

@@ -9,8 +9,12 @@ from etude.data.randomness import stream
 from etude.data.tasks import Split
 from etude.lab.jobs import UserData
 from etude.lab.runner import run_study
+from etude.lab.study import Job
+from etude.studies._rich_nets import ensemble, nets_of
 from etude.studies._rich_problems import _few, five_shot, reduced, transfer
-from etude.studies.rich_representations import RichConfig
+from etude.studies.rich_representations import RichConfig, RichStudy
+
+EXTRA = ("cat5", "cat10", "logit_ensemble5")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,41 @@ def test_joined_nets_know_more_and_copies_do_not(result):
     assert mean(result, "cat5", "effective_rank") > mean(result, "single", "effective_rank") + 5
     assert mean(result, "five_copies", "effective_rank") == pytest.approx(mean(result, "single", "effective_rank"))
     assert mean(result, "random_features_p8", "source_accuracy") < mean(result, "cat5_p8", "source_accuracy") - 2
+
+
+@pytest.mark.parametrize("protocol", ["digits", "blocks"])
+def test_ten_nets_and_the_ensemble_are_measured_wherever_five_joined_ones_are(result, protocol):
+    found = {a: {r["metric"] for r in result.rows if (r["arm"], r["protocol"]) == (a, protocol)} for a in EXTRA}
+    five = found.pop("cat5") - {"cka_between_members"}
+    assert five <= found["cat10"]
+    assert five - {"probe_by_nets", "probe_by_features"} <= found["logit_ensemble5"]
+    assert {m for m in found["cat10"] if m.endswith("head_accuracy")} >= {"source_head_accuracy"}
+
+
+def test_ten_nets_are_five_and_five_others_and_the_ensemble_knows_its_classes_only(result):
+    curve = {(r["arm"], r["step"]) for r in result.rows if r["metric"] == "probe_by_nets"}
+    assert curve == {*(("cat5", n) for n in range(1, 6)), ("cat10", 10)}
+    assert mean(result, "cat10", "effective_rank") > mean(result, "cat5", "effective_rank") + 2
+    probe = "target_probe_accuracy"
+    assert mean(result, "cat10", probe) > mean(result, "single", probe) + 1
+    assert mean(result, "cat5", probe) > mean(result, "logit_ensemble5", probe) + 1
+    head = "source_head_accuracy"
+    assert mean(result, "logit_ensemble5", head) > mean(result, "single", head) - 1
+    assert mean(result, "logit_ensemble5", "effective_rank") <= 5
+
+
+def test_the_ensemble_of_logits_is_the_mean_of_its_nets():
+    study = RichStudy()
+    config = study.configs["quick"].model_copy(update={"steps": 5})
+    data = transfer("blocks", None, 3, config)
+    job = Job("blocks", "cat10", (3,), config, None)
+    ten, five = (nets_of(job, data, 3, arm, n) for arm, n in (("cat10", 10), ("cat5", 5)))
+    assert ten[:5] == five
+    assert len({n[0].weight[0, 0].item() for n in ten}) == 10
+    x = data.source.x[:7]
+    assert torch.allclose(ensemble(five)(x), torch.stack([n(x) for n in five]).mean(0), atol=1e-6)
+    (wide,) = nets_of(job, data, 3, "wide5", 1)
+    assert torch.allclose(ensemble([wide])(x), wide(x), atol=1e-6)
 
 
 def test_splits_do_not_overlap_and_the_blocks_are_what_they_say():

@@ -19,6 +19,7 @@ from etude.trust.fact_language import (
 )
 from etude.trust.fact_worlds import FactWorld, fact_world, memoriser, repeated_world, world_points, world_summary
 
+SHARES = {"lm_upweighted": 0.2, "lm_upweighted5": 0.05}  # of the sentences, which the net then reads ten times
 OTHERS = {"uniform": uniform_probabilities, "bigram": bigram_probabilities}
 
 
@@ -70,8 +71,8 @@ def measure_language(job: Job) -> Iterator[Measurement | Artifact]:
     c = job.config
     corpora = {seed: _corpus(job, seed) for seed in job.seeds}
     train_on = None
-    if job.arm == "lm_upweighted":
-        train_on = {s: upweight(k.train, 0.2, numpy_stream(s, "upweight")) for s, k in corpora.items()}
+    if share := SHARES.get(job.arm):
+        train_on = {s: upweight(k.train, share, numpy_stream(s, "upweight")) for s, k in corpora.items()}
     watch = WatchFacts(corpora)
     config = TrainConfig(steps=c.steps, batch_size=c.batch_size, lr=c.lr, eval_every=c.eval_every, patience=4)
     nets = train_fact_model(
@@ -89,7 +90,7 @@ def measure_language(job: Job) -> Iterator[Measurement | Artifact]:
             yield Measurement(arm, seed, f"mis_{rule}", mis)
             if found["monofact"]:  # without facts seen once there is no ratio, as in `model_summary`
                 yield Measurement(arm, seed, f"ratio_{rule}", rate / found["monofact"])
-        if seed == c.seeds[0] and rule in ("random", "upweighted"):
+        if seed == c.seeds[0] and rule in ("random", "upweighted", "upweighted5"):
             shown: Any = [
                 {"name": f"{rule}, {n}", "mis": p.miscalibration, "rate": p.hallucination_rate} for n, p in points
             ]

@@ -17,7 +17,7 @@ from etude.layers import mlp
 from etude.studies._rich_problems import Representation, Transfer
 from etude.training import CatClassifier, CatRepresentation, TrainConfig, accuracy, train
 
-CATS = {"cat5": 5, "cat5_p8": 5, "cat5_adam_p8": 5}
+CATS = {"cat5": 5, "cat5_p8": 5, "cat5_adam_p8": 5, "logit_ensemble5": 5, "cat10": 10}
 ALONE = ("wide5", "deep")  # the arms whose net has no four others to be joined with
 
 
@@ -41,29 +41,40 @@ def nets_of(job: Job, data: Transfer, seed: int, arm: str, count: int, **changes
     """`count` nets that differ in their seed only; an arm with fewer takes the first of them.
 
     Five are always trained, and together, whichever arm asks first: the numbers of a seed do not hang on a choice of
-    plan by the clock, nor on the order of the arms.
+    plan by the clock, nor on the order of the arms. Ten are these five and five more.
     """
     c = job.config
     p = 8 if arm.endswith("p8") else c.features
     wide = 5 if arm.startswith("wide5") else 1
     inner = [c.hidden_size] * (3 if arm == "deep" else 1)
     sizes = (data.source.x.shape[1], *(wide * h for h in inner), wide * p, data.classes)
-    config = _config(c, arm, **changes)
-    key = (job.protocol, seed, sizes, config, c.digest(), job.device)
-    if key not in _trained:
-        while len(_trained) >= 40:
-            _trained.pop(next(iter(_trained)))
-        seeds = [100 * seed + i for i in range(1 if arm.startswith(ALONE) else 5)]
-        plan = "sequential" if len(seeds) == 1 else "stacked"
-        rows = Split(data.source.x, data.source.y).to(job.device)
-        made = train(lambda s: mlp(sizes), rows, loss=_loss, config=config, seeds=seeds, plan=plan, device=job.device)
-        _trained[key] = [t.module for t in made]
-    return _trained[key][:count]
+    config, alone = _config(c, arm, **changes), arm.startswith(ALONE)
+    found: list[nn.Module] = []
+    for first in range(0, count, 5):
+        key = (job.protocol, seed, sizes, config, c.digest(), job.device, first)
+        if key not in _trained:
+            while len(_trained) >= 60:
+                _trained.pop(next(iter(_trained)))
+            seeds = [100 * seed + first + i for i in range(1 if alone else 5)]
+            plan = "sequential" if alone else "stacked"
+            rows = Split(data.source.x, data.source.y).to(job.device)
+            made = train(
+                lambda s: mlp(sizes), rows, loss=_loss, config=config, seeds=seeds, plan=plan, device=job.device
+            )
+            _trained[key] = [t.module for t in made]
+        found += _trained[key]
+    return found[:count]
 
 
-def joined(nets: Sequence[nn.Module], data: Transfer) -> Representation:
+def ensemble(nets: Sequence[nn.Module]) -> CatClassifier:
+    """One net whose output is the mean of the nets' logits; of logits, not of softmax, because this is the head
+    ``[W_1 ... W_n] / n`` on the joined features: all that a probe on these adds is a choice of the head."""
+    return CatClassifier(nets).eval()
+
+
+def joined(nets: Sequence[nn.Module], data: Transfer, layer: str | None = None) -> Representation:
     """The nets' joined features, standardised on the source rows."""
-    cat = CatRepresentation(nets).fit(data.source.x)
+    cat = CatRepresentation(nets, layer).fit(data.source.x)
     return lambda x: cat.transform(x).cpu()
 
 
@@ -75,6 +86,8 @@ def representation(job: Job, data: Transfer, seed: int) -> Representation:
         (net,) = nets_of(job, data, seed, "single", 1)
         rep = joined([net], data)
         return lambda x: torch.cat([rep(x)] * 5, 1)
+    if arm == "logit_ensemble5":
+        return joined([ensemble(nets_of(job, data, seed, arm, 5))], data, "head")
     if arm.startswith("distill"):
         return joined([_student(job, data, seed).net], data)
     if arm == "snapshots5":

@@ -15,6 +15,7 @@ from etude.layers.prototypes import class_means, mean_logits
 from etude.training import LinearProbe, effective_rank
 
 Representation = Callable[[Tensor], Tensor]
+IMAGES = ("mnist_5k", "digits")  # every arm; elsewhere those of the claims about shifts and features
 BLOCKS, WIDTH, AGREE, REPLACED = 6, 5, 0.92, 4
 
 
@@ -106,18 +107,21 @@ def _blocks(seed: int, config: Any) -> Transfer:
     return Transfer(rows(config.block_rows, "train", 0), rows(2000, "test", 0), shifted=rows(2000, "shifted", REPLACED))
 
 
-def scores(rep: Representation, data: Transfer, seed: int, strengths: tuple[float, ...]) -> dict[str, float]:
+def scores(rep: Representation, data: Transfer, seed: int, config: Any) -> dict[str, float]:
     """What linear read-outs of a frozen representation reach; all but the ranks in points of 100."""
     source = LinearProbe("ridge", folds=3).fit(rep(data.source.x), data.source.y)
     found = {"source_accuracy": 100 * source.score(rep(data.source_test.x), data.source_test.y)}
     if data.shifted is not None:
         found["shifted_accuracy"] = 100 * source.score(rep(data.shifted.x), data.shifted.y)
+        few, rest = _few(data.shifted, config.labels, stream(seed, "shifted labels"))
+        found["shifted_probe_accuracy"] = ridge_probe(rep(few.x), few.y, rep(rest.x), rest.y)
     if data.target is None or data.target_test is None:
         return found
-    few, test = rep(data.target.x), rep(data.target_test.x)
-    found["target_probe_accuracy"] = probe(few, data.target.y, test, data.target_test.y, strengths)
-    ten, _ = _few(Split(few, data.target.y), 10, stream(seed, "ten"))
-    found["target_probe_10"] = ridge_probe(ten.x, ten.y, test, data.target_test.y)
+    x, test = rep(data.target.x), rep(data.target_test.x)
+    found["target_probe_accuracy"] = probe(x, data.target.y, test, data.target_test.y, config.strengths)
+    for labels, name in ((10, "ten"), (5, "five")):
+        some, _ = _few(Split(x, data.target.y), labels, stream(seed, name))
+        found[f"target_probe_{labels}"] = ridge_probe(some.x, some.y, test, data.target_test.y)
     ways = int(data.target_test.y.max()) + 1
     found[f"accuracy_{ways}_way_5_shot"] = five_shot(test, data.target_test.y, stream(seed, "episodes"))
     found["effective_rank"] = float(effective_rank(test, centred=True))

@@ -73,6 +73,7 @@ class HallucinationStudy(Study):
         "lm_random": Arm("language model, facts without a pattern"),
         "lm_copy": Arm("language model, facts that follow a rule"),
         "lm_upweighted": Arm("language model, a fifth of the sentences ten times", role="ablation"),
+        "lm_upweighted5": Arm("language model, a twentieth of the sentences ten times", role="ablation"),
         "lm_thrice": Arm("language model, every fact three times", role="ablation"),
     }
 

@@ -6,18 +6,14 @@ All nets of a repeat see the same source rows; a net's seed decides its start an
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from etude import training
 from etude.data import load_images
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
-from etude.studies._rich_nets import joined, nets_of, representation, tuned_accuracy
+from etude.studies._rich_measures import by_heads, by_size, pictures
+from etude.studies._rich_nets import representation, tuned_accuracy
 from etude.studies._rich_plots import rich_plots
-from etude.studies._rich_problems import Representation, Transfer, reduced, ridge_probe, scores, transfer
-
-IMAGES = ("mnist_5k", "digits")  # every arm; elsewhere those of the claims about shifts and features
-SWEEP = (0.0, 1e-4, 1e-3, 5e-3)
+from etude.studies._rich_problems import IMAGES, scores, transfer
 
 
 class RichConfig(StudyConfig):
@@ -59,6 +55,8 @@ class RichStudy(Study):
         "single": Arm("one net", role="baseline"),
         "wide5": Arm("one net, five times as wide", role="baseline"),
         "cat5": Arm("five nets joined"),
+        "cat10": Arm("these five and five more joined", role="ablation"),
+        "logit_ensemble5": Arm("the mean of five nets' logits", role="reference"),
         "deep": Arm("one deeper net", role="ablation", protocols=IMAGES),
         "snapshots5": Arm("five states of one run of twice the length joined", role="ablation", protocols=IMAGES),
         "distill5": Arm("one student of five nets", protocols=IMAGES),
@@ -93,49 +91,12 @@ class RichStudy(Study):
                 )
                 continue
             rep = representation(job, data, seed)
-            for name, value in scores(rep, data, seed, job.config.strengths).items():
+            for name, value in scores(rep, data, seed, job.config).items():
                 yield Measurement(job.arm, seed, name, value, "1" if name == "effective_rank" else "points")
-            if job.arm in ("cat5", "wide5", "single"):
-                yield from _more(job, data, seed, rep)
+            yield from by_heads(job, data, seed)
+            yield from by_size(job, data, seed, rep)
+            yield from pictures(job, data, seed, rep)
 
     def plots(self, results: Results) -> list[Plot]:
         """Target and source accuracy by number of nets, by features and by weight decay; CKA between seeds."""
         return rich_plots(results, list(self.arms))
-
-
-def _more(job: Job, data: Transfer, seed: int, rep: Representation) -> Iterator[Measurement | Artifact]:
-    """Accuracy by number of features (all arms) and, for the first seed, by weight decay; CKA between members."""
-    if data.target is None or data.target_test is None:
-        return
-    y, y_test = data.target.y, data.target_test.y
-    few, test = rep(data.target.x), rep(data.target_test.x)
-    for dims in (8, 16, 32, 64, 128):
-        if dims <= few.shape[1] and dims < few.shape[0]:
-            small = reduced(few, test, dims)
-            yield Measurement(
-                job.arm, seed, "probe_by_features", ridge_probe(small[0], y, small[1], y_test), "points", dims
-            )
-    if job.arm == "cat5":
-        for n in range(1, 6):
-            end = n * job.config.features
-            value = ridge_probe(few[:, :end], y, test[:, :end], y_test)
-            yield Measurement(job.arm, seed, "probe_by_nets", value, "points", n)
-        parts = {str(i): p for i, p in enumerate(test.split(job.config.features, 1))}
-        values = training.cka_matrix(parts, debiased=True).values
-        yield Measurement(job.arm, seed, "cka_between_members", float(values[~torch.eye(5, dtype=torch.bool)].mean()))
-        if seed == job.config.seeds[0] and job.protocol in IMAGES:
-            rows: list[Any] = [{"a": i, "b": j, "cka": float(values[i, j])} for i in range(5) for j in range(5)]
-            yield Artifact(job.arm, seed, "members", rows)
-            yield Artifact(job.arm, seed, "decay", _sweep(job, data, seed))
-
-
-def _sweep(job: Job, data: Transfer, seed: int) -> list[Any]:
-    assert data.target is not None
-    assert data.target_test is not None
-    found: list[Any] = []
-    for decay in SWEEP:
-        for arm, count in (("cat5", 5), ("wide5", 1)):
-            rep = joined(nets_of(job, data, seed, arm, count, weight_decay=decay), data)
-            value = ridge_probe(rep(data.target.x), data.target.y, rep(data.target_test.x), data.target_test.y)
-            found.append({"arm": arm, "weight decay": str(decay), "value": round(value, 2)})
-    return found
