@@ -72,7 +72,8 @@ class Claim(_Model):
     tier: Tier = "laptop"
     """The smallest tier whose verdict counts; a smaller tier shows the direction only."""
     protocols: tuple[str, ...] = ()
-    """Data protocols it is judged under; empty: every protocol for which the study yields its arms."""
+    """Data protocols it is judged under, "user" being the user's own data; empty: every protocol for which the study
+    yields its arms."""
     paper: PaperFigure | None = None
     expects: Literal["holds", "fails", "open"] = "open"
     """What we expect, said before the run, so that a surprise is seen as one."""

@@ -176,7 +176,7 @@ def verdict_for(
     claim: Claim, rows: Iterable[Mapping[str, Any]], *, slug: str, protocol: str, tier: str
 ) -> Verdict | None:
     """The verdict on one claim under one protocol, or None when its arms were not measured there."""
-    if claim.status != "tested" or (claim.protocols and protocol not in (*claim.protocols, "user")):
+    if claim.status != "tested" or (claim.protocols and protocol not in claim.protocols):
         return None
     assert claim.metric and claim.arms and claim.relation and claim.margin is not None
     table = _Table(rows)
