@@ -128,6 +128,15 @@ def test_bad_input(gate) -> None:
             ExpertGate(**bad)
 
 
+@pytest.mark.parametrize(("value", "width", "words"), [(torch.nan, None, "NaN"), (0.0, 7, "width 7")])
+def test_queries_are_checked_as_tasks_are(gate, value, width, words) -> None:
+    x = domain(0, 5)
+    x = x.index_fill(0, torch.tensor([1]), value) if width is None else torch.zeros(5, width)
+    for ask in (gate.errors, gate.probabilities, gate.predict, gate.relatedness):
+        with pytest.raises(ValueError, match=words):
+            ask(x)
+
+
 def test_an_expert_learns_and_keeps_old_answers_where_it_is_asked_to() -> None:
     x = domain(0, 200)
     y = (x[:, 0] > 0).long()

@@ -238,8 +238,10 @@ def test_with_freeze_old_only_what_is_new_learns() -> None:
     assert torch.equal(head.bias, before["head.bias"])
 
 
-def test_an_optimiser_made_too_early_is_found_out() -> None:
-    cl = ContinualHypernet(hyper())
+@pytest.mark.parametrize("clears", ["optimiser", "module"])
+@pytest.mark.parametrize("growth", [None, Growth(2, trigger=None, every=1)])
+def test_an_optimiser_made_too_early_is_found_out(growth, clears) -> None:
+    cl = ContinualHypernet(hyper(), growth=growth)
     early = torch.optim.Adam(cl.parameters(), lr=1e-3)
     cl.begin_task(0)
     data, ce = rows(), nn.functional.cross_entropy
@@ -251,6 +253,7 @@ def test_an_optimiser_made_too_early_is_found_out() -> None:
     cl.begin_task(1)
     (ce(cl(data.x), data.y) + cl.penalty()).backward()
     early.step()
+    (early if clears == "optimiser" else cl).zero_grad()
     with pytest.raises(RuntimeError, match="not trained"):
         cl.penalty()
 
@@ -519,3 +522,77 @@ def test_what_is_frozen_at_growth_stays_frozen_in_a_copy(copied) -> None:
     generator = other.hyper.generator
     assert float(generator.places.grad.abs().max()) == 0 and float(generator.head.weight.grad[:, :7].abs().max()) == 0
     assert float(generator.head.weight.grad[:, 7:].abs().max()) > 0
+
+
+class Wrapped(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.one, self.two = (ContinualHypernet(hyper(seed + i), importance="mas") for i in range(2))
+
+
+def test_states_inside_another_module_are_kept_apart() -> None:
+    made, other = Wrapped(0), Wrapped(7)
+    ended(made.one, 2)
+    ended(made.two, 3)
+    found = other.load_state_dict(made.state_dict())
+    assert not found.missing_keys and not found.unexpected_keys
+    assert (other.one.done, other.two.done) == ([0, 1], [0, 1, 2]) and not other.two.condition.rows[0].requires_grad
+    for name in ("one", "two"):
+        assert torch.equal(getattr(other, name).omega[1], getattr(made, name).omega[1])
+        torch.testing.assert_close(getattr(other, name)(rows().x, 1), getattr(made, name)(rows().x, 1))
+    state = made.state_dict()
+    del state["two.done"]
+    with pytest.raises(RuntimeError, match="two.done"):
+        Wrapped(3).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "options", [{"strategy": "split", "num_heads": 2}, {"strategy": "attention"}, {"norm": "layer"}]
+)
+def test_growth_of_a_generator_that_cannot_widen_is_refused_at_once(options) -> None:
+    made = HyperNetwork(mlp((4, 6, 3)), TaskCondition(1, 5), hidden=(8, 8), **options)
+    with pytest.raises(ValueError, match="widen needs one head"):
+        ContinualHypernet(made, growth=Growth(2))
+
+
+@pytest.mark.parametrize("outputs", [None, (0, 2)])
+def test_labels_outside_the_head_begin_no_task(outputs) -> None:
+    cl = ended(ContinualHypernet(hyper(), growth=Growth(2, trigger=None, every=9)), 1)
+    cl.growth = Growth(2, trigger=1.5, warm_up=2)
+    data = rows()
+    with pytest.raises(ValueError, match="label 9 lies outside"):
+        cl.begin_task(1, data._replace(y=data.y.clamp_max(1).index_fill(0, torch.tensor([3]), 9)), outputs=outputs)
+    assert cl.task == 0 and cl.condition.num_tasks == 1 and not cl.outputs
+
+
+def test_everything_frozen_still_runs_in_training() -> None:
+    cl = ended(ContinualHypernet(hyper()), 1)
+    cl.begin_task(1)
+    assert cl.requires_grad_(False).train()(rows().x).shape == (30, 3)
+
+
+def test_a_managed_optimiser_goes_on_and_takes_closures() -> None:
+    cl = ContinualHypernet(hyper())
+    cl.begin_task(0)
+    optimizer = cl.make_optimizer(partial(torch.optim.Adam, lr=1e-2))
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(cl(rows().x), rows().y)
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    state = copy.deepcopy(optimizer.state_dict())
+    assert optimizer.step(closure) < first
+    optimizer.load_state_dict(state)
+    assert all(int(s["step"]) == 1 for s in optimizer.optimizer.state.values())
+
+
+def test_weight_decay_with_freeze_old_is_warned_of() -> None:
+    cl = ContinualHypernet(hyper(), growth=Growth(2, trigger=None, every=1, freeze_old=True))
+    cl.begin_task(0)
+    cl.make_optimizer(partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1))
+    cl.end_task()
+    with pytest.warns(UserWarning, match="weight decay moves"):
+        cl.begin_task(1)

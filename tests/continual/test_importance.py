@@ -12,10 +12,13 @@ from etude.data.tasks import Split
 
 
 def net(*sizes: int, seed: int = 0) -> nn.Sequential:
-    layers = []
-    for a, b in itertools.pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return seeded_build(lambda: nn.Sequential(*layers[:-1]), stream(seed, "init"))
+    def build() -> nn.Sequential:
+        layers = []
+        for a, b in itertools.pairwise(sizes):
+            layers += [nn.Linear(a, b), nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    return seeded_build(build, stream(seed, "init"))
 
 
 def conv() -> nn.Sequential:
@@ -165,3 +168,29 @@ def test_there_is_none_where_autograd_is_off_for_good(per_sample: bool) -> None:
     sum((found[n] * p**2).sum() for n, p in model.named_parameters()).backward()  # can be a penalty
     with pytest.raises(RuntimeError, match="outside torch.inference_mode"), torch.inference_mode():
         importance(model, x, per_sample=per_sample)
+
+
+@pytest.mark.parametrize("size", [4, 6, 9])
+def test_a_tuple_of_batches_is_not_a_pair(size: int) -> None:
+    model, x = net(4, 8, 3), torch.randn(12, 4, generator=stream(0, "x"))
+    whole, found = importance(model, x), importance(model, x.split(size))
+    for name in whole:
+        torch.testing.assert_close(found[name], whole[name])
+    alike = importance(model, Split(x[:6], x[6:]))  # said to be inputs and targets
+    assert all(torch.equal(alike[n], t) for n, t in importance(model, x[:6]).items())
+
+
+def test_half_precision_is_summed_in_more() -> None:
+    model, x = net(4, 8, 3), torch.randn(1000, 4, generator=stream(0, "x"))
+    want = importance(model.bfloat16().float(), x.bfloat16().float())
+    found = importance(model.bfloat16(), list(x.bfloat16().split(1)))
+    for name, t in found.items():
+        assert t.dtype == torch.bfloat16
+        assert float((t.float() - want[name]).norm() / want[name].norm()) < 0.02, name
+    x = 10 * torch.ones(20_000, 4)
+    want, found = importance(net(4, 3).half().float(), x), importance(net(4, 3).half(), x.half())
+    assert all(float(t.max()) * len(x) > 65_504 for t in want.values())  # their sums are too large for float16
+    for name, t in found.items():
+        torch.testing.assert_close(t.float(), want[name], rtol=5e-3, atol=0.1)
+    with pytest.raises(ValueError, match="0.weight is not finite.*float16"):
+        importance(net(4, 3).half(), 3e3 * torch.ones(5, 4).half())

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from etude.continual.key_value import KeyValueBottleneck
 from etude.data.randomness import stream
@@ -374,3 +375,24 @@ def test_coverage_of_random_keys_warns():
         bottleneck(placed=False).coverage(embeddings(3))
     with pytest.raises(ValueError, match="initialize_keys"):
         bottleneck(placed=False, strict=True).coverage(embeddings(3))
+
+
+def test_a_projection_with_a_state_works_as_in_eval_mode() -> None:
+    body = nn.Sequential(nn.Linear(12, 18), nn.BatchNorm1d(18), nn.Dropout(0.5))
+    kv = KeyValueBottleneck(12, 6, 16, 3, 4, projection=body)
+    kv.initialize_keys(embeddings(100, 1)).freeze_keys().train()
+    e, rng = embeddings(40, 2), torch.get_rng_state()
+    assert torch.equal(kv.cells(e), kv.cells(e)) and torch.equal(torch.get_rng_state(), rng)
+    kv(e)
+    kv.coverage(e)
+    assert not body[1].running_mean.any() and body.training
+
+
+def test_a_state_of_more_classes_and_an_optimiser_of_before() -> None:
+    grown, fresh = bottleneck(value_init=1.0), KeyValueBottleneck(12, 6, 16, 3, 4)
+    before = torch.optim.SGD(grown.parameters(), lr=0.1)
+    grown.grow_values(6)
+    fresh.load_state_dict(grown.state_dict())
+    assert fresh.value_dim == 6 and torch.equal(fresh.vote(embeddings(5)), grown.vote(embeddings(5)))
+    with pytest.warns(UserWarning, match="`values` is not trained"):
+        assert not grown.check_optimizer(before)

@@ -142,3 +142,19 @@ def test_predictors_that_are_told_the_task() -> None:
     says = lambda x, t: torch.full((len(x),), t % 2)
     found = evaluate_stream(says, segments, by_task=True)
     assert found.R.shape == (1, 3) and found.R[0] == pytest.approx([0.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"choose": "Random"}, "'Random'"), ({"size": 0}, "size"), ({"candidates": 0}, "candidates")]
+)
+def test_replay_that_means_nothing(options, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        Replay(ReservoirBuffer(3), **options)
+
+
+def test_interfered_replay_needs_one_rate() -> None:
+    segments = class_stream(task(), 2, seed=0, order=range(6))[:1]
+    replay = Replay(ReservoirBuffer(30), choose="interfered")
+    with pytest.raises(ValueError, match="needs one rate"):
+        learn_online(net(), segments, config=TrainConfig(lr={"*": 0.1}), replay=replay)
+    learn_online(net(), segments, config=TrainConfig(optimizer="sgd", lr=1), replay=replay)

@@ -335,3 +335,18 @@ def test_an_empty_batch_and_pickling() -> None:
         buffer.observe(x, y)
         assert buffer.observe(x[:0], y[:0]).shape == (0,) and len(buffer) == 3
         assert len(pickle.loads(pickle.dumps(buffer))) == 3
+
+
+@pytest.mark.parametrize("kind", [GSSBuffer, SelectionBuffer])
+def test_what_buffers_cannot_take(kind) -> None:
+    buffer, (x, y) = kind(5, net(), ce), rows(3)
+    with pytest.raises(ValueError, match="label 4 lies outside"):
+        buffer.observe(x, y + 4 - y)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="observe takes gradients"):
+        buffer.observe(x, y)
+    assert len(buffer) == 0
+
+
+def test_no_step_without_a_trainable_parameter() -> None:
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        mir_select(net().requires_grad_(False), *rows(3), rows(4, 1), 2, lr=0.1)

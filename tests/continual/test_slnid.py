@@ -173,3 +173,21 @@ def test_a_layer_that_is_used_twice_counts_twice() -> None:
     for _ in range(2):  # a part of the model alone: each call replaces the one before
         model[1](torch.ones(2, 6, requires_grad=True))
     torch.testing.assert_close(reg.penalty(), local_inhibition(torch.ones(2, 6), 2.0, reg.alpha["1"]))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_inhibition_in_half_precision(autocast: bool) -> None:
+    h = torch.full((20_000, 8), 3.0)
+    want = local_inhibition(h, 2.0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = local_inhibition(h if autocast else h.half(), 2.0)
+    assert found.dtype == torch.float32 and torch.equal(found, want)
+
+
+def test_importance_in_half_precision_is_summed_in_more() -> None:
+    x = torch.randn(1000, 4, generator=stream(0, "x")).bfloat16()
+    build = lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    model = seeded_build(build, stream(0, "init")).bfloat16()
+    want = SLNID(copy.deepcopy(model).float()).update(x.float())["1"]
+    found = SLNID(model).update(list(x.split(1)))["1"]
+    assert float((found.float() - want).norm() / want.norm()) < 0.02

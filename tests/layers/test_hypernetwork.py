@@ -148,7 +148,18 @@ def test_residual_starts_like_an_ordinary_net_and_default_change_is_small():
     norms = hyper.generate_flat(g=z).norm(dim=1)
     assert norms.std() / norms.mean() < 0.05
     assert hyper.theta0[: 196 * 32].std().item() == pytest.approx(math.sqrt(2 / 196), rel=0.05)
+    assert (hyper.generate_flat(g=z) - hyper.theta0).norm(dim=1).max() < 0.3 * hyper.theta0.norm()
     assert all(n != "head.bias" for n, _ in hyper.generator.named_parameters())  # theta_0 is that bias
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_a_change_of_theta0_starts_small_whatever_the_strategy(strategy):
+    torch.manual_seed(0)
+    net = mlp((196, 32, 10))
+    for hyper in (HyperNetwork(net, ScalarCondition("lam"), strategy=strategy),
+                  HyperNetwork.from_pretrained(net, ScalarCondition("lam"), strategy=strategy)):  # fmt: skip
+        change = hyper.generate_flat(lam=torch.linspace(0, 1, 5)) - hyper.theta0
+        assert 0.02 < float(change.norm() / 5**0.5 / hyper.theta0.norm()) < 0.4
 
 
 def test_norm_gains_are_generated_around_one():
@@ -175,6 +186,13 @@ def test_a_frozen_task_keeps_its_embedding():
     hyper.generate_flat(torch.arange(4)).sum().backward()
     assert hyper.condition.rows[1].grad is None
     assert hyper.condition.rows[2].grad is not None
+    optimizer = torch.optim.Adam(hyper.parameters(), lr=0.1)
+    optimizer.step()
+    hyper.condition.freeze(2)
+    kept = hyper.condition.rows[2].detach().clone()
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    assert torch.equal(hyper.condition.rows[2], kept)  # no momentum moves it
 
 
 def test_tied_weights_are_generated_once():
@@ -227,6 +245,10 @@ def test_batch_norm_statistics_by_task():
     rows = hyper(x, task=torch.tensor([0, 1]))
     assert torch.allclose(rows[0], hyper(x, task=0)[0], atol=1e-6)
     assert torch.allclose(hyper.export(task=0)(x), hyper(x, task=0), atol=1e-6)
+    hyper.add_condition(2)
+    means, seen = hyper.stacks.get_buffer("1__running_mean"), hyper.stacks.get_buffer("1__num_batches_tracked")
+    assert len(means) == 4 and means[0].any() and not means[2:].any()  # a new task starts afresh
+    assert seen.tolist() == [1, 0, 0, 0]
 
 
 def test_noise_and_data_conditions():
@@ -238,6 +260,9 @@ def test_noise_and_data_conditions():
     x = torch.randn(4, 6)
     data(x, data=x).sum().backward()
     assert data.condition.encoder.weight.grad.abs().max() > 0
+    noisy = make(condition=DataCondition(nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)), 3))
+    one, two = (noisy.export(data=x[:1]) for _ in range(2))
+    assert torch.equal(one[0].weight, two[0].weight) and noisy.condition.training
     with pytest.raises(ValueError, match="generator"):
         make(condition=NoiseCondition(3)).generate_flat(noise=2)
     with pytest.raises(ValueError, match="noise must be"):
@@ -279,8 +304,16 @@ def test_bad_input_is_named():
         make("else")
     with pytest.raises(ValueError, match="1 is a LSTM"):
         HyperNetwork(nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)), TaskCondition(2, 2))
-    with pytest.warns(UserWarning, match="nothing is saved"):
-        HyperNetwork(nn.Linear(50, 50), TaskCondition(2, 2), strategy="layerwise")
+    for bias in (True, False):
+        with pytest.warns(UserWarning, match="nothing is saved"):
+            HyperNetwork(nn.Linear(50, 50, bias=bias), TaskCondition(2, 2), strategy="layerwise")
+    with pytest.raises(TargetError, match="targets is empty"):
+        make(targets=[])
+    with pytest.raises(TypeError, match="2 conditions were given"):
+        hyper.generate(1, 2)
+    for name in ("x", "shared", "weights"):
+        with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
+            make(condition=ScalarCondition([name]))
     with pytest.raises(ValueError, match="below"):
         ScalarCondition(["a"], 1, 1)
 
@@ -492,6 +525,7 @@ def test_a_report_of_half_precision_does_not_overflow():
         ({"norm": "zz"}, "batch, layer, weight or None"),
         ({"norm": "zz", "strategy": "rnn"}, "batch, layer, weight or None"),
         ({"norm": "batch", "strategy": "chunk"}, "mixes the places of strategy='chunk'"),
+        *(({"norm": "layer", "strategy": s}, f"no place in strategy='{s}'") for s in ("rnn", "attention", "conv")),
     ],
 )
 def test_norms_that_do_not_go(options, words):

@@ -44,7 +44,7 @@ def test_plots_are_drawn(run):
 
 
 def test_generators_of_one_size_at_the_laptop_tier():
-    ratio = {arm: problems.parameter_ratio(problems.generator(arm, (196, 64, 64, 10), 0))
+    ratio = {arm: problems.parameter_ratio(problems.generator(arm, (196, 64, 64, 10), 0), 8)
              for arm in ("rnn", "chunked", "all_at_once", "rnn_small")}  # fmt: skip
     assert ratio["rnn"] == pytest.approx(ratio["chunked"], rel=0.03)
     assert ratio["rnn_small"] < ratio["rnn"] < 0.65 and ratio["all_at_once"] > 1
@@ -54,3 +54,13 @@ def test_generators_of_one_size_at_the_laptop_tier():
 def test_settings_have_bounds(bad) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         DependencyConfig(**bad)
+
+
+def test_embeddings_of_ended_tasks_are_counted() -> None:
+    made = problems.generator("rnn", (196, 64, 64, 10), 0)
+    alone = problems.parameter_ratio(made, 8)
+    made.add_condition(7)
+    for task in range(8):
+        made.condition.freeze(task)
+    whole = sum(p.numel() for p in made.parameters()) / made.layout.size
+    assert problems.parameter_ratio(made, 8) == alone == whole

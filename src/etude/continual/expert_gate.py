@@ -136,13 +136,9 @@ class ExpertGate:
         ValueError
             For fewer than two rows, or features that are not finite or of another width than before.
         """
-        f = self.features(X)
+        f = self._checked(X)
         if len(f) < 2:
             raise ValueError(f"no samples to speak of: a gate needs at least 2 rows, got {len(f)}")
-        if not bool(torch.isfinite(f).all()):
-            raise ValueError("features hold NaN or infinity")
-        if self.gates and len(self.gates[0].mean) != f.shape[1]:
-            raise ValueError(f"features have width {f.shape[1]}, those of earlier tasks {len(self.gates[0].mean)}")
         std = f.std(0)
         constant = std <= 1e-6 * f.abs().amax(0)  # each against its own size: features may differ in scale
         std = torch.where(constant, torch.ones_like(std), std)
@@ -159,6 +155,15 @@ class ExpertGate:
         self.experts.append(expert)
         return len(self.gates) - 1
 
+    def _checked(self, x: Any) -> Tensor:
+        """The features; ValueError if they are not finite or of another width than those of the tasks so far."""
+        f = self.features(x)
+        if not bool(torch.isfinite(f).all()):
+            raise ValueError("features hold NaN or infinity")
+        if self.gates and len(self.gates[0].mean) != f.shape[1]:
+            raise ValueError(f"features have width {f.shape[1]}, those of earlier tasks {len(self.gates[0].mean)}")
+        return f
+
     def _fresh(self, width: int) -> Autoencoder:
         made = autoencoder(
             (width,), self.code_dim, hidden=(), code_activation="relu", output="sigmoid", likelihood="bernoulli"
@@ -166,9 +171,9 @@ class ExpertGate:
         return made.float()  # as `features` are, whatever torch's default type is
 
     def errors(self, x: Any) -> Tensor:
-        """Reconstruction errors (n, T)."""
+        """Reconstruction errors (n, T); ValueError without a task, or for features that `add_task` would refuse."""
         self._check()
-        f = self.features(x)
+        f = self._checked(x)
         return torch.stack([g.errors(f, self.error) for g in self.gates], 1)
 
     def probabilities(self, x: Any) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from etude.continual.buffers import warn_if_few
 from etude.continual.gradient_directions import Directions, FlatGradients, factored_gradients, linear_chain
 from etude.continual.heads import check_labels
+from etude.continual.importance import check_gradients
 from etude.data.randomness import stream
 from etude.layers.modes import evaluating
 from etude.training.gradients import per_sample_gradients
@@ -108,14 +109,13 @@ class GSSBuffer:
         ------
         ValueError
             If x and y differ in length, or a label lies outside the model's outputs.
+        RuntimeError
+            In ``torch.inference_mode``, where there are no gradients.
         """
-        if len(x) != len(y):
-            raise ValueError(f"{len(x)} inputs and {len(y)} labels")
+        self._check_offer(x, y)
         places = torch.full((len(x),), -1)
         if not len(x):
             return places
-        with evaluating(self.model), torch.no_grad():
-            check_labels(self.model(x[:1]), y)
         g = self._directions(x[:, None], y[:, None])
         fine = g.finite().nonzero()[:, 0]
         self.num_rejected += len(x) - len(fine)
@@ -132,6 +132,14 @@ class GSSBuffer:
             held = places[room]  # a sample that filled the last room may have been replaced within the batch
             places[room] = torch.where(torch.isin(held, places[rest]), -1, held)
         return places
+
+    def _check_offer(self, x: Tensor, y: Tensor) -> None:
+        check_gradients(f"{type(self).__name__}.observe")
+        if len(x) != len(y):
+            raise ValueError(f"{len(x)} inputs and {len(y)} labels")
+        if len(x):
+            with evaluating(self.model), torch.no_grad():
+                check_labels(self.model(x[:1]), y)
 
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
         """`n` different samples (x, y), uniformly; all of them, with a warning, if there are fewer."""

@@ -124,9 +124,8 @@ class SelectionBuffer(GSSBuffer):
         self.features: Forward = features or outputs
 
     def observe(self, x: Tensor, y: Tensor) -> Tensor:
-        """Take in a batch; places as of now (a later choice moves samples)."""
-        if len(x) != len(y):
-            raise ValueError(f"{len(x)} inputs and {len(y)} labels")
+        """Take in a batch; places as of now (a later choice moves samples). Raises as `GSSBuffer.observe` does."""
+        self._check_offer(x, y)
         fine = torch.isfinite(self.gradients(x, y)).all(1).nonzero()[:, 0] if len(x) else torch.zeros(0).long()
         self.num_rejected += len(x) - len(fine)
         places = torch.full((len(x),), -1)

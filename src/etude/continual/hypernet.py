@@ -11,20 +11,24 @@ Sources: von Oswald et al. 2020, arXiv 1906.00695, eq. 2 (output regulariser); D
 (recurrent generator, importance, growth: the abstract names them, the exact forms are ours).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from etude.continual.heads import check_labels
 from etude.continual.hypernet_growth import Growth, ManagedOptimizer, UntrainedWatch, grow, hold, labelled_rows, warm_up
 from etude.continual.hypernet_heads import checked_rows, head_mask
+from etude.continual.hypernet_state import held_state, take_state
 from etude.continual.importance import importance as importance_of
 from etude.data.randomness import stream
 from etude.layers.hypernetwork import HyperNetwork
 from etude.layers.hypernetwork_conditions import TaskCondition
+from etude.layers.hypernetwork_generators import widenable
+from etude.layers.modes import evaluating
 
 CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 
@@ -68,7 +72,8 @@ class ContinualHypernet(nn.Module):
     Raises
     ------
     ValueError
-        For a hypernetwork without tasks, a negative beta or an unknown importance.
+        For a hypernetwork without tasks, a negative beta, an unknown importance, or growth of a generator that cannot
+        be widened.
     """
 
     def __init__(
@@ -91,6 +96,8 @@ class ContinualHypernet(nn.Module):
             raise ValueError(f'need beta >= 0 and importance None, "mas" or "fisher", got {beta} and {importance!r}')
         if max_tasks is not None and max_tasks < 1:
             raise ValueError(f"max_tasks must be at least 1, got {max_tasks}")
+        if growth is not None:
+            widenable(hyper.generator)
         self.hyper, self.beta, self.importance, self.growth = hyper, beta, importance, growth
         self.lookahead, self.max_tasks, self.allow_revisit = lookahead, max_tasks, allow_revisit
         self.cache_dtype, self.generator = cache_dtype, generator
@@ -103,10 +110,12 @@ class ContinualHypernet(nn.Module):
         self.parameters_changed: list[Callable[[], None]] = []
         self._old: list[int] = []
         self._targets: Tensor | None = None
+        self._weighing: Tensor | None = None  # (old tasks, P) importances
         self._ready: tuple[int, Tensor] | None = None
         self._masks: dict[str, Tensor] = {}  # of `Growth.freeze_old`
         self._watch = UntrainedWatch()
         self._optimizer: ManagedOptimizer | None = None
+        self.register_load_state_dict_post_hook(_after_loading)  # inside another module, too
 
     @property
     def condition(self) -> TaskCondition:
@@ -140,7 +149,8 @@ class ContinualHypernet(nn.Module):
         ------
         ValueError
             For a task out of order: revisited without `allow_revisit`, or beyond the next; for outputs that the target
-            lacks, or data without labelled rows where growth needs them. The task was not begun then.
+            lacks, or data without labelled rows, or with labels outside the head, where growth needs them. The task was
+            not begun then.
         RuntimeError
             If the task in hand was not ended: its weights would not be kept.
         """
@@ -156,6 +166,10 @@ class ContinualHypernet(nn.Module):
         head = None if outputs is None else checked_rows(self.hyper.layout, outputs)
         by_loss = self.growth is not None and self.growth.trigger is not None and not revisit
         labelled = labelled_rows(data) if by_loss else None
+        if labelled is not None and loss_fn is F.cross_entropy:
+            with torch.no_grad(), evaluating(self):
+                out = self.hyper(labelled[0][:1], task=0)  # as wide as any task's
+            check_labels(out if head is None else out[:, list(head)], labelled[1])
         if task >= known:
             self.hyper.add_condition(1, self.generator)
         self.condition.rows[task].requires_grad_(True)
@@ -194,9 +208,10 @@ class ContinualHypernet(nn.Module):
     @torch.no_grad()
     def _retarget(self) -> None:
         self._ready = None
-        self._targets = None
+        self._targets = self._weighing = None
         if self._old:
             flat = self.hyper.weights(self.condition.table[self._old])
+            self._weighing = self._weights(self._old, flat)
             self._targets = flat if self.cache_dtype is None else flat.to(self.cache_dtype)
 
     # Generation
@@ -214,7 +229,8 @@ class ContinualHypernet(nn.Module):
             flat = self.hyper.weights(self.condition.table[[number, *self._old]])
             self._ready = (self._stamp(), flat[1:])
             weights = flat[0]
-            weights.register_hook(self._used)
+            if weights.requires_grad:
+                weights.register_hook(self._used)
         else:
             weights = self.hyper.weights(self.condition.table[[number]])[0]
         out = self.hyper.forward_flat(x, weights, task=number)
@@ -262,8 +278,10 @@ class ContinualHypernet(nn.Module):
                 rows = torch.randperm(len(rows), generator=self.generator)[: self.max_tasks].tolist()
             made = self.hyper.weights(self.condition.table[[self._old[r] for r in rows]])
         moved = (made - self._targets[rows].to(made)).square()
-        weight = self._weights([self._old[r] for r in rows], moved)
-        return (moved if weight is None else moved * weight).sum() / len(rows)
+        if self._weighing is not None:
+            weight = self._weighing if len(rows) == len(self._weighing) else self._weighing[rows]
+            moved = moved * weight.to(moved)
+        return moved.sum() / len(rows)
 
     def _weights(self, tasks: list[int], like: Tensor) -> Tensor | None:
         """(tasks, P) importances; weights of other tasks' heads count 0."""
@@ -334,6 +352,8 @@ class ContinualHypernet(nn.Module):
         self._watch.expect(fresh, self.named_parameters())
         if self._optimizer is not None:
             self._optimizer.rebuild()
+            if self._masks and any(g.get("weight_decay") for g in self._optimizer.param_groups):
+                warnings.warn("weight decay moves what freeze_old keeps: take an optimiser without it", stacklevel=3)
         for call in self.parameters_changed:
             call()
 
@@ -352,47 +372,33 @@ class ContinualHypernet(nn.Module):
     # State
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_ready": None,
-            "_watch": UntrainedWatch(),
-        }  # a graph, and numbers of these very objects
+        mine = {"_ready": None, "_watch": UntrainedWatch()}  # a graph, and numbers of these very objects
+        return {**self.__dict__, **mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         hold(self.hyper.generator, self._masks)  # copies of parameters have no hooks
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """phi, embeddings, importances, heads and the history of growth; targets are made anew on loading."""
-        state = super().state_dict(*args, **kwargs)
-        state["task"] = torch.tensor(-1 if self.task is None else self.task)
-        state["done"] = torch.tensor(self.done, dtype=torch.int64)
-        state["warm_losses"] = torch.tensor(self.warm_losses, dtype=torch.float64)
-        state["growth_history"] = torch.tensor(self.growth_history, dtype=torch.int64).view(-1, 2)
-        state.update({f"omega.{t}": v.clone() for t, v in self.omega.items()})
-        state.update({f"outputs.{t}": torch.tensor(v) for t, v in self.outputs.items()})
-        return state
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + n: t for n, t in held_state(self).items()})
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Go on where `state_dict` was taken, on an object built alike: it grows to the state's tasks and width."""
-        own = {n: t for n, t in state_dict.items() if n.startswith("hyper.")}
-        rest = {n: t for n, t in state_dict.items() if not n.startswith("hyper.")}
-        tasks = 1 + max(int(n.rsplit(".", 1)[1]) for n in own if n.startswith("hyper.condition.rows."))
-        if tasks > self.condition.num_tasks:
-            self.hyper.add_condition(tasks - self.condition.num_tasks)
-        history = [(int(t), int(n)) for t, n in rest["growth_history"].tolist()]
-        growth = self.growth or Growth()
-        for task, n in history[len(self.growth_history) :]:  # what is drawn here is overwritten
-            self._masks = grow(self.hyper, replace(growth, step=n), stream(task, "growth"))
-        found = super().load_state_dict(own, *args, **kwargs)
-        self.growth_history, self.done = history, rest["done"].tolist()
-        self.task = None if int(rest["task"]) < 0 else int(rest["task"])
-        self.warm_losses = rest["warm_losses"].tolist()
-        self.omega = {int(n.split(".")[1]): t.clone() for n, t in rest.items() if n.startswith("omega.")}
-        self.outputs = {int(n.split(".")[1]): tuple(t.tolist()) for n, t in rest.items() if n.startswith("outputs.")}
-        for t in range(self.condition.num_tasks):
-            self.condition.rows[t].requires_grad_(t not in self.done)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Go on where the state was taken, on an object built alike: it grows to the state's tasks and width."""
+        missing, masks = take_state(self, state_dict, prefix)
+        self._masks = masks or self._masks
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        rest[2].extend(missing)
+
+    def _loaded(self) -> None:
+        """The parameters have come in, too."""
+        for t, row in enumerate(self.condition.rows):
+            row.requires_grad_(t not in self.done)
         self._old = [t for t in self.done if t != self.task]
         self._retarget()
         self._changed([])
-        return found
+
+
+def _after_loading(cl: ContinualHypernet, _: Any) -> None:
+    cl._loaded()

@@ -29,11 +29,9 @@ def head_mask(layout: Layout, rows: Sequence[int] | None, like: Tensor) -> Tenso
     if rows is None:
         return mask
     last = layout.names[-1].rpartition(".")[0]
-    slices = layout.slices()
-    for name in (f"{last}.weight", f"{last}.bias"):
-        if name in slices:
-            shape = layout.shapes[layout.names.index(name)]
+    for (name, part), shape in zip(layout.slices().items(), layout.shapes, strict=True):
+        if name in (f"{last}.weight", f"{last}.bias"):
             own = torch.zeros(shape[0], device=like.device)
             own[list(rows)] = 1
-            mask[slices[name]] = own.reshape(-1, *[1] * (len(shape) - 1)).expand(shape).reshape(-1)
+            mask[part] = own.reshape(-1, *[1] * (len(shape) - 1)).expand(shape).reshape(-1)
     return mask

@@ -57,8 +57,8 @@ def importance(
     Parameters
     ----------
     data
-        Inputs (N, ...), a `Split` or an (x, y) pair, or an iterable of these, such as a loader. Labels are
-        ignored but for "empirical_fisher".
+        Inputs (N, ...), a `Split` or an (x, y) pair, or an iterable of these, such as a loader; see `batches_of`.
+        Labels are ignored but for "empirical_fisher".
     kind
         "mas", "fisher", "empirical_fisher" (gradients of the given labels' log-probabilities), or "local" (linear
         layers alone; where an `nn.ReLU` follows, its output is the activation).
@@ -73,7 +73,8 @@ def importance(
     Returns
     -------
     dict
-        Detached tensors. The model is evaluated in eval mode and left as it was.
+        Detached tensors in the parameters' types, summed in float32 at least. The model is evaluated in eval mode and
+        left as it was.
 
     Raises
     ------
@@ -91,16 +92,17 @@ def importance(
     chosen: Omega = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no trainable parameters")
-    total: Omega = {n: torch.zeros_like(p) for n, p in chosen.items()}
+    total: Omega = {n: torch.zeros_like(p, dtype=wide(p.dtype)) for n, p in chosen.items()}
     count = 0
+    half = per_sample and any(total[n].dtype != p.dtype for n, p in chosen.items())
     with evaluating(model), torch.set_grad_enabled(not per_sample):  # torch.func takes its own gradients
-        for x, y in batches_of(data):
+        for x, y in _in_parts(data, 64) if half else batches_of(data):  # a batch is summed in the model's own type
             size = len(x)
             if kind == "local":
                 found = _local(model, x, run, chosen)
             elif per_sample:
-                flat = _per_sample(model, x, y, kind, run, chunk) * size
-                found = unflatten(flat, layout_of(chosen))
+                flat = _per_sample(model, x, y, kind, run, chunk)
+                found = unflatten(flat.to(wide(flat.dtype)) * size, layout_of(chosen))
             else:
                 found = _per_batch(model, x, y, kind, run, chosen)
             for name, value in found.items():
@@ -108,19 +110,32 @@ def importance(
             count += size
     if not count:
         raise ValueError("no samples: the data are empty")
-    result = {n: t / count for n, t in total.items()}
-    if not all(bool(torch.isfinite(t).all()) for t in result.values()):
-        raise ValueError("an importance is not finite: the model diverged, or an input is NaN")
+    result = {n: (t / count).to(chosen[n].dtype) for n, t in total.items()}
+    for name, t in result.items():
+        if not bool(torch.isfinite(t).all()):
+            raise ValueError(
+                f"the importance of {name} is not finite: the model diverged, an input is NaN, or the numbers are too "
+                f"large for {t.dtype}"
+            )
     if not any(bool(t.any()) for t in result.values()):
         raise ValueError("no samples that move the outputs: every importance is zero (dead ReLU units?)")
     return result
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type to add up in: half precision loses small terms and overflows."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def batches_of(data: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """(x, labels or None) of every batch that is not empty; a tensor, a `Split` or an (x, y) pair is one batch."""
+    """(x, labels or None) of every batch that is not empty; a tensor, a `Split` or an (x, y) pair is one batch.
+
+    Two tensors alike in type and in the shape of a row are two batches of inputs, as `Tensor.split` gives them; labels
+    like that belong in a `Split`.
+    """
     if isinstance(data, Tensor):
         pairs: Iterable[Any] = [data] if data.ndim else []
-    elif isinstance(data, tuple) and len(data) > 1 and isinstance(data[0], Tensor):
+    elif _is_pair(data):
         pairs = [data]
     else:
         pairs = data
@@ -130,6 +145,24 @@ def batches_of(data: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
             raise ValueError(f"a batch must be a tensor of inputs, or inputs with labels, got {type(x).__name__}")
         if len(x):
             yield x, y
+
+
+def _in_parts(data: Any, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    for x, y in batches_of(data):
+        for at in range(0, len(x), rows):
+            yield x[at : at + rows], None if y is None else y[at : at + rows]
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether this is inputs with labels, and not a tuple of batches."""
+    if not isinstance(data, tuple) or len(data) < 2 or not isinstance(data[0], Tensor):
+        return False
+    if hasattr(data, "_fields"):  # a named tuple, such as `Split`
+        return True
+    x, y = data[:2]
+    if len(data) > 2 or not isinstance(y, Tensor):
+        return len(data) == 2
+    return y.dtype != x.dtype or y.shape[1:] != x.shape[1:] or (x.ndim == 1 and len(x) == len(y))
 
 
 def shuffled(omega: Mapping[str, Tensor], generator: torch.Generator) -> Omega:
@@ -168,7 +201,7 @@ def _per_batch(model: nn.Module, x: Tensor, y: Any, kind: Kind, run: Forward, ch
     loss = out.square().sum() if kind == "mas" else F.cross_entropy(out, _given(y))
     grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
     pairs = zip(chosen.items(), grads, strict=True)
-    full = {n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs}
+    full = {n: torch.zeros_like(p) if g is None else g.to(wide(g.dtype)) for (n, p), g in pairs}
     return {n: g.abs() if kind == "mas" else g.square() * len(x) for n, g in full.items()}
 
 
@@ -198,6 +231,7 @@ def _local(model: nn.Module, x: Tensor, run: Forward, chosen: Omega) -> Omega:
     for name, (y, z) in seen.items():
         prefix = f"{name}." if name else ""
         a, b = y.flatten(0, -2).abs(), activated.get(id(z), z).flatten(0, -2).abs()
+        a, b = a.to(wide(a.dtype)), b.to(wide(b.dtype))
         for leaf, value in (("weight", b.T @ a), ("bias", b.sum(0))):
             if prefix + leaf in chosen:
                 found[prefix + leaf] = value

@@ -15,8 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from etude.continual.key_value_checks import check_cells, check_labels, check_step, holds_embeddings, is_array
+from etude.continual.key_value_checks import (
+    Again,
+    check_cells,
+    check_labels,
+    check_step,
+    holds_embeddings,
+    is_array,
+    what_ruins,
+)
 from etude.data.randomness import stream
+from etude.layers.modes import evaluating
 from etude.layers.quantizers import VectorQuantizer
 
 
@@ -53,7 +62,7 @@ class KeyValueBottleneck(nn.Module):
         Keys fetched a codebook; their values are averaged.
     projection
         ``"random"``: fixed Gaussian directions of unit length. ``"chunk"``: consecutive pieces, D = C * key_dim. Or
-        a module from D to C * key_dim features, which is frozen with the keys.
+        a module from D to C * key_dim features, which is frozen with the keys and always works as in eval mode.
     value_init
         ``"zeros"``, or a number: the standard deviation of a normal start.
     decay
@@ -190,7 +199,7 @@ class KeyValueBottleneck(nn.Module):
                 yield u
 
         self.quantizer.initialize(
-            _Again(heads), method=method, epochs=epochs if method == "ema" else 1, generator=generator
+            Again(heads), method=method, epochs=epochs if method == "ema" else 1, generator=generator
         )
         if not seen:
             raise ValueError("there are no embeddings to place the keys on")
@@ -235,7 +244,8 @@ class KeyValueBottleneck(nn.Module):
             raise ValueError(f"embeddings hold NaN or infinities, first in row {row[0] if len(row) == 1 else row}")
         e = e.to(self.values.device, self.keys.dtype)
         if self.projector is not None:
-            e = self.projector(e)
+            with evaluating(self.projector):  # nothing here trains it: cells must not hang on the mode
+                e = self.projector(e)
             if e.shape[-1] != self.num_codebooks * self.key_dim:
                 raise ValueError(
                     f"projection must give num_codebooks * key_dim = {self.num_codebooks * self.key_dim} features, "
@@ -362,38 +372,26 @@ class KeyValueBottleneck(nn.Module):
         wider[..., : self.value_dim] = self.values
         self.values, self.value_dim = nn.Parameter(wider), value_dim
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """A state of more classes: `values` grows to them, so build the optimiser afterwards."""
+        values = state_dict.get(f"{prefix}values")
+        if values is not None and values.shape[:2] == self.values.shape[:2] and values.shape[2] > self.value_dim:
+            self.grow_values(values.shape[2])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether untouched cells stay untouched under `optimizer`; warns for what would move them."""
-        reasons = []
-        for group in optimizer.param_groups:
-            if not any(p is self.values for p in group["params"]):
-                continue
-            if not isinstance(optimizer, torch.optim.SGD):
-                reasons.append(f"{type(optimizer).__name__} keeps running averages of past gradients")
-            if group.get("momentum"):
-                reasons.append(f"momentum {group['momentum']}")
-            if group.get("weight_decay"):
-                reasons.append(f"weight decay {group['weight_decay']}")
+        """Whether untouched cells stay untouched under `optimizer`; warns for what would move them.
+
+        False, with a warning, also where `values` is not among its parameters, as after `grow_values`.
+        """
+        reasons = what_ruins(optimizer, self.values)
         if reasons:
-            warnings.warn(
-                f"cells that were not fetched will move too ({', '.join(reasons)}): use SGD without momentum and decay",
-                stacklevel=2,
-            )
+            warnings.warn(f"{'; '.join(reasons)}: use SGD without momentum and decay, on `values`", stacklevel=2)
         return not reasons
 
     def extra_repr(self) -> str:
         sizes = (self.in_features, self.num_codebooks, self.num_pairs, self.key_dim, self.value_dim)
         return "in_features={}, num_codebooks={}, num_pairs={}, key_dim={}, value_dim={}".format(*sizes)
-
-
-class _Again:
-    """An iterable that starts anew each time."""
-
-    def __init__(self, make: Any) -> None:
-        self.make = make
-
-    def __iter__(self) -> Iterator[Tensor]:
-        yield from self.make()
 
 
 def _shuffled(x: Tensor, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:

@@ -1,10 +1,21 @@
 """What the key-value bottleneck refuses: other things than tensors, labels and cells out of range, ruinous rates."""
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class Again:
+    """An iterable that starts anew each time, where an iterator would be used up."""
+
+    def __init__(self, make: Callable[[], Iterator[Tensor]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.make()
 
 
 def is_array(value: Any) -> bool:
@@ -53,3 +64,19 @@ def check_step(*, lr: float = 0.0, label_smoothing: float = 0.0, clip_norm: floa
         raise ValueError(f"label_smoothing must be a share in [0, 1], got {label_smoothing}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, or None for no clipping, got {clip_norm}")
+
+
+def what_ruins(optimizer: torch.optim.Optimizer, values: Tensor) -> list[str]:
+    """Why an optimiser would not do: it does not train the table, or moves cells that were not fetched."""
+    groups = [g for g in optimizer.param_groups if any(p is values for p in g["params"])]
+    if not groups:
+        return ["`values` is not trained (grow_values makes a new parameter, which needs a new optimiser)"]
+    reasons = []
+    for group in groups:
+        if not isinstance(optimizer, torch.optim.SGD):
+            reasons.append(f"{type(optimizer).__name__} keeps running averages of past gradients")
+        if group.get("momentum"):
+            reasons.append(f"momentum {group['momentum']}")
+        if group.get("weight_decay"):
+            reasons.append(f"weight decay {group['weight_decay']}")
+    return [f"cells that were not fetched will move too ({', '.join(reasons)})"] if reasons else []

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from etude.continual.key_value import KeyValueBottleneck
 from etude.continual.key_value_checks import check_step
 from etude.data.randomness import seeded_build, stream
-from etude.data.tasks import Split
 from etude.training.config import TrainConfig
 from etude.training.estimators import TorchClassifier, as_array
 
@@ -73,10 +72,6 @@ class KeyValueClassifier(TorchClassifier):
     def _config(self, n: int) -> TrainConfig:
         check_step(label_smoothing=self.label_smoothing)
         return super()._config(n)
-
-    def _loss(self, module: nn.Module, batch: Split) -> Tensor:
-        assert isinstance(module, KeyValueBottleneck)
-        return module.loss(batch.x, batch.y, label_smoothing=self.label_smoothing)
 
     def fit_keys(self, X: ArrayLike, y: None = None) -> Self:
         """Place the keys on unlabelled rows and forget every label; returns self."""

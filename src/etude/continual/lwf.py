@@ -45,7 +45,11 @@ class LwF:
         self.teacher: TaskHeads | None = None
 
     def begin_task(self) -> None:
-        """Keep a frozen copy of the net as it is, with the heads that it has."""
+        """Keep a frozen copy of the net as it is, with the heads that it has.
+
+        Call it before the new task's head is added, or the random start of that head is kept as if it had been learned.
+        With `learn_tasks`, `after` of the task before is the place; `before` comes too late.
+        """
         self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False) if len(self.model.heads) else None
 
     def penalty(self, x: Tensor) -> Tensor:

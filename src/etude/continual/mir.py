@@ -51,7 +51,8 @@ def interference(
     Raises
     ------
     ValueError
-        If lr is not positive, the batch is empty, or a label (of the candidates, too) lies outside the head.
+        If lr is not positive, the batch is empty, a label (of the candidates, too) lies outside the head, or no
+        parameter is trained.
     RuntimeError
         In ``torch.inference_mode``, where there are no gradients.
     """
@@ -60,6 +61,8 @@ def interference(
         raise ValueError(f"need a positive lr and a batch with samples, got {lr} and {len(x)} samples")
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     cx, cy = candidates
+    if not named:
+        raise ValueError(f"{type(model).__name__} has no trainable parameters: no step could hurt a sample")
     with evaluating(model):  # batch norm must not learn from the rehearsal, and dropout would be noise
         with torch.enable_grad():
             out = model(x)

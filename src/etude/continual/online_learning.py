@@ -49,6 +49,12 @@ class Replay:
     candidates: int = 50
     together: bool = False
 
+    def __post_init__(self) -> None:
+        if self.choose not in ("random", "interfered"):
+            raise ValueError(f'choose must be "random" or "interfered", got {self.choose!r}')
+        if min(self.size, self.candidates) < 1:
+            raise ValueError(f"size and candidates must be at least 1, got {self.size} and {self.candidates}")
+
 
 def learn_online(
     model: nn.Module,
@@ -83,12 +89,15 @@ def learn_online(
     Raises
     ------
     ValueError
-        For a label outside the net's outputs, or replay together with `task_free`.
+        For a label outside the net's outputs, replay together with `task_free`, or replay of interfered samples where
+        the rate is not one number.
     """
     if replay is not None and task_free is not None:
         raise ValueError("give replay or task_free: each brings samples of its own")
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
+    if replay is not None and replay.choose == "interfered" and not isinstance(config.lr, float | int):
+        raise ValueError(f'choose="interfered" takes a virtual step and needs one rate, got lr={config.lr!r}')
     warn_of_batchnorm(model, config)
     loss = cross_entropy if task_free is None else task_free.loss
     updater = Updater(model, loss, config, seed=seed, penalty=penalty if task_free is None else task_free.penalty)
@@ -119,7 +128,7 @@ def _round(updater: Updater, batch: Split, replay: Replay | None) -> None:
         x, y = replay.buffer.sample(n)
     else:
         lr = updater.config.lr
-        assert isinstance(lr, float)
+        assert isinstance(lr, float | int)
         picked = mir_select(updater.model, batch.x, batch.y, replay.buffer, n, lr=lr, candidates=replay.candidates)
         x, y = picked.x, picked.y
     if replay.together:

@@ -15,13 +15,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from etude.continual.importance import Forward, batches_of, check_gradients, outputs
+from etude.continual.importance import Forward, batches_of, check_gradients, outputs, wide
 from etude.layers.modes import evaluating
 from etude.layers.surgery import Record, Targets, match
 
 
 def local_inhibition(h: Tensor, sigma: float, alpha: Tensor | None = None) -> Tensor:
-    """R of one layer, a scalar.
+    """R of one layer, a scalar, in float32 at least.
 
     Parameters
     ----------
@@ -40,6 +40,7 @@ def local_inhibition(h: Tensor, sigma: float, alpha: Tensor | None = None) -> Te
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
     rows = h if h.ndim == 2 else h.movedim(1, -1).flatten(0, -2)
+    rows = rows.to(wide(rows.dtype))  # sums of products overflow in half precision
     if not len(rows):
         raise ValueError(f"there are no rows: activations have shape {tuple(h.shape)}, give a batch with samples")
     width = rows.shape[1]
@@ -49,7 +50,8 @@ def local_inhibition(h: Tensor, sigma: float, alpha: Tensor | None = None) -> Te
         rows = rows * (-alpha.to(rows)).exp()
     at = torch.arange(width, device=rows.device, dtype=rows.dtype)
     near = torch.exp(-(at[:, None] - at).square() / (2 * sigma**2)).fill_diagonal_(0)
-    return ((rows.T @ rows) * near).sum() / len(rows)
+    with torch.autocast(rows.device.type, enabled=False):
+        return ((rows.T @ rows) * near).sum() / len(rows)
 
 
 class _Hook:
@@ -197,6 +199,7 @@ class SLNID:
                 grads = torch.autograd.grad(energy, list(kept.values()), allow_unused=True)
             for (name, h), g in zip(kept.items(), grads, strict=True):
                 size = torch.zeros_like(h) if g is None else g.abs()
+                size = size.to(wide(size.dtype))
                 size = size if size.ndim == 2 else size.movedim(1, -1).flatten(1, -2).sum(1)
                 total[name] = total.get(name, torch.zeros_like(size[0])) + size.sum(0)
             count += len(x)

@@ -5,7 +5,6 @@ residual output); Chang, Flokas & Lipson 2020 (hyperfan-in).
 """
 
 import copy
-import fnmatch
 import math
 import warnings
 from collections.abc import Sequence
@@ -14,15 +13,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from etude.layers.hypernetwork_conditions import Condition, Encoding, ScalarCondition, TaskCondition, encode_magnitude
-from etude.layers.hypernetwork_generators import Recurrent, Strategy, make_generator, widened
+from etude.layers.hypernetwork_generators import Strategy, make_generator, widen_generator
 from etude.layers.hypernetwork_magnitude import MagnitudeReport, magnitude_report
-from etude.layers.hypernetwork_start import NORMS, Init, Start, init_head
+from etude.layers.hypernetwork_start import Init, Start, init_head
+from etude.layers.hypernetwork_targets import check_target, select_targets
 from etude.layers.modes import evaluating
 from etude.layers.parameters import Layout, flatten, forward_with, layout_of, unflatten
-from etude.layers.surgery import TargetError
 
 
 @dataclass(frozen=True)
@@ -64,15 +62,23 @@ class HyperNetwork(nn.Module):
         scalar conditions, and a plain hypernetwork that of the others.
     init
         "default": kaiming-normal by fan-out, tensor by tensor where one head emits all; "gain": every tensor is
-        rescaled by a fixed factor, measured once, to the size of an ordinary net's (biases: 0.01); "scaled": the same
+        rescaled by a fixed factor, measured once, to the size of an ordinary net's (biases: 0.01), a change of theta_0
+        to a tenth of that; "scaled": the same
         start, with the factor in the head's own rows ("all" only), so that it does not magnify the optimiser's steps;
         "hyperfan": by the variance of the head's rows ("all" only). None: "default" where one head emits a change of
         theta_0, as in MIP, else "gain". What starts at a constant (norm gains, slopes, scales): see `Start`.
     activation
-        Of the generator, whose kaiming gain follows it (see `kaiming_kind`).
+        Of the generator, whose kaiming gain follows it (see `kaiming_kind`); "rnn" and "attention" have their own.
     norm
-        Of the generator's hidden layers: "batch", "layer" or "weight" (norm and direction of each row apart), or None.
-        "batch" is for strategies "all" and "split", and needs two conditions at once in training.
+        Of the generator's hidden layers: "batch", "layer" or "weight" (norm and direction of each row apart), or None;
+        for strategies "all", "split", "layerwise" and "chunk". "batch" is for the first two, and needs two conditions
+        at once in training.
+    num_heads
+        Of "split".
+    num_chunks, chunk_dim
+        Chunks, and the size of the embedding of each one's place (for "layerwise" of each tensor's).
+    cell
+        Of "rnn".
     unit, feed_previous
         Of "rnn": a step a "chunk" or a "layer"; whether a step is given a read-out of the weights before it.
     buffers
@@ -122,15 +128,12 @@ class HyperNetwork(nn.Module):
             raise ValueError(f'init must be "gain", "scaled", "hyperfan" or "default", got {init!r}')
         if init in ("hyperfan", "scaled") and strategy != "all":
             raise ValueError(f'init="{init}" needs a head row for each weight (strategy="all"): take init="gain"')
-        for name, module in target.named_modules():
-            if isinstance(module, nn.RNNBase | torch.jit.ScriptModule):
-                raise ValueError(f"{name or 'the target'} is a {type(module).__name__}, which ignores given weights")
-        kinds = {p.dtype: n for n, p in target.named_parameters()}
-        if len(kinds) > 1:
-            each = ", ".join(f"{name} is {kind}" for kind, name in kinds.items())
-            raise ValueError(f"the target mixes types ({each}): bring it to one first, such as by target.float()")
+        check_target(target)
+        taken = {"self", "x", "shared", "weights"} & set(condition.names)
+        if taken:
+            raise ValueError(f"a condition cannot be called {sorted(taken)[0]!r}: calls have an argument of that name")
         self.target, self.condition, self.strategy, self.encoding = copy.deepcopy(target), condition, strategy, encoding
-        chosen = _select(self.target, targets)
+        chosen = select_targets(self.target, targets)
         self.layout: Layout = layout_of(chosen)
         start = Start(self.target, self.layout, chosen)
         for name, p in chosen.items():
@@ -152,7 +155,7 @@ class HyperNetwork(nn.Module):
         self._own = start.own
         self.register_buffer("gain", torch.ones(len(self.layout.names)))
         probe = None if init == "default" else self.encode(condition.probe().to(self.gain))
-        init_head(self.generator, self.layout, init, activation, probe, self.gain)
+        init_head(self.generator, self.layout, init, activation, probe, self.gain, residual)
         self._own_buffers(buffers)
         like = next(iter(chosen.values()))
         self.to(device=like.device, dtype=like.dtype)
@@ -196,6 +199,8 @@ class HyperNetwork(nn.Module):
 
     def _condition(self, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
         if args:
+            if len(args) > len(self.condition.names):
+                raise TypeError(f"{len(args)} conditions were given, there are {', '.join(self.condition.names)}")
             given = {**dict(zip(self.condition.names, args, strict=True)), **given}
         wide = torch.promote_types(self.gain.dtype, torch.float32)  # half is too coarse for an encoding
         return self.condition(**given).to(self.gain.device, wide)  # type: ignore[no-any-return]
@@ -261,7 +266,7 @@ class HyperNetwork(nn.Module):
 
     def export(self, **condition: Any) -> nn.Module:
         """An ordinary, frozen copy of the target with the weights of one condition, as in eval mode."""
-        with torch.no_grad(), evaluating(*self._batch_norms(self.generator, self.condition)):
+        with torch.no_grad(), evaluating(self.condition, *self._batch_norms(self.generator)):
             flat = self.generate_flat(**condition)
         if len(flat) != 1:
             raise ValueError(f"export takes one condition, got {len(flat)}")
@@ -309,30 +314,16 @@ class HyperNetwork(nn.Module):
         if not isinstance(self.condition, TaskCondition):
             raise ValueError(f"only a TaskCondition grows, this is a {type(self.condition).__name__}")
         ids = self.condition.add(count, generator)
-        for name, stack in list(self.stacks.named_buffers()):
-            setattr(self.stacks, name, torch.cat([stack, stack[:1].expand(count, *stack.shape[1:])]).clone())
+        for name, key in self.buffer_names.items():
+            stack, built = getattr(self.stacks, key), self.target.get_buffer(name)  # the target's own stay as built
+            setattr(self.stacks, key, torch.cat([stack, built.to(stack).expand(count, *built.shape)]))
         return ids
 
     def widen(self, n: int) -> None:
         """n more units in the last hidden layer ("rnn": in every one); no generated weight changes by it."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        if isinstance(self.generator, Recurrent):
-            self.generator.widen(n)
-            return
-        linears = [m for m in self.generator.modules() if isinstance(m, nn.Linear)]
-        plain = not any(isinstance(m, NORMS) or is_parametrized(m) for m in self.generator.modules())
-        if self.strategy == "split" or len(linears) < 2 or not plain:
-            raise ValueError("widen needs one head over a hidden layer without norm")
-        std = float(linears[-2].weight.detach().std())
-        for old, new in (
-            (linears[-2], widened(linears[-2], rows=n, std=std)),
-            (linears[-1], widened(linears[-1], columns=n)),
-        ):
-            for module in list(self.generator.modules()):
-                for name, child in list(module.named_children()):
-                    if child is old:
-                        setattr(module, name, new)
+        widen_generator(self.generator, n)
 
     def _sizes(self) -> Tensor:
         return torch.tensor([math.prod(s) for s in self.layout.shapes], device=self.gain.device)
@@ -386,13 +377,3 @@ class HyperNetwork(nn.Module):
         ids = torch.as_tensor(task).reshape(-1).long()
         at: Any = ids if row is None else int(ids[row])  # a view, so that training updates the task's own statistics
         return {**params, **{n: getattr(self.stacks, k)[at] for n, k in self.buffer_names.items()}}
-
-
-def _select(target: nn.Module, targets: Sequence[str] | str | None) -> dict[str, nn.Parameter]:
-    named = dict(target.named_parameters(remove_duplicate=False))
-    globs = ["*"] if targets is None else [targets] if isinstance(targets, str) else list(targets)
-    for glob in globs:
-        if not any(fnmatch.fnmatch(n, glob) or n.startswith(glob + ".") for n in named):
-            raise TargetError(f"{glob!r} matches none of the target's parameters: {', '.join(named) or 'it has none'}")
-    hit = {id(p) for n, p in named.items() if any(fnmatch.fnmatch(n, g) or n.startswith(g + ".") for g in globs)}
-    return {n: p for n, p in named.items() if id(p) in hit}  # a tied weight under all its names

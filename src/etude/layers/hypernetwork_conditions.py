@@ -211,8 +211,8 @@ class TaskCondition(Condition):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def freeze(self, task: int) -> None:
-        """Train this task's embedding no longer."""
-        self.rows[task].requires_grad_(False)
+        """Train this task's embedding no longer: without a gradient no momentum moves it either."""
+        self.rows[task].requires_grad_(False).grad = None
 
     def probe(self) -> Tensor:
         return self.table.detach()

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from etude.layers.hypernetwork_places import AttentionChunks, ConvolutionalChunks, paired
 from etude.layers.mlp import activation_by_name, mlp
@@ -21,6 +22,7 @@ from etude.layers.parameters import Layout
 
 Strategy = Literal["all", "split", "layerwise", "chunk", "rnn", "attention", "conv"]
 STRATEGIES: tuple[Strategy, ...] = ("all", "split", "layerwise", "chunk", "rnn", "attention", "conv")
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 def kaiming_kind(activation: str) -> Literal["tanh", "sigmoid", "linear", "leaky_relu"]:
@@ -89,7 +91,7 @@ class LayerWise(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes = [math.prod(s) for s in layout.shapes]
-        if max(self.sizes) > 0.8 * layout.size and len(self.sizes) > 1:
+        if max(self.sizes) > 0.8 * layout.size:
             warnings.warn(
                 f"the largest tensor has {max(self.sizes)} of {layout.size} weights: nothing is saved", stacklevel=4
             )
@@ -222,6 +224,37 @@ def widened(linear: nn.Linear, *, rows: int = 0, columns: int = 0, std: float = 
     return new
 
 
+def widenable(generator: nn.Module) -> list[nn.Linear]:
+    """The last hidden layer and the head, which `widen_generator` replaces; none of `Recurrent`, which widens itself.
+
+    Raises
+    ------
+    ValueError
+        If the generator has another form and cannot be widened.
+    """
+    if isinstance(generator, Recurrent):
+        return []
+    linears = [m for m in generator.modules() if isinstance(m, nn.Linear)]
+    plain = not any(isinstance(m, NORMS) or is_parametrized(m) for m in generator.modules())
+    if isinstance(generator, SplitHeads) or len(linears) < 2 or not plain:
+        raise ValueError("widen needs one head over a hidden layer without norm")
+    return linears[-2:]
+
+
+def widen_generator(generator: nn.Module, n: int) -> None:
+    """n more units in the last hidden layer ("rnn": in every one); ValueError as of `widenable`."""
+    if isinstance(generator, Recurrent):
+        generator.widen(n)
+        return
+    layer, head = widenable(generator)
+    std = float(layer.weight.detach().std())
+    for old, new in ((layer, widened(layer, rows=n, std=std)), (head, widened(head, columns=n))):
+        for module in list(generator.modules()):
+            for name, child in list(module.named_children()):
+                if child is old:
+                    setattr(module, name, new)
+
+
 def make_generator(
     strategy: Strategy,
     width: int,
@@ -248,6 +281,8 @@ def make_generator(
 
     if norm not in (None, "batch", "layer", "weight"):
         raise ValueError(f"unknown norm {norm!r}: choose one of batch, layer, weight or None")
+    if norm is not None and strategy in ("rnn", "attention", "conv"):
+        raise ValueError(f"norm={norm!r} has no place in strategy={strategy!r}: it is for all, split, layerwise, chunk")
     if norm == "batch" and strategy in ("layerwise", "chunk"):
         raise ValueError(f'norm="batch" mixes the places of strategy={strategy!r}: take norm="layer" or "weight"')
 

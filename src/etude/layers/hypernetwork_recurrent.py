@@ -8,21 +8,26 @@ from typing import Any, Literal
 
 from torch import nn
 
-from etude.layers.hypernetwork import HyperNetwork, _select
+from etude.layers.hypernetwork import HyperNetwork
 from etude.layers.hypernetwork_conditions import TaskCondition
+from etude.layers.hypernetwork_targets import select_targets
 from etude.layers.parameters import layout_of
 
 
 class RecurrentHyperNetwork(HyperNetwork):
-    """`HyperNetwork` with strategy "rnn" over chunks of `chunk_size` weights, conditioned on tasks.
+    """`HyperNetwork` with strategy "rnn" over chunks of at most `chunk_size` weights, conditioned on tasks.
 
     Parameters
     ----------
     num_tasks
         None: one to start with; `add_condition` brings the next ones.
+    task_dim, chunk_dim
+        Sizes of the embeddings of tasks and of chunks.
+    chunk_size
+        Weights a chunk at most: there are as few equal chunks as that allows.
     hidden, num_layers
         Units of each recurrent layer. Its first state is a learned function of the task.
-    options
+    target, cell, init, options
         As for `HyperNetwork`: ``unit="layer"`` for one step a layer of the target (chunk_size then has no effect),
         ``feed_previous=True`` for steps that read the weights before them.
 
@@ -46,7 +51,7 @@ class RecurrentHyperNetwork(HyperNetwork):
         init: Literal["gain", "default"] = "gain",
         **options: Any,
     ) -> None:
-        size = layout_of(_select(target, options.get("targets"))).size
+        size = layout_of(select_targets(target, options.get("targets"))).size
         if not 1 <= chunk_size <= size:
             raise ValueError(f"chunk_size={chunk_size} must lie between 1 and the target's {size} weights")
         super().__init__(

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from etude.layers.hypernetwork_generators import AllAtOnce, kaiming_kind
+from etude.layers.hypernetwork_generators import NORMS, AllAtOnce, kaiming_kind
 from etude.layers.parameters import Layout
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 Init = Literal["gain", "scaled", "hyperfan", "default"]
+CHANGE = 0.1  # size of a generated change of theta_0, in that of theta_0: small against it, as the paper asks
 
 
 class Start:
@@ -60,11 +60,18 @@ def ordinary_stds(layout: Layout) -> list[float]:
 
 @torch.no_grad()
 def init_head(
-    generator: nn.Module, layout: Layout, init: Init, activation: str, z: Tensor | None, gain: Tensor
+    generator: nn.Module,
+    layout: Layout,
+    init: Init,
+    activation: str,
+    z: Tensor | None,
+    gain: Tensor,
+    residual: bool,
 ) -> None:
     """Draw the head's weights, and with "gain" fill `gain`, one factor a tensor.
 
-    `z`: encoded conditions (C, width) at which sizes are measured; None with "default".
+    `z`: encoded conditions (C, width) at which sizes are measured; None with "default". `residual`: what is generated
+    is a change of theta_0, which brings the ordinary size.
     """
     heads = [
         m for n, m in generator.named_modules() if n.split(".")[0] in ("head", "heads") and isinstance(m, nn.Linear)
@@ -77,9 +84,8 @@ def init_head(
     generator.eval()  # a batch norm inside cannot normalise one condition
     if isinstance(generator, AllAtOnce):
         energy = 1.0 if z is None else float(generator.trunk(z).square().mean())
-        for name, part in layout.slices().items():
+        for (name, part), shape in zip(layout.slices().items(), layout.shapes, strict=True):
             rows = generator.head.weight[part]
-            shape = layout.shapes[layout.names.index(name)]
             if init == "hyperfan":  # Var(theta) = 2 / fan_in (weights), halved between weight and bias
                 owner = name.rpartition(".")[0]
                 both = (f"{owner}.bias" if owner else "bias") in layout.names
@@ -93,7 +99,8 @@ def init_head(
         assert z is not None
         flat = generator(z)
         for i, (part, std) in enumerate(zip(layout.slices().values(), ordinary_stds(layout), strict=True)):
-            gain[i] = std / float(flat[:, part].square().mean().sqrt().clamp_min(1e-12))
+            wanted = CHANGE * std if residual else std
+            gain[i] = wanted / float(flat[:, part].square().mean().sqrt().clamp_min(1e-12))
     if init == "scaled":
         sizes = torch.tensor([math.prod(s) for s in layout.shapes], device=gain.device)
         generator.head.weight.mul_(torch.repeat_interleave(gain, sizes)[:, None])  # type: ignore[operator,union-attr]

@@ -29,7 +29,7 @@ def dependency_plots(results: Results) -> list[Plot]:
             for r in results.select("final_accuracy_permuted", protocol=protocol) if r["arm"] in ratios
         ]  # fmt: skip
         if rows:
-            x = alt.X("ratio:Q", title="trainable parameters / those of the target")
+            x = alt.X("ratio:Q", title="parameters with all embeddings / those of the target")
             base = alt.Chart(alt.Data(values=rows)).encode(x=x, color="arm:N")
             y = alt.Y("value:Q", title="final accuracy, permuted tasks, %", scale=alt.Scale(zero=False))
             mean_y = alt.Y("mean(value):Q", title="final accuracy, permuted tasks, %", scale=alt.Scale(zero=False))

@@ -109,6 +109,8 @@ def rival(
     )  # fmt: skip
 
 
-def parameter_ratio(hyper: HyperNetwork) -> float:
-    """Trainable parameters, embeddings included, over the target's own."""
-    return hyper.parameter_report().ratio
+def parameter_ratio(hyper: HyperNetwork, tasks: int) -> float:
+    """Parameters of the generator with the embeddings of all tasks (ended ones are frozen), over the target's own."""
+    report = hyper.parameter_report()
+    own = sum(p.numel() for n, p in hyper.named_parameters() if not n.startswith("condition."))
+    return (own + tasks * TASK_DIM) / (report.generated + report.direct)

@@ -93,13 +93,13 @@ class DependencyStudy(Study):
             task = flat_task(job.task, seed, c.rows, job.device)
             sizes = (task.train.x.shape[1], c.width, c.width, task.num_classes)
             if job.arm == "all_at_once":
-                ratio = problems.parameter_ratio(problems.generator(job.arm, sizes, seed, c.scale))
+                ratio = problems.parameter_ratio(problems.generator(job.arm, sizes, seed, c.scale), c.tasks)
                 yield Measurement(job.arm, seed, "parameter_ratio", ratio)
                 continue
             segments = permuted_stream(task, c.tasks, seed=seed)
             if job.arm in GENERATORS:
                 found, cl = problems.learn(job.arm, segments, sizes, config, c.beta, seed, job.device, c.scale)
-                yield Measurement(job.arm, seed, "parameter_ratio", problems.parameter_ratio(cl.hyper))
+                yield Measurement(job.arm, seed, "parameter_ratio", problems.parameter_ratio(cl.hyper, c.tasks))
                 if job.arm == "rnn_growth":
                     yield Measurement(job.arm, seed, "widenings", len(cl.growth_history))
             else:
