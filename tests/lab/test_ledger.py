@@ -206,6 +206,32 @@ def test_postgresql(toy):
     ledger.delete(result.run_id)
 
 
+@pytest.mark.skipif(not os.environ.get("ETUDE_TEST_POSTGRES"), reason="needs ETUDE_TEST_POSTGRES, a database URL")
+def test_postgresql_keeps_a_study_whose_pictures_hold_no_numbers():
+    """It has no JSON for them, and a study must not end for that."""
+    odd = {"z": [1.0, float("nan"), float("inf")]}
+    ledger = Ledger(os.environ["ETUDE_TEST_POSTGRES"])
+    run = ledger.begin("pointer-networks", "quick", "k", {"config": odd})
+    try:
+        ledger.commit(run, "p", "a", [1000], [Artifact("a", 1000, "pic", odd)], seconds=0.1, peak_bytes=1)
+        ledger.update(run, plots=[odd])
+        kept = {"z": [1.0, None, None]}
+        assert ledger.artifacts(run)[0]["value"] == kept
+        assert (ledger.run(run)["record"]["plots"], ledger.run(run)["record"]["config"]) == ([kept], kept)
+    finally:
+        ledger.delete(run)
+
+
+@pytest.mark.skipif(not os.environ.get("ETUDE_TEST_POSTGRES"), reason="needs ETUDE_TEST_POSTGRES, a database URL")
+def test_a_connection_that_died_is_replaced():
+    ledger = Ledger(os.environ["ETUDE_TEST_POSTGRES"])
+    with ledger.engine.connect() as c:
+        mine = c.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    with Ledger(os.environ["ETUDE_TEST_POSTGRES"]).engine.begin() as c:
+        c.exec_driver_sql(f"SELECT pg_terminate_backend({mine}, 5000)")
+    assert ledger.runs("nothing") == []
+
+
 @pytest.mark.parametrize("url", ["nonsense://x", "mysql://x/y"])
 def test_an_address_of_no_known_database(url):
     with pytest.raises(LedgerError, match="cannot be used: .*give a path"):
@@ -219,7 +245,15 @@ def test_passwords_are_not_shown(url):
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("field", "bad"), [("tier", "weird"), ("state", "hm")])
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("tier", "weird"), ("state", "hm"), ("started", "yesterday"), ("started", "2026-01-02T03:00:00"),
+        ("started", "9999-12-31T23:59:59Z"), ("seconds", float("inf")), ("seconds", -1.0),
+        ("record", {"plots": [{"name": "x"}]}), ("record", {"plots": [{"name": "x", "caption": "y", "spec": "z"}]}),
+        ("record", {"plots": {}}),
+    ],
+)  # fmt: skip
 def test_result_files_of_other_words_are_refused(tmp_path, field, bad):
     files = [Path(__file__).parents[2] / "results" / "mip-hypernetworks" / "laptop.json"]
     raw = json.loads(files[0].read_text()) | {field: bad}

@@ -87,3 +87,32 @@ def test_a_fault_outside_the_study_ends_the_request_not_the_worker(queue, toy, m
     assert (row["state"], row["error"]) == ("broken", "ImportError: half loaded")
     assert "half loaded" in capsys.readouterr().err
     assert not work_one(queue, "w", jobs=1)
+
+
+def test_a_request_that_ends_its_workers_is_given_up(queue, toy):
+    request = queue.ask(toy)
+    for n in range(1, q.MOST_ATTEMPTS + 1):
+        assert queue.claim(f"w{n}")["attempts"] == n
+        queue.clock.now += q.LEASE_SECONDS + 1
+    assert queue.claim("last") is None
+    row = queue.get(request)
+    assert row["state"] == "broken"
+    assert "3 workers ended in the middle of it" in row["error"]
+    assert queue.ask(toy) != request
+
+
+def test_one_that_is_given_up_holds_up_no_other(queue, toy):
+    queue.ask(toy)
+    for _ in range(q.MOST_ATTEMPTS):
+        queue.claim("w")
+        queue.clock.now += q.LEASE_SECONDS + 1
+    other = queue.ask(toy, "laptop")
+    assert queue.claim("w")["id"] == other
+
+
+def test_an_older_queue_learns_to_count(queue, toy):
+    request = queue.ask(toy)
+    with queue.ledger.engine.begin() as c:
+        c.exec_driver_sql("ALTER TABLE study_request DROP COLUMN attempts")
+    assert Queue(queue.ledger, queue.clock).claim("w")["attempts"] == 1
+    assert queue.get(request)["state"] == "running"

@@ -1,5 +1,8 @@
 """The report in a real headless Chromium: self-contained, filters, light and dark, phone."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import pytest
 
 from etude.errors import UsageError
@@ -7,6 +10,7 @@ from etude.lab.judge import judge
 from etude.lab.ledger import Ledger
 from etude.lab.report import write_report
 from etude.lab.runner import run_study
+from etude.lab.vega import figure
 
 
 @pytest.fixture
@@ -132,3 +136,36 @@ def test_the_strip_shows_where_the_claim_holds():
     assert 0 <= near(4.0) <= 420
     assert far(4000.0) > 420
     assert far.clip(4000.0) <= 420
+
+
+@pytest.mark.parametrize(
+    ("plot", "text"),
+    [
+        ({"name": "x"}, "cannot be drawn: it has no spec"),
+        ({"name": "x", "caption": "seeds", "spec": ["mark"]}, "seeds (cannot be drawn"),
+        ({"name": "x", "caption": "seeds", "spec": {"mark": 3}}, "seeds (cannot be drawn"),
+    ],
+)
+def test_a_plot_that_cannot_be_drawn_says_so(plot, text):
+    drawn = figure(plot)
+    assert (drawn["svg"], drawn["name"]) == ("", "x")
+    assert text in drawn["caption"]
+
+
+def test_a_plot_makes_us_ask_no_address():
+    """Files with plots come from others: data that lie at an address are not fetched."""
+    asked = []
+
+    class Host(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(404)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Host) as host:
+        threading.Thread(target=host.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{host.server_port}/data.json"
+        plot = {"name": "x", "caption": "c", "spec": {"data": {"url": url}, "mark": "point"}}
+        assert "External data url not allowed" in figure(plot)["caption"]
+        host.shutdown()
+    assert asked == []

@@ -204,7 +204,7 @@ def half_a_migration(page):
 
 
 @contextmanager
-def without_transaction(self):
+def without_transaction(self, **_):
     with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
         yield c
 

@@ -192,9 +192,9 @@ def test_mondays_mail_holds_the_weekend_everywhere(zone, hour):
     at = next_run(1_790_000_000, "weekdays", zone, hour)
     while datetime.fromtimestamp(at, ZoneInfo(zone)).weekday() != 0:
         at = next_run(at, "weekdays", zone, hour)
-    saturday = datetime.fromtimestamp(window(at, "weekdays", zone), ZoneInfo(zone))
+    saturday = datetime.fromtimestamp(window(at, "weekdays", zone, hour), ZoneInfo(zone))
     assert saturday.weekday() == 4
-    assert at - window(next_run(at, "weekdays", zone, hour), "weekdays", zone) <= 3600
+    assert at - window(next_run(at, "weekdays", zone, hour), "weekdays", zone, hour) <= 3600
 
 
 def test_old_mails_links_work_after_coming_back(single):  # noqa: F811

@@ -14,7 +14,7 @@ from aiosmtpd.controller import Controller
 from etude.page import tables as t
 from etude.page.database import Database
 from etude.page.digest import mail
-from etude.page.digest.send import LEASE, RETRY_MINUTES, Smtp, claim, send_due, transport
+from etude.page.digest.send import GIVE_UP, LEASE, RETRY_MINUTES, Smtp, claim, send_due, transport
 from etude.page.settings import Settings
 
 SETTINGS = Settings(secret="a test's secret, long enough to be taken", mail_from="Etude <etude@example.org>")
@@ -22,10 +22,10 @@ NOW = 1_790_000_000
 
 
 class Mailbox:
-    """Takes every mail, or refuses recipients as it is told."""
+    """Takes every mail, or refuses recipients, or hangs up on them, as it is told."""
 
     def __init__(self):
-        self.mails, self.refuse = [], {}
+        self.mails, self.refuse, self.hang_up, self.tries = [], {}, set(), []
 
     async def handle_RCPT(self, server, session, envelope, address, options):
         if address in self.refuse:
@@ -34,6 +34,9 @@ class Mailbox:
         return "250 OK"
 
     async def handle_DATA(self, server, session, envelope):
+        self.tries += envelope.rcpt_tos
+        if self.hang_up & set(envelope.rcpt_tos):
+            server.transport.close()
         self.mails.append((envelope.mail_from, envelope.rcpt_tos, envelope.original_content or envelope.content))
         return "250 OK"
 
@@ -167,9 +170,46 @@ def test_a_server_that_refuses_us_says_nothing_of_the_readers(db, box):
     queue(db, "ann@example.org", "a", who)
     queue(db, "ann@example.org", "b", who)
     box.handle_MAIL = refuse
-    assert send(db, box) == {"sent": 0, "later": 1, "bounced": 0}
+    assert send(db, box) == {"sent": 0, "later": 2, "bounced": 0}
     assert {r["status"] for r in db.rows(sa.select(t.outbox))} == {"queued"}
     row = state(db, t.subscriber)
     assert (row["status"], row["soft_failures"]) == ("active", 0)
     del box.handle_MAIL
     assert send(db, box, NOW + 3600)["sent"] == 2
+
+
+def test_a_mail_that_makes_the_server_hang_up_holds_up_no_other_and_ends(db, box):
+    who = subscriber(db, "odd@example.org")
+    queue(db, "odd@example.org", "a", who)
+    for name in ("b", "c"):
+        queue(db, f"{name}@example.org", name)
+    box.hang_up = {"odd@example.org"}
+    assert send(db, box) == {"sent": 2, "later": 1, "bounced": 0}
+    now = NOW
+    while (row := db.rows(sa.select(t.outbox))[0])["status"] == "queued":
+        assert row["next_at"] - now in {60 * minutes for minutes in RETRY_MINUTES}
+        now = row["next_at"]
+        send(db, box, now)
+    assert row["status"] == "failed"
+    assert NOW + GIVE_UP <= now < NOW + GIVE_UP + 60 * RETRY_MINUTES[-1]
+    assert box.tries.count("odd@example.org") < 25
+    assert state(db, t.subscriber)["soft_failures"] == 0
+
+
+def test_a_server_that_hangs_up_on_everybody_is_left_alone(db, box):
+    box.hang_up = {f"{n}@example.org" for n in range(5)}
+    for address in sorted(box.hang_up):
+        queue(db, address, address)
+    assert send(db, box)["later"] == 2
+    box.hang_up = set()
+    assert send(db, box, NOW + 300)["sent"] == 5
+
+
+@pytest.mark.parametrize(("key", "life"), [(mail.LOGIN_KEY, 900), (mail.AUTHOR_KEY, 48 * 3600)])
+def test_a_link_that_is_dead_is_not_sent(db, box, key, life):
+    queue(db, "ann@example.org", f"{key}x")
+    queue(db, "bob@example.org", f"{key}y", now=NOW + 1)
+    assert send(db, box, NOW + life)["sent"] == 1
+    rows = [(r["status"], r["recipient"], r["raw"]) for r in db.rows(sa.select(t.outbox).order_by(t.outbox.c.id))]
+    assert rows == [("failed", "", ""), ("sent", "", "")]
+    assert box.tries == ["bob@example.org"]

@@ -7,10 +7,11 @@ rebuilt from such files. Runs on a user's own data are never exported unless ask
 import json
 import os
 import tempfile
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from etude.errors import EtudeError, UsageError
 from etude.lab.finite import finite
@@ -19,6 +20,30 @@ from etude.lab.study import Artifact, Measurement
 from etude.lab.verdicts import run_verdicts
 
 RESULT_SCHEMA = 1
+
+
+def _date(text: str) -> str:
+    """A run's start as the ledger writes it: kept as text, by which runs are put in order."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None or not 2000 <= moment.year < 2200:
+        raise ValueError(f"{text!r} is no moment with a time zone, written as 2026-11-23T07:00:00Z")
+    return text
+
+
+def _record(record: dict[str, Any]) -> dict[str, Any]:
+    """A run's record, of which the page shows the plots."""
+    plots = record.get("plots", [])
+    if not isinstance(plots, list) or not all(_is_plot(p) for p in plots):
+        raise ValueError("every plot needs a name, a caption and a spec")
+    return record
+
+
+def _is_plot(plot: Any) -> bool:
+    kinds = {"name": str, "caption": str, "spec": dict}
+    return isinstance(plot, dict) and all(isinstance(plot.get(key), kind) for key, kind in kinds.items())
+
+
+Seconds = Annotated[float, Field(ge=0, lt=1e9)]  # a lifetime at most: NaN and infinity are no durations
 
 
 class _Row(BaseModel):
@@ -36,7 +61,7 @@ class _JobRow(BaseModel):
     protocol: str
     arm: str
     seed: int
-    seconds: float
+    seconds: Seconds
     peak_bytes: int
 
 
@@ -57,10 +82,10 @@ class ResultFile(BaseModel):
     slug: str
     tier: Literal["quick", "laptop", "gpu"]
     state: Literal["done", "broken", "skipped", "running"]
-    started: str
-    seconds: float
+    started: Annotated[str, AfterValidator(_date)]
+    seconds: Seconds
     key: str
-    record: dict[str, Any]
+    record: Annotated[dict[str, Any], AfterValidator(_record)]
     jobs: list[_JobRow]
     measurements: list[_Row]
     artifacts: list[_ArtifactRow]

@@ -20,6 +20,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from etude.errors import LedgerError
+from etude.lab.finite import finite
 from etude.lab.study import Artifact, Measurement
 
 SCHEMA = 1
@@ -120,7 +121,12 @@ class Ledger:
         try:
             address = sa.make_url(self.url)
             shown = address.render_as_string(hide_password=True)
-            self.engine: Engine = sa.create_engine(address)
+            kind = address.get_backend_name()
+            self.engine: Engine = sa.create_engine(
+                address,
+                pool_pre_ping=kind != "sqlite",  # a server may have been restarted since
+                json_serializer=_finite_json if kind == "postgresql" else None,
+            )
         except (SQLAlchemyError, ImportError) as error:
             raise LedgerError(
                 f"the ledger {shown} cannot be used: {error}; give a path, sqlite:///PATH or postgresql+psycopg://..."
@@ -324,6 +330,11 @@ class Ledger:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _finite_json(value: Any) -> str:
+    """JSON for PostgreSQL, which refuses the NaN that SQLite keeps: null instead."""
+    return json.dumps(finite(value))
 
 
 def _sqlite_pragmas(connection: Any, _: Any) -> None:

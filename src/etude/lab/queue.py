@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from etude.errors import EtudeError, UsageError
 from etude.lab.ledger import Ledger, _meta
@@ -21,6 +22,7 @@ from etude.lab.registry import study
 from etude.lab.runner import run_study
 
 LEASE_SECONDS = 60.0
+MOST_ATTEMPTS = 3  # that a request may cost a worker's life, such as one that needs more memory than there is
 
 request_table = sa.Table(
     "study_request", _meta,
@@ -34,6 +36,7 @@ request_table = sa.Table(
     sa.Column("ended", sa.Float),
     sa.Column("lease_until", sa.Float),
     sa.Column("worker", sa.String(120)),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),  # how often it was claimed
     sa.Column("done", sa.Integer, nullable=False, default=0),
     sa.Column("total", sa.Integer, nullable=False, default=0),
     sa.Column("run_id", sa.String(32)),
@@ -52,7 +55,18 @@ class Queue:
 
     def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.time) -> None:
         self.ledger, self._clock = ledger, clock
-        _meta.create_all(ledger.engine, tables=[request_table])
+        try:
+            self._make_table()
+        except SQLAlchemyError:  # another process may have made it in between
+            self._make_table()
+
+    def _make_table(self) -> None:
+        """The table of requests, with the column that older ones lack."""
+        engine = self.ledger.engine
+        _meta.create_all(engine, tables=[request_table])
+        if "attempts" not in {column["name"] for column in sa.inspect(engine).get_columns("study_request")}:
+            with engine.begin() as c:
+                c.exec_driver_sql("ALTER TABLE study_request ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0")
 
     def ask(self, slug: str, tier: str = "quick", *, asked_by: str | None = None) -> str:
         """Queue a study; the same study and tier waiting or running already is returned instead of doubled.
@@ -88,17 +102,25 @@ class Queue:
         return self.ledger._rows(query.where(request_table.c.slug == slug) if slug else query)
 
     def claim(self, worker: str) -> dict[str, Any] | None:
-        """The oldest request that waits, or whose worker let its lease run out; None when there is none."""
+        """The oldest request that waits, or whose worker let its lease run out; None when there is none.
+
+        One that has let `MOST_ATTEMPTS` workers die is closed as broken instead.
+        """
         t, now = request_table.c, self._clock()
         free = sa.or_(t.state == "queued", sa.and_(t.state == "running", t.lease_until < now))
         for row in self.ledger._rows(sa.select(request_table).where(free).order_by(t.created)):
             unchanged = sa.and_(
                 t.id == row["id"], t.state == row["state"], t.worker.is_not_distinct_from(row["worker"])
             )
-            new = dict(state="running", worker=worker, started=now, lease_until=now + LEASE_SECONDS)
+            tired = row["attempts"] >= MOST_ATTEMPTS
+            new = _given_up(now) if tired else {
+                "state": "running", "worker": worker, "started": now, "lease_until": now + LEASE_SECONDS,
+                "attempts": row["attempts"] + 1,
+            }  # fmt: skip
             with self.ledger._transaction() as c:
-                if c.execute(sa.update(request_table).where(unchanged, free).values(**new)).rowcount == 1:
-                    return row | new
+                changed = c.execute(sa.update(request_table).where(unchanged, free).values(**new)).rowcount
+            if changed == 1 and not tired:
+                return row | new
         return None
 
     def beat(self, request: str, worker: str, done: int | None = None, total: int | None = None) -> None:
@@ -137,6 +159,14 @@ class Queue:
         with self.ledger._transaction() as c:
             changed = c.execute(sa.update(request_table).where(waiting).values(state="cancelled", ended=self._clock()))
             return changed.rowcount == 1
+
+
+def _given_up(now: float) -> dict[str, Any]:
+    problem = (
+        f"{MOST_ATTEMPTS} workers ended in the middle of it, perhaps for want of memory: run it by etude run and see; "
+        "finished seeds are kept"
+    )
+    return {"state": "broken", "error": problem, "ended": now, "lease_until": None}
 
 
 def worker_name() -> str:

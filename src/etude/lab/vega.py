@@ -39,14 +39,12 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def figure(plot: Mapping[str, Any]) -> dict[str, str]:
     """A study's plot as svg, caption and name; one that cannot be drawn says so in its caption."""
+    name, caption = str(plot.get("name", "")), str(plot.get("caption", ""))
     try:
-        return {
-            "svg": _drawn(json.dumps(plot["spec"]), plot["caption"]),
-            "caption": plot["caption"],
-            "name": plot["name"],
-        }
-    except ValueError as error:  # a plot of an older version must not hide the verdicts
-        return {"svg": "", "caption": f"{plot['caption']} (cannot be drawn: {error})", "name": plot["name"]}
+        return {"svg": _drawn(json.dumps(plot["spec"]), caption), "caption": caption, "name": name}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # must not hide the verdicts
+        problem = "it has no spec" if isinstance(error, KeyError) else error
+        return {"svg": "", "caption": f"{caption} (cannot be drawn: {problem})", "name": name}
 
 
 @lru_cache(maxsize=300)  # drawing takes a hundred times as long as the rest of a page
@@ -57,15 +55,18 @@ def _drawn(spec: str, name: str) -> str:
 def to_svg(spec: dict[str, Any], name: str = "") -> str:
     """Draw one specification; `name` is what a screen reader says of it.
 
+    Its data stand in it: a specification may come from somebody else's file, and must not make us ask any address.
+
     Raises
     ------
     ValueError
-        If it is not a valid Vega-Lite specification.
+        If it is not a valid Vega-Lite specification, or its data are an address.
     """
     import vl_convert
 
     own = {k: v for k, v in (spec.get("config") or {}).items() if k != "view"}
-    svg = vl_convert.vegalite_to_svg({**spec, "config": _merge(CONFIG, own)}, show_warnings=False)
+    whole = {**spec, "config": _merge(CONFIG, own)}
+    svg = vl_convert.vegalite_to_svg(whole, show_warnings=False, allowed_base_urls=[])
     for sentinel, variable in _VARIABLES.items():
         svg = svg.replace(sentinel, variable)
     svg = re.sub(r'\s(?:xmlns|xmlns:xlink|version)="[^"]*"', "", svg, count=3)

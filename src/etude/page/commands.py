@@ -1,7 +1,9 @@
 """The page's part of the command line: serve, worker, import, snapshot, db."""
 
+import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,8 +15,10 @@ from etude.page import upkeep
 
 Flag = Parameter(negative=())
 LedgerOption = Annotated[str | None, Parameter(name="--ledger")]
+PAUSE = 5.0  # seconds between two looks at the outbox, at papers without vectors, and after a round that failed
 PARENT = "ETUDE_SERVED_BY"  # the process id of the server that started a worker
 out = Console(highlight=False, soft_wrap=True)
+_log = logging.getLogger(__name__)
 
 
 def _need(module: str, purpose: str) -> None:
@@ -39,7 +43,7 @@ def serve(
     mode
         single: one user on this machine. accounts: several people.
     base_url
-        The address that readers use, behind a proxy.
+        The address that readers use, behind a proxy (default: ETUDE_BASE_URL).
     ledger
         Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
     workers
@@ -57,20 +61,14 @@ def serve(
 
     from etude.page.retention import purge
     from etude.page.search.semantic import model_name
-    from etude.page.settings import Settings, from_environment, load_secret, secret_folder
+    from etude.page.settings import Settings, from_environment, page_secret
     from etude.page.web.app import create_app
 
     model_name()  # refuses what it does not know
-    more: dict[str, Any] = from_environment() | ({"admin": admin} if admin else {})
-    settings = Settings(
-        database=ledger,
-        host=host,
-        port=port,
-        mode=mode,
-        base_url=base_url,
-        secret=load_secret(secret_folder(ledger)),
-        **more,
-    )
+    given = {"admin": admin, "base_url": base_url}
+    more: dict[str, Any] = from_environment() | {name: value for name, value in given.items() if value}
+    secret = page_secret(ledger)
+    settings = Settings(database=ledger, host=host, port=port, mode=mode, secret=secret, **more)
     app = create_app(settings)
     purge(app.state.site.db, app.state.site.now, settings.mail_folder)
     stop = threading.Event()
@@ -109,15 +107,32 @@ def _keep(children: list[Any], command: list[str], environment: dict[str, str], 
         pause = min(60.0, 2 * pause) if dead else max(1.0, 0.9 * pause)
 
 
+def _over_and_over(step: Callable[[], float], stop: threading.Event) -> None:
+    """Repeat a step, which says how many seconds to wait after it, until `stop` is set.
+
+    A round that fails, as when the database is away, is logged and ends nothing: the next one may find it back.
+    """
+    while not stop.is_set():
+        try:
+            pause = step()
+        except Exception:
+            _log.exception("this round failed, the next one is in %g s", PAUSE)
+            pause = PAUSE
+        stop.wait(pause)
+
+
 def _send_mails(settings: Any, stop: threading.Event) -> None:
-    """Hand the outbox to the mail server, also when the server is away for a while."""
+    """Hand the outbox to the mail server, also when the server or the database is away for a while."""
     from etude.page.database import Database
     from etude.page.digest.send import send_due, transport
 
-    db = Database(settings.database)
-    while not stop.is_set():
+    db = Database(settings.database, migrate=False)
+
+    def send() -> float:
         send_due(db, transport(settings))
-        stop.wait(5.0)
+        return PAUSE
+
+    _over_and_over(send, stop)
 
 
 def worker(*, ledger: LedgerOption = None, jobs: int | None = None, once: Annotated[bool, Flag] = False) -> None:
@@ -168,18 +183,20 @@ def _log_verdicts(ledger: str | None) -> None:
 
 def _follow_ledger(ledger: str | None, stop: threading.Event) -> None:
     """Log verdicts when a run has ended, here or by `etude run` beside the page: views themselves write nothing."""
-    from etude.errors import EtudeError
     from etude.lab.ledger import Ledger
 
     store, seen = Ledger(ledger), None
-    while not stop.wait(2.0):
-        try:
-            now = store.states()
-            if now != seen:
-                _log_verdicts(ledger)
-            seen = now
-        except EtudeError:  # the ledger is busy or away: the next look will tell
-            continue
+
+    def look() -> float:
+        nonlocal seen
+        now = store.states()
+        if now != seen:
+            _log_verdicts(ledger)
+        seen = now
+        return 2.0
+
+    stop.wait(2.0)
+    _over_and_over(look, stop)
 
 
 def _leave_with_parent(stop: threading.Event) -> None:
@@ -205,7 +222,7 @@ def _embed(ledger: str | None, stop: threading.Event, ready: threading.Event) ->
 
     if hasattr(os, "nice"):
         os.nice(10)  # on Linux of this thread and of those that it starts: answers and studies go first
-    db = Database(ledger)
+    db: Database | None = None
     try:
         encode = load_encoder()
         encode(["the first call loads what is left"])
@@ -213,10 +230,16 @@ def _embed(ledger: str | None, stop: threading.Event, ready: threading.Event) ->
         return
     finally:
         ready.set()
-    forget_other_models(db)
-    while not stop.is_set():
-        if embed_pending(db, encode) == 0:
-            stop.wait(5.0)
+
+    def embed() -> float:
+        nonlocal db
+        if db is None:
+            opened = Database(ledger)
+            forget_other_models(opened)
+            db = opened
+        return PAUSE if embed_pending(db, encode) == 0 else 0.0
+
+    _over_and_over(embed, stop)
 
 
 def import_papers(file: Path, *, ledger: LedgerOption = None, dry_run: Annotated[bool, Flag] = False) -> None:
@@ -315,7 +338,6 @@ def digest(
         Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
     """
     _need("email_validator", "the digest (etude digest)")
-    import os
     import time
     from datetime import UTC, datetime
 
@@ -327,16 +349,13 @@ def digest(
     from etude.page.digest.compose import preview
     from etude.page.digest.send import send_due, transport
     from etude.page.retention import purge
-    from etude.page.settings import Settings, from_environment, load_secret, secret_folder
+    from etude.page.settings import Settings, from_environment, page_secret
 
     if due == dry_run:
         raise UsageError("give --due to send what is due, or --dry-run --for ADDRESS to look at one mail")
+    more: dict[str, Any] = from_environment() | ({"base_url": base_url} if base_url else {})
+    settings = Settings(database=ledger, secret=page_secret(ledger), **more).check()
     db = Database(ledger)
-    settings = Settings(
-        database=ledger, base_url=base_url or os.environ.get("ETUDE_BASE_URL", ""), 
-        secret=load_secret(secret_folder(ledger)),
-        **from_environment(),  # type: ignore[arg-type]
-    )  # fmt: skip
     try:
         moment = datetime.fromisoformat(at) if at else None
     except ValueError as error:

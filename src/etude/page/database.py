@@ -17,6 +17,7 @@ from etude.lab.ledger import default_url, records
 from etude.page import migrations
 
 THREADS = 40  # that a server answers with at once, each with a connection
+ALONE = 0x65747564  # names our lock among those of a PostgreSQL database
 _versions = sa.Table("page_schema", sa.MetaData(), sa.Column("version", sa.Integer, primary_key=True))
 
 
@@ -73,20 +74,28 @@ class Database:
             )
         for number, module in known:
             if now < number <= target:
-                with self.begin() as c:
+                with self.begin(alone=True) as c:
                     _versions.create(c, checkfirst=True)
-                    module.up(c)
-                    c.execute(sa.insert(_versions).values(version=number))
+                    if not _applied(c, number):  # by another process that started at the same time
+                        module.up(c)
+                        c.execute(sa.insert(_versions).values(version=number))
         for number, module in reversed(known):
             if target < number <= now:
-                with self.begin() as c:
-                    module.down(c)
-                    c.execute(sa.delete(_versions).where(_versions.c.version == number))
+                with self.begin(alone=True) as c:
+                    if _applied(c, number):
+                        module.down(c)
+                        c.execute(sa.delete(_versions).where(_versions.c.version == number))
 
     @contextmanager
-    def begin(self) -> Iterator[sa.Connection]:
-        """One transaction; on SQLite it takes the write lock at once, so two writers never deadlock."""
+    def begin(self, *, alone: bool = False) -> Iterator[sa.Connection]:
+        """One transaction; on SQLite it takes the write lock at once, so two writers never deadlock.
+
+        `alone` has PostgreSQL, too, wait until no other process is in such a transaction: what is looked up in it then
+        holds until its end.
+        """
         with self.engine.connect().execution_options(immediate=True) as c, c.begin():
+            if alone and not self.is_sqlite:
+                c.execute(sa.select(sa.func.pg_advisory_xact_lock(ALONE)))
             yield c
 
     def rows(self, query: Any, parameters: Any = None) -> list[dict[str, Any]]:
@@ -119,6 +128,10 @@ class Database:
                 self._watch.close()
                 self._watch = None
         self.engine.dispose()
+
+
+def _applied(c: sa.Connection, number: int) -> bool:
+    return c.execute(sa.select(_versions).where(_versions.c.version == number)).first() is not None
 
 
 def _pragmas(connection: Any, _: Any) -> None:

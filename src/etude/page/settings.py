@@ -3,10 +3,14 @@
 import os
 import secrets
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
+from email.errors import MessageError
+from email.headerregistry import Address
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from etude.errors import UsageError
 
@@ -60,7 +64,8 @@ class Settings:
         Raises
         ------
         UsageError
-            For a short or default secret, or a single-user page that others could reach.
+            For a short or default secret, a single-user page that others could reach, or addresses (of the page, the
+            mail server, the sender, the admin) that cannot be read.
         """
         if len(self.secret) < MIN_SECRET or self.secret in ("changeme" * 4, "secret" * 6):
             raise UsageError(
@@ -74,43 +79,95 @@ class Settings:
             )
         if self.base_url and urlsplit(self.base_url).scheme not in ("http", "https"):
             raise UsageError(f"--base-url {self.base_url}: write it as https://papers.example.org")
+        if self.smtp_url:
+            mail_server(self.smtp_url)
+        sender = parseaddr(self.mail_from)[1]
+        if not _is_address(sender) or not sender.isascii() or any(ord(ch) < 32 for ch in self.mail_from):
+            raise UsageError(f"ETUDE_MAIL_FROM {self.mail_from!r}: write it as Etude <etude@example.org>")
+        if self.admin and not _is_address(self.admin.strip()):
+            raise UsageError(f"the admin's address {self.admin!r} (--admin or ETUDE_ADMIN) is no e-mail address")
         return self
 
 
+def mail_server(url: str) -> SplitResult:
+    """The parts of a mail server's address.
+
+    Raises
+    ------
+    UsageError
+        If it is none; without the password, which it may hold.
+    """
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("smtp", "smtps", "smtp+plain") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        known = False
+    if not known:
+        raise UsageError(
+            f"ETUDE_SMTP_URL ...{url.rpartition('@')[2]}: the mail server is written smtp://user:password@host:587 "
+            "or smtps://..."
+        )
+    return parts
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(Address(addr_spec=text).domain)
+    except (MessageError, ValueError, IndexError):  # the last for an empty one
+        return False
+
+
 def from_environment() -> dict[str, Any]:
-    """Mail server, sender, admin and trusted proxies (by commas), from `ETUDE_SMTP_URL`, `ETUDE_MAIL_FROM`,
-    `ETUDE_ADMIN` and `ETUDE_PROXIES`, where they are set."""
-    names = {"smtp_url": "ETUDE_SMTP_URL", "mail_from": "ETUDE_MAIL_FROM", "admin": "ETUDE_ADMIN"}
+    """The page's address, mail server, sender, admin and trusted proxies (by commas), from `ETUDE_BASE_URL`,
+    `ETUDE_SMTP_URL`, `ETUDE_MAIL_FROM`, `ETUDE_ADMIN` and `ETUDE_PROXIES`, where they are set."""
+    names = {
+        "base_url": "ETUDE_BASE_URL", "smtp_url": "ETUDE_SMTP_URL", "mail_from": "ETUDE_MAIL_FROM",
+        "admin": "ETUDE_ADMIN",
+    }  # fmt: skip
     found: dict[str, Any] = {key: os.environ[name] for key, name in names.items() if os.environ.get(name)}
     if proxies := [p.strip() for p in os.environ.get("ETUDE_PROXIES", "").split(",") if p.strip()]:
         found["trusted_proxies"] = tuple(proxies)
     return found
 
 
-def secret_folder(database: str | None) -> Path:
-    """Where the secret lies: beside an SQLite database, so that a command from elsewhere signs with the same one."""
+def page_secret(database: str | None) -> str:
+    """The secret of the page of a database: `ETUDE_SECRET`, else the file beside an SQLite database, so that a command
+    from elsewhere signs with the same one.
+
+    Raises
+    ------
+    UsageError
+        If others may read the file; for a database elsewhere, if there is none in the working folder: a new one for
+        each folder would make dead links.
+    """
     given = database or os.environ.get("ETUDE_LEDGER") or "etude.sqlite"
     if "://" in given and not given.startswith("sqlite:///"):
-        return Path.cwd()
-    return Path(given.removeprefix("sqlite:///")).resolve().parent
+        return load_secret(Path.cwd(), make=False)
+    return load_secret(Path(given.removeprefix("sqlite:///")).resolve().parent)
 
 
-def load_secret(folder: str | Path) -> str:
+def load_secret(folder: str | Path, *, make: bool = True) -> str:
     """`ETUDE_SECRET`, else the file `etude.secret` in a folder, made on first use and readable by its owner only.
 
     Raises
     ------
     UsageError
-        If others may read the file.
+        If others may read the file, or it is not there and must not be made.
     """
     given = os.environ.get("ETUDE_SECRET")
     if given:
         return given
     path = Path(folder) / "etude.secret"
     if not path.exists():
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="ascii") as f:
-            f.write(secrets.token_urlsafe(48))
+        if not make:
+            raise UsageError(
+                f"{path} is not there: with a database on a server set ETUDE_SECRET, to the same {MIN_SECRET} or more "
+                "characters for every command of the page"
+            )
+        with suppress(FileExistsError):  # another process may have been quicker
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w", encoding="ascii") as f:
+                f.write(secrets.token_urlsafe(48))
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UsageError(f"{path} may be read by others: chmod 600 {path}")
     return path.read_text(encoding="ascii").strip()

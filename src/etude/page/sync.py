@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from etude import catalogue
 from etude.catalogue import Paper
+from etude.lab.finite import finite
 from etude.lab.judge import Verdict
 from etude.lab.queue import Queue
 from etude.page import heat as h
@@ -37,7 +38,7 @@ def sync_catalogue(db: Database, now: int) -> int:
     A paper imported before becomes the card's.
     """
     new: list[int] = []
-    with db.begin() as c:
+    with db.begin(alone=True) as c:
         known = dict(
             c.execute(sa.select(t.alias.c.value, t.alias.c.paper_id).where(t.alias.c.kind == "slug")).tuples().all()
         )
@@ -105,7 +106,7 @@ def sync_verdicts(db: Database, current: Iterable[Verdict], now: int) -> int:
     """Log every verdict that is new or has changed, and warm its paper. Returns how many."""
     log = t.verdict_log.c
     changed = 0
-    with db.begin() as c:
+    with db.begin(alone=True) as c:
         ids = dict(
             c.execute(sa.select(t.alias.c.value, t.alias.c.paper_id).where(t.alias.c.kind == "slug")).tuples().all()
         )
@@ -117,7 +118,7 @@ def sync_verdicts(db: Database, current: Iterable[Verdict], now: int) -> int:
             if key in latest and (latest[key][0] == v.verdict or latest[key][1] == v.run):
                 continue
             values: dict[str, Any] = dict(zip(("slug", "claim", "protocol", "tier"), key, strict=True))
-            record = json.loads(json.dumps(v.record(), default=str))
+            record = finite(json.loads(json.dumps(v.record(), default=str)))  # PostgreSQL refuses NaN
             c.execute(
                 sa.insert(t.verdict_log).values(**values, verdict=v.verdict, record=record, run=v.run or "", at=now)
             )

@@ -90,7 +90,7 @@ def contents(
     """
     item, log, sent = t.sent_item.c, t.verdict_log.c, t.sent.c
     before = {r["paper_id"] for r in db.rows(sa.select(item.paper_id).where(item.subscriber_id == row["id"]))}
-    since = window(due_at or at, row["frequency"], row["zone"])
+    since = window(due_at or at, row["frequency"], row["zone"], row["hour"])
     filters = row["filters"] or {}
     followed = None
     if settings is not None and filters.get("following"):

@@ -17,6 +17,7 @@ from etude.page.security import token_hash
 from etude.page.settings import Settings
 
 LOGIN_KEY = "login:"
+AUTHOR_KEY = f"{LOGIN_KEY}author:"
 MAX_BYTES = 90_000  # large providers cut mails at about 102 kB
 # Headers stay on one line: folding would turn a long link into encoded words, which RFC 2369 forbids and nobody reads
 WIRE = SMTP.clone(max_line_length=998)
@@ -110,7 +111,7 @@ def author_link(settings: Settings, email: str, token: str, title: str, now: int
     text, html = _both("author", link=f"{settings.address}/author/{token}", title=title, site=settings.address)
     subject = "Is this paper yours?"
     raw = build(settings, email, subject, text, html, now, {"Auto-Submitted": "auto-generated"})
-    return Mail(email, subject, raw, key=f"{LOGIN_KEY}author:{token_hash(token)}")
+    return Mail(email, subject, raw, key=f"{AUTHOR_KEY}{token_hash(token)}")
 
 
 def digest(

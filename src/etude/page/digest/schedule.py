@@ -67,13 +67,14 @@ def period(at: int, frequency: str, zone_name: str) -> str:
     return f"monthly:{local:%Y-%m}" if frequency == "monthly" else f"weekdays:{local:%Y-%m-%d}"
 
 
-def window(at: int, frequency: str, zone_name: str) -> int:
-    """Start of the time that a mail due at a moment looks back on."""
+def window(at: int, frequency: str, zone_name: str, hour: int) -> int:
+    """Start of the time that a mail due at a moment looks back on: the subscriber's hour, an earlier day."""
     local = datetime.fromtimestamp(at, zone(zone_name))
     if frequency == "monthly":
         last = local.date().replace(day=1) - timedelta(days=1)  # of the month before
         day = last.replace(day=min(local.day, last.day))
     else:  # Monday's mail holds the weekend
         day = local.date() - timedelta(days=7 if frequency == "weekly" else 3 if local.weekday() == 0 else 1)
-    # by the calendar of the reader, since a day of changed clocks has 23 or 25 hours
-    return int(datetime.combine(day, local.time(), tzinfo=local.tzinfo).astimezone(UTC).timestamp())
+    # by the calendar of the reader, since a day of changed clocks has 23 or 25 hours; and by the hour that was wished
+    # for, since a mail whose own hour was skipped is late that day
+    return int(datetime.combine(day, time(hour), tzinfo=local.tzinfo).astimezone(UTC).timestamp())

@@ -1,6 +1,7 @@
 """The application: routes, headers, hosts, cookies, errors."""
 
 import hashlib
+import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from etude import __version__
-from etude.errors import EtudeError
+from etude.errors import EtudeError, LedgerError
 from etude.page.security import TooMany
 from etude.page.settings import Settings
 from etude.page.store import EditConflict
@@ -38,6 +39,8 @@ from etude.page.web import (
 from etude.page.web.context import COOKIE, Forbidden, Site
 from etude.page.web.render import render
 
+_log = logging.getLogger(__name__)
+AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)  # the database does not answer
 CSP = (
     "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'self'; object-src 'none'"
@@ -88,6 +91,8 @@ def create_app(settings: Settings, **site_options: Any) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _not_understood)
     for kind in (OverflowError, UnicodeError, sa.exc.DataError):  # numbers and characters that the database cannot hold
         app.add_exception_handler(kind, _unheard_of)
+    for away in (LedgerError, *AWAY):
+        app.add_exception_handler(away, _no_database)
     app.add_exception_handler(Exception, _broken)
     return app
 
@@ -169,9 +174,23 @@ async def _unheard_of(request: Request, error: Exception) -> Response:
     return _problem(request, 400, "the request holds a number or a character that cannot be", {})
 
 
+async def _no_database(request: Request, error: Exception) -> Response:
+    """The database is away or busy: its address is for the log alone, and a whole page would ask it who is reading."""
+    if isinstance(error, LedgerError) and not isinstance(error.__cause__, sa.exc.SQLAlchemyError):
+        return await _etude_error(request, error)
+    _log.error("the database does not answer: %s", error)
+    words, headers = "the database does not answer just now: try again in a minute", {"Retry-After": "60"}
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": words}, status_code=503, headers=headers)
+    return PlainTextResponse(words, status_code=503, headers=headers)
+
+
 async def _broken(request: Request, error: Exception) -> Response:
     """Our own fault: the log has it, the reader gets a page with its headers (this one runs outside of `_guard`)."""
-    answer = _problem(request, 500, "something broke here, and the log of the server says what", {})
+    if isinstance(error, AWAY):  # another error's page met it
+        answer = await _no_database(request, error)
+    else:
+        answer = _problem(request, 500, "something broke here, and the log of the server says what", {})
     answer.headers.update(HEADERS)
     return answer
 

@@ -79,8 +79,9 @@ class Site:
         found = self.db.rows(_ME)
         if found:
             return found[0]
-        with self.db.begin() as c:
-            c.execute(sa.insert(t.account).values(handle="me", role="admin", created_at=0, for_you=False))
+        with self.db.begin(alone=True) as c:
+            if c.execute(_ME).first() is None:  # another process may have been quicker
+                c.execute(sa.insert(t.account).values(handle="me", role="admin", created_at=0, for_you=False))
         return self.db.rows(_ME)[0]
 
     def digest(self, slug: str, tier: str) -> str | None:
