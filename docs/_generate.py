@@ -56,8 +56,9 @@ def _claims(paper: Paper, runs: list[dict[str, Any]]) -> list[str]:
 
 
 def _overview(runs: list[dict[str, Any]]) -> str:
-    """Every published verdict in one table, those that the card did not expect first in a list of their own."""
-    rows, surprises, count = [], [], dict.fromkeys(WORD, 0)
+    """Every published verdict in one table; lists of their own come first for those that the card did not expect and
+    for those that it expected to hold and that were not shown."""
+    rows, surprises, not_shown, count = [], [], [], dict.fromkeys(WORD, 0)
     for run in runs:
         claims = {c.id: c for c in catalogue.load(run["slug"]).claims}
         for v in run["verdicts"]:
@@ -73,6 +74,8 @@ def _overview(runs: list[dict[str, Any]]) -> str:
             rows.append(row)
             if {claim.expects, v["verdict"]} == {"holds", "fails"}:
                 surprises.append(row)
+            elif claim.expects == "holds" and v["verdict"] != "holds":
+                not_shown.append(row)
     head = [
         "| paper | claim | data | verdict | effect [interval] | seeds | paper says | expected |",
         "|---|---|---|---|---|---|---|---|",
@@ -87,10 +90,14 @@ def _overview(runs: list[dict[str, Any]]) -> str:
         "# All verdicts",
         "",
         f"{len(runs)} papers measured, {sum(count.values())} verdicts: {count['holds']} hold, {count['fails']} fail, "
-        f"{count['inconclusive']} inconclusive, {count[None]} without a word because the control did not lose. The reasons stand on each paper's page.",
+        f"{count['inconclusive']} inconclusive, {count[None]} without a word because the control did not lose. What was found of the reasons stands on each paper's page.",
+        "",
+        f"Intervals are of 95 % (90 % for `within`), each by itself: they are not corrected for the number of {sum(count.values())} verdicts, "
+        "so among so many some words are chance.",
     ]
     lines += ["", "## Not as expected", "", "Expected to hold and failing, or the other way round.", "", *head]
-    lines += [*surprises, "", "## Every verdict", "", *head, *rows, "", "## What the runs cost", "", *cost]
+    lines += [*surprises, "", "## Expected to hold, not shown", "", "Inconclusive, or without a verdict.", "", *head]
+    lines += [*not_shown, "", "## Every verdict", "", *head, *rows, "", "## What the runs cost", "", *cost]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
 """Every card of the catalogue against the schema, the table of rooms, the public names and the studies."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -33,7 +34,11 @@ ROOM_OF = {slug: room for room, slugs in ROOMS.items() for slug in slugs.split()
 
 FOLDER = Path(etude.__path__[0]) / "catalogue" / "papers"
 SLUGS = sorted(f.stem for f in FOLDER.glob("*.toml"))
+RESULTS = Path(__file__).parents[2] / "results"
 REFERENCE = re.compile(r"^[a-z0-9_]+(@[a-z0-9_]+)?$")
+MEASURED = re.compile(
+    r"Laptop: (?:inconclusive, )?(?:[.\d]+ against [.\d]+(?: %)?, )?([+-][.\d]+) \[(-?[.\d]+), (-?[.\d]+)\]"
+)
 
 
 def references(claim: Claim) -> list[str]:
@@ -139,3 +144,17 @@ def test_usage_is_at_most_ten_lines_of_python(slug: str) -> None:
     assert usage is not None
     compile(usage, f"{slug}.usage", "exec")
     assert len([line for line in usage.splitlines() if line.strip()]) <= 10
+
+
+@pytest.mark.parametrize("slug", [s for s in SLUGS if (RESULTS / s / "laptop.json").is_file()])
+def test_an_effect_that_a_note_opens_with_is_the_published_one(slug: str) -> None:
+    """Of notes with "Laptop: +1.2 [0.3, 2.1]": effect and interval of one of the claim's data sets, as rounded there."""
+    verdicts = json.loads((RESULTS / slug / "laptop.json").read_text("utf-8"))["verdicts"]
+    for claim in load(slug).claims:
+        for said in MEASURED.findall(claim.notes or ""):
+            runs = [(v["effect"], v["low"], v["high"]) for v in verdicts if v["claim"] == claim.id]
+            off = [0.501 * 10.0 ** -len(text.partition(".")[2]) for text in said]
+            assert any(
+                all(abs(float(text) - value) <= slack for text, value, slack in zip(said, run, off, strict=True))
+                for run in runs
+            ), f"{claim.id}: the note has {said}, the run {runs}"

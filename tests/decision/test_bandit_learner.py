@@ -47,6 +47,17 @@ def test_the_expected_perturbation_of_the_square_loss_is_a_ridge_to_the_start():
     torch.testing.assert_close(learner._loss(learner.network, batch), expected)
 
 
+@pytest.mark.parametrize("policy", ["squarecb", "fastcb", "greedy"])
+def test_a_net_that_predicts_rewards_is_fitted_to_one_minus_the_loss(policy):
+    losses, rewards = (_learner(policy, predicts=what, c_p=0.5) for what in ("loss", "reward"))
+    batch = _batch(losses)
+    torch.testing.assert_close(rewards.predict(batch.x), 1 - losses.predict(batch.x))
+    turned = batch._replace(y=1 - batch.y)
+    torch.testing.assert_close(rewards._loss(rewards.network, batch), losses._loss(losses.network, turned))
+    with pytest.raises(ValueError, match='predicts must be "loss" or "reward"'):
+        BanditSettings(policy, horizon=10, predicts="gain")
+
+
 @pytest.mark.parametrize("policy", ["squarecb", "fastcb"])
 def test_many_sampled_perturbations_tend_to_the_expected_one(policy):
     exact = _learner(policy, c_p=0.5)
@@ -197,7 +208,12 @@ def test_arms_are_drawn_by_the_distribution():
         ({"epsilon": 2.0}, r"epsilon must lie in \[0, 1\]"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"radius": -1.0}, "radius must be positive"),
+        ({"radius": math.inf}, "radius must be positive and finite, got inf; None: no projection"),
         ({"nu": -0.1}, "nu must be at least 0"),
+        ({"nu": math.inf}, "nu must be at least 0 and finite"),
+        ({"c_p": math.inf}, "c_p must be at least 0 and finite"),
+        ({"gamma": None}, "gamma must be positive and finite, got None"),
+        ({"n_draws": 1.5}, "n_draws must be a whole number, got 1.5"),
         ({"n_draws": 0}, "n_draws must be positive"),
     ],
 )

@@ -72,6 +72,7 @@ SETTINGS = {
     "ucb": BanditSettings("ucb", nu=0.001, lr=0.3),
     "ts": BanditSettings("ts", nu=0.01, lr=0.3),
     "greedy": BanditSettings("greedy", lr=0.3),
+    "rewards": BanditSettings("ucb", nu=0.1, lr=0.3, predicts="reward"),
 }
 
 
@@ -124,6 +125,9 @@ def test_a_step_of_one_row_is_the_newest_alone():
         (lambda: ClassificationBandit(torch.eye(2), torch.tensor([-1, 1])), "classes 0 to 1, got -1 to 1"),
         (lambda: ClassificationBandit(torch.eye(2), torch.tensor([0, 2]), num_classes=2), "classes 0 to 1, got 0 to 2"),
         (lambda: ClassificationBandit(torch.eye(2) / 0, torch.tensor([0, 1])), "row 0 of x holds NaN or infinity"),
+        (lambda: ClassificationBandit(torch.ones(1, 2), torch.tensor([0]), num_classes=2), "at least two rows"),
+        (lambda: ClassificationBandit(torch.eye(3), torch.tensor([0, 1])), r"one class a row, got \(3, 3\) and \(2,\)"),
+        (lambda: ClassificationBandit(torch.eye(2), torch.tensor([0.0, 1.0])), r"integers, got .*: use y.long\(\)"),
         (lambda: _classes(1.0), r"label_noise must lie in \[0, 1\)"),
         (lambda: SyntheticBandit("linear"), "reward must be"),
         (lambda: SyntheticBandit(noise=-1.0), "noise at least 0"),

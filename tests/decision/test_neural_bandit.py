@@ -270,6 +270,23 @@ def test_ucb_on_a_large_module_warns_of_memory():
         NeuralBandit(2, 2000, policy="ucb", module=nn.Sequential(nn.Linear(2000, 2500), nn.ReLU(), nn.Linear(2500, 1)))
 
 
+def test_numbers_of_numpy_and_tensors_are_saved_as_plain_ones(tmp_path):
+    bandit = NeuralBandit(np.array([0, 2]).max() + 1, np.int64(4), gamma=torch.tensor(100.0), random_state=0)
+    bandit.save(tmp_path / "b")
+    again = NeuralBandit.load(tmp_path / "b")
+    assert (again.n_arms, again.n_features, again.settings.gamma) == (3, 4, 100.0)
+
+
+@pytest.mark.parametrize("policy", ["squarecb", "ucb"])
+def test_a_bandit_made_in_inference_mode_learns_outside(policy, tmp_path):
+    with torch.inference_mode():
+        bandit = _bandit(policy)
+        bandit.save(tmp_path / "b")
+        again = NeuralBandit.load(tmp_path / "b")
+    for each in (bandit, again):
+        assert each.partial_fit(_contexts(K, D), 0, loss=0.5).rounds == 1
+
+
 def test_a_file_of_something_else_is_refused(tmp_path):
     from safetensors.torch import save_file
 
@@ -360,6 +377,11 @@ def test_a_module_that_fails_leaves_the_bandit_as_it_was(policy):
         (lambda b, x: b.partial_fit(x[:0], [], loss=[]), ValueError, "at least one row"),
         (lambda b, x: b.partial_fit(x[0], 0, loss=0.1, prob=[0.1, 0.2]), ValueError, "prob must hold 1 numbers, got 2"),
         (lambda b, x: b.partial_fit(x[0], 0, loss="a"), TypeError, "loss must be a number or 1 of them, got 'a'"),
+        (
+            lambda b, x: NeuralBandit(3, disjoint=True, module=nn.Linear(22, 1)),
+            ValueError,
+            "reads 22 features, which 3 arms cannot share evenly",
+        ),
         (
             lambda b, x: NeuralBandit(3, 4, random_state=np.random.default_rng(0)),
             TypeError,

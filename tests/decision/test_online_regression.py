@@ -37,7 +37,18 @@ def test_forced_arms_are_uniform_and_predictions_kept():
     assert (run.predicted - run.losses)[:, -100:].square().mean() < early
 
 
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_regret_is_the_same_whatever_torch_was_told(switched_off):
+    run = lambda: regression_regret(_env(), (0,), 20, lr=0.3, hidden_dim=8, fit_steps=5)
+    expected = run()
+    with switched_off():
+        found = run()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_one_step_has_no_slope():
+    with pytest.raises(ValueError, match=r"steps must lie in 1\.\.50, got \[0, 5\]"):
+        log_slope(torch.ones(1, 50), [0, 5])
     with pytest.raises(ValueError, match=r"at least two different steps, got \[40\]"):
         log_slope(torch.ones(1, 50), (40,))
 

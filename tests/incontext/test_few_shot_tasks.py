@@ -152,8 +152,24 @@ def test_online_prototypes_are_nearest_means():
     assert tasks.presentation_accuracy(OnlinePrototypes(3)(e.x, e.y).predictions, e.y, 2) > 0.8
 
 
+def test_a_class_that_was_never_seen_is_not_in_the_loss():
+    e = tasks.prototype_episodes(6, 8, gen())
+    loss = OnlinePrototypes(3)(e.x, e.y).loss
+    assert 0 < float(loss) < 50
+    assert float(OnlinePrototypes(3)(e.x[:, :1], e.y[:, :1]).loss) == 0
+
+
+def test_maml_adapts_whatever_torch_was_told():
+    torch.manual_seed(0)
+    net, e = EpisodeMAML(1, 1, 2, hidden_size=8).eval(), tasks.sinusoid_episodes(3, 5, gen())
+    with torch.inference_mode():
+        found = net(e.x.clone(), e.y.clone()).predictions
+    assert torch.equal(found, net(e.x, e.y).predictions)
+
+
 def test_bad_input():
     for call in (
+        lambda: EpisodeMAML(1, 1)(torch.zeros(0, 3, 1), torch.zeros(0, 3)),
         lambda: tasks.sinusoid_episodes(0, 3, gen()),
         lambda: tasks.sinusoid_episodes(1, 3, gen(), family="square"),
         lambda: tasks.zipf_labels(2, 3, 1, 1.0, gen()),

@@ -320,3 +320,41 @@ def test_trained_read_outs_of_the_layers(read, hidden_size):
         assert len(table["layer1"]["weights"]) == (9 if read == "attention" else 1)
     with pytest.raises(ValueError, match="read must be"):
         linear.probe_solutions(model, 2, read="first")
+
+
+def writing(X, y, Xq):
+    X.mul_(0)
+    return (Xq * 0).sum(-1)
+
+
+def test_a_learner_that_writes_into_its_arguments_changes_nothing():
+    options = {"refs": ["ols"], "dim": 2, "num_tasks": 8, "n_context": [4]}
+    clean = linear.identify(lambda X, y, Xq: (Xq * 0).sum(-1), **options)
+    assert linear.identify(writing, **options).spd == clean.spd
+
+
+def test_construction_error_sees_a_missing_step():
+    X, y, _ = pairs()
+    assert linear.construction_error(X, y, [1, 3]) < 1e-10
+    assert linear.construction_error(X, y, [1, 3], missing=1) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: linear.GradientDescentTransformer(1, 1, 0.1)(*(torch.ones(2, 1).long(), torch.ones(2).long(),
+                                                                torch.ones(2, 1).long())), "X must be floating point"),
+        (lambda: linear.GradientDescentTransformer(1, 2.5, 0.1), "steps must be a whole number"),
+        (lambda: linear.references([1]), "no reference 1"),
+        (lambda: linear.identify(writing, ["ols"], dim=2, n_context=5), r"n_context must be a list .* use \[5\]"),
+        (lambda: linear.identify(writing, ["ols"], dim=2, n_context=[1.5]), "n_context must be numbers of pairs"),
+        (lambda: linear.identify(writing, ["ols"], dim=2.5), "dim must be a whole number"),
+        (lambda: linear.train_learners(2, num_layers=1, hidden_dim=8, weights=torch.ones(1), steps=1),
+         r"weights must have shape \(2,\), got \(1,\)"),
+        (lambda: linear.probe_solutions(None, 2, hidden_size=0), "hidden_size of at least 1"),
+        (lambda: linear.probe_solutions(None, 2, num_prompts=3), "at least 10 prompts"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_named(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()

@@ -461,3 +461,25 @@ def test_bad_input():
         made.start(0)
     with pytest.raises(KeyError):
         made.start(B).load_state_dict(net(feedback=None).start(B).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "text"),
+    [
+        (lambda: net(feedback=None), KeyError, "another kind"),
+        (lambda: FastSlowMemory(D, C, 8, 6, hidden_size=12), ValueError, "fast_read_.* must be"),
+    ],
+)
+def test_a_state_of_another_net_is_refused(other, error, text):
+    saved = net().start(B).state_dict()
+    with pytest.raises(error, match=text):
+        other().start(B).load_state_dict(saved)
+
+
+def test_labels_of_a_session_are_one_a_row_and_finite():
+    x, y = episode("regression")
+    session = net("regression").start(B)
+    with pytest.raises(ValueError, match=f"{B} rows, got {B - 1} labels"):
+        session.observe(x[:, 0], y[:-1, 0])
+    with pytest.raises(ValueError, match="labels must be finite"):
+        session.observe(x[:, 0], y[:, 0] / 0)

@@ -179,3 +179,27 @@ def test_neighbours_in_half_precision(dtype, name):
     ):
         assert half.dtype == dtype
         torch.testing.assert_close(half, single.to(dtype))
+
+
+NAMES = ["ols", "ridge:0.25", "gd:2", "sgd", "knn:3", "average", "zero"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_queries_that_do_not_fit_are_refused(name):
+    X, y, *_ = pairs()
+    learner = references([name])[name]
+    for Xq, text in ((X[..., :2], "Xq must be"), (X.float(), "as X is"), (X.long(), "as X is"), (X / 0, "Xq holds")):
+        with pytest.raises(ValueError, match=text):
+            learner(X, y, Xq)
+    assert torch.allclose(learner(X, y.float(), X), learner(X, y.float().double(), X), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_pairs_there_are_no_predictions(name):
+    X, y, *_ = pairs()
+    assert references([name])[name].prefixes(X[:, :0], y[:, :0]).shape == (3, 0)
+
+
+def test_gradient_descent_in_half_precision_without_information_stays_at_zero():
+    X, y = torch.zeros(2, 3, 4, dtype=torch.float16), torch.ones(2, 3, dtype=torch.float16)
+    assert references(["gd:2"])["gd:2"](X, y, X).tolist() == [[0.0] * 3] * 2

@@ -171,7 +171,7 @@ def test_a_paper_answers_to_its_identifiers(single):  # noqa: F811
     assert all(row["statement"] and (row["verdict"] or row["why_not"]) for row in by_id) and len(by_id) > 3
     assert any(row["paper"] and row["paper"]["source"] for row in by_id)
     assert single.get("/api/papers/old-strings/claims").json() == []
-    csrf = re.search(r'name="csrf" value="([^"]+)"', single.get("/submit").text).group(1)
+    csrf = re.search(r'name="csrf" value="([^"]+)"', single.get("/subscribe").text).group(1)
     note = {"csrf": csrf, "text": "no", "claim": by_id[0]["claim"], "kind": "dispute"}
     assert single.post(f"/paper/{card['arxiv_id']}/notes", data=note, follow_redirects=False).status_code == 303
     assert single.get("/paper/nothing/at/all").status_code == 404

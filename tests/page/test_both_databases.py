@@ -55,7 +55,7 @@ def browser(app):
 
 
 def post(client, path, **data):
-    csrf = re.search(r'name="csrf" value="([^"]+)"', client.get("/submit").text).group(1)
+    csrf = re.search(r'name="csrf" value="([^"]+)"', client.get("/subscribe").text).group(1)
     return client.post(path, data={"csrf": csrf} | data)
 
 

@@ -164,6 +164,33 @@ def test_no_sideways_scroll(browser, server, path):
     context.close()
 
 
+def test_a_refused_vote_is_said_and_forgotten_with_the_next(browser, server):
+    tab = browser.new_context(base_url=server.url).new_page()  # without `tab`'s look at the console: htmx notes a 403
+    tab.goto("/paper/phyll")
+    token = tab.locator(".vote input[name=csrf]")
+    good = token.input_value()
+    token.evaluate("(box) => { box.value = 'another' }")
+    tab.locator(".vote button").click()
+    tab.wait_for_selector("#refused[role=alert]")
+    assert "reload the page" in tab.locator("#refused").inner_text()
+    token.evaluate(f"(box) => {{ box.value = '{good}' }}")
+    tab.locator(".vote button").click()
+    tab.wait_for_selector("#refused", state="detached")
+    tab.context.close()
+
+
+def test_the_longest_tag_fits_a_phone(tab):
+    tab.goto("/paper/phyll")
+    tab.click("text=Save to your library")
+    tab.fill("details.save input[name=tags]", "x" * 40)
+    with tab.expect_navigation():
+        tab.click("details.save button")
+    tab.set_viewport_size({"width": 320, "height": 700})
+    tab.goto("/library")
+    assert tab.locator("option", has_text="x" * 40).count() == 1
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 320
+
+
 def test_run_here_goes_on_over_reload_and_kill(tmp_path, browser, make_server):
     """6: a study asked for on the page shows progress over a reload; the server is killed, and finishes it later."""
     from etude.lab.ledger import Ledger

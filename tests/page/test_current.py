@@ -45,6 +45,18 @@ def test_a_run_again_brings_its_numbers_and_no_news(single):  # noqa: F811
     assert log(single)[-1] == ("P1", "fails")
 
 
+@pytest.mark.parametrize("old", ["laptop", "quick"])
+def test_the_row_of_the_old_run_is_marked_and_no_other(single, monkeypatch, old):  # noqa: F811
+    monkeypatch.setattr("etude.lab.verdicts.is_stale", lambda record, present: present == old)
+    monkeypatch.setattr("etude.lab.verdicts.present_digest", lambda slug, tier: tier)
+    for day, tier in enumerate(("laptop", "quick"), 1):
+        measured(single.site.ledger, SLUG, GOOD, tier=tier, started=f"2026-01-0{day}T03:00:00+00:00")
+    text = single.get(f"/paper/{SLUG}").text
+    rows = [row for row in text.split("<tr>") if "holds</span>" in row]
+    assert {("! stale" in row) == (f", {old}, n = " in row) for row in rows} == {True}
+    assert len({"! stale" in row for row in rows}) == 2
+
+
 def test_a_run_that_goes_on_changes_nothing(single):  # noqa: F811
     s = single.site
     measured(s.ledger, SLUG, GOOD)

@@ -60,7 +60,7 @@ def page(tmp_path):
 
 
 def csrf(client):
-    return re.search(r'name="csrf" value="([^"]+)"', client.get("/submit").text).group(1)
+    return re.search(r'name="csrf" value="([^"]+)"', client.get("/subscribe").text).group(1)
 
 
 def post(client, path, **data):
@@ -190,6 +190,7 @@ def test_a_readers_study_warms_once(page):
         assert kinds.count("study") == (0 if _ == 0 else 1)  # not before it is done, and not again
         with s.ledger.engine.begin() as c:
             c.execute(sa.update(request_table).values(state="done", ended=float(NOW)))
+        s.refresh_verdicts()  # as the thread beside the page does; no view writes
         assert page.get(f"/runs/{request}").status_code == 200
     (event,) = s.db.rows(sa.select(t.event).where(t.event.c.kind == "study"))
     assert (event["weight"], event["paper_id"], event["at"]) == (1.5, paper["id"], NOW)

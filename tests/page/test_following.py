@@ -61,7 +61,7 @@ def db(tmp_path):
 
 
 def post(client, path, **data):
-    csrf = re.search(r'name="csrf" value="([^"]+)"', client.get("/submit").text).group(1)
+    csrf = re.search(r'name="csrf" value="([^"]+)"', client.get("/subscribe").text).group(1)
     return client.post(path, data={"csrf": csrf} | data)
 
 

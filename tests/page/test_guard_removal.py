@@ -51,7 +51,7 @@ class Page:
         )
 
     def post(self, path, **data):
-        csrf = re.search(r'name="csrf" value="([^"]+)"', self.client.get("/submit").text).group(1)
+        csrf = re.search(r'name="csrf" value="([^"]+)"', self.client.get("/subscribe").text).group(1)
         return self.client.post(path, data={"csrf": csrf} | data)
 
     def dump(self, *tables):
@@ -154,7 +154,7 @@ class Payload:
 
 
 def upload_that_is_code(page):
-    csrf = re.search(r'name="csrf" value="([^"]+)"', page.client.get("/submit").text).group(1)
+    csrf = re.search(r'name="csrf" value="([^"]+)"', page.client.get("/subscribe").text).group(1)
     page.client.post("/import", data={"csrf": csrf}, files={"file": ("x.bin", pickle.dumps(Payload(page.folder)))})
     return not (page.folder / "pwned").exists()
 

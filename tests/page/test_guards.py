@@ -57,7 +57,7 @@ def page(tmp_path):
         yield client
 
 
-def csrf(client, path="/submit"):
+def csrf(client, path="/subscribe"):
     return re.search(r'name="csrf" value="([^"]+)"', client.get(path).text).group(1)
 
 

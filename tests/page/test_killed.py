@@ -59,7 +59,7 @@ class Reader:
         return self.opener.open(self.url + path, timeout=60).read().decode()
 
     def post(self, path, **data):
-        token = re.search(r'name="csrf" value="([^"]+)"', self.get("/submit")).group(1)
+        token = re.search(r'name="csrf" value="([^"]+)"', self.get("/subscribe")).group(1)
         body = urllib.parse.urlencode({"csrf": token} | data).encode()
         return self.opener.open(self.url + path, body, timeout=60).read().decode()
 

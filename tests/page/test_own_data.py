@@ -23,7 +23,7 @@ pytest.importorskip("fastapi", reason="the extra web is not installed")
 from fastapi.testclient import TestClient
 
 import etude.page
-from etude.page import accounts, security
+from etude.page import accounts, personal, security
 from etude.page import tables as t
 from etude.page.settings import Settings
 from etude.page.web.app import create_app
@@ -71,7 +71,7 @@ def single(tmp_path):
     return browser(make_app(tmp_path / "one"))
 
 
-def csrf(client, path="/submit"):
+def csrf(client, path="/subscribe"):
     return re.search(r'name="csrf" value="([^"]+)"', client.get(path).text).group(1)
 
 
@@ -156,6 +156,12 @@ def test_deletion_leaves_nothing(tmp_path):
     post(bob, "/subscribe", email="bob@example.org")
     post(ann, "/account/tokens", name="script")
     post(ann, "/paper/a-paper-of-my-own/edit", version="1", title="A paper of my own", abstract="other words")
+    post(ann, "/paper/gpicl/author", how="address", email="ann.elsewhere@example.net")
+    post(bob, "/paper/gpicl/author", how="address", email="bob@example.net")
+    parts = personal.export(ann.site.db, ann.site.settings, rows(ann, t.account, t.account.c.id == ann_id)[0], 0)
+    assert [(r["paper"], r["proof"]) for r in parts["authorship"]] == [("gpicl", "asked a...@example.net")]
+    assert [(r["paper"], r["n"]) for r in parts["edits"]][-1] == ("a-paper-of-my-own", 2)
+    assert {r["language"] for r in parts["subscriptions"]} == {"en"}
     refused = post(ann, "/account/delete", confirm="bob")
     assert "nothing was deleted" in refused.text
     assert post(ann, "/account/delete", confirm="ann").status_code == 303
@@ -166,7 +172,8 @@ def test_deletion_leaves_nothing(tmp_path):
     assert [r["email"] for r in rows(bob, t.subscriber)] == ["bob@example.org"]
     dump = " ".join(str(rows(bob, table)) for table in t.meta.sorted_tables)
     assert "ann@" not in dump
-    assert [b"bob@" in p.read_bytes() for p in (tmp_path / "many" / "mail").glob("*.eml")] == [True]
+    assert "ann.elsewhere@" not in dump
+    assert [b"bob@" in p.read_bytes() for p in (tmp_path / "many" / "mail").glob("*.eml")] == [True, True]
     assert "'ann'" not in dump
     (gpicl,) = rows(bob, t.paper, t.paper.c.slug == "gpicl")
     assert gpicl["votes"] == 1

@@ -120,7 +120,7 @@ def test_a_window_moves_on_without_any_change(page):
 
 
 def test_a_vote_takes_one_transaction_and_few_statements(page):
-    csrf = re.search(r'name="csrf" value="([^"]+)"', page.get("/submit").text).group(1)
+    csrf = re.search(r'name="csrf" value="([^"]+)"', page.get("/subscribe").text).group(1)
     commits = []
     sa.event.listen(page.site.db.engine, "commit", commits.append)
     with Statements(page.site.db.engine) as seen:

@@ -45,7 +45,7 @@ def page(tmp_path):
         yield client
 
 
-def token(client, path="/submit"):
+def token(client, path="/subscribe"):
     return re.search(r'name="csrf" value="([^"]+)"', client.get(path).text).group(1)
 
 
@@ -204,6 +204,9 @@ def test_run_here_queues_once_and_shows_progress(page):
     part = page.get(place, headers={"hx-request": "true"})
     assert "<html" not in part.text
     assert "hx-get" in part.text
+    for answer in (shown, part):
+        assert answer.headers["cache-control"] == "no-store"
+        assert "HX-Request" in answer.headers["vary"]
     assert post(page, "/run/gpicl").status_code == 400
     assert post(page, "/run/pointer-networks", tier="gpu").status_code == 400
     assert page.get("/runs/nothing").status_code == 404
@@ -300,6 +303,45 @@ def test_daily_papers_in_the_known_shape(page):
     assert page.get("/api/daily_papers", params={"date": "2999-01-01"}).status_code == 400
     assert page.get("/api/daily_papers", params={"week": "2026-W99"}).status_code == 400
     assert page.get("/api/daily_papers", params={"month": "2020-01"}).json() == []
+    assert page.get("/api/daily_papers", params={"submitter": "nobody"}).json() == []
+    post(page, "/submit", title="A paper of my own")
+    for who in ("catalogue", "me"):
+        named = page.get("/api/daily_papers", params={"submitter": who, "limit": 5}).json()
+        assert {item["submittedBy"]["name"] for item in named} == {who}
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "title"),
+    [
+        ("/", "", "Etude: trending"), ("/?room=trust&cursor=x", "room=trust", "Etude: trending, trust"),
+        ("/?sort=new", "sort=new", "Etude: new"), ("/?date=2026-09-01", "date=2026-09-01", "Etude: top, 2026-09-01"),
+        ("/search?q=graph", "q=graph", "Etude: graph"), ("/archive", "", "Etude: trending"),
+    ],
+)  # fmt: skip
+def test_the_feed_in_the_head_is_the_one_it_says(page, path, query, title):
+    address = f"/feed.atom?{query}" if query else "/feed.atom"
+    if "cursor" not in path:
+        assert f'title="{title}" href="{address}"' in page.get(path).text
+    assert f"<title>{title}</title>" in page.get(address).text
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("http://[x", 403), ("https://127.0.0.1:8000", 403), ("HTTP://127.0.0.1:8000", 303), ("x", 403)],
+)
+def test_an_origin_is_compared_as_text(page, origin, status):
+    form = {"csrf": token(page), "wanted": "true"}
+    assert page.post("/vote/gpicl", data=form, headers={"origin": origin}).status_code == status
+
+
+def test_pinned_papers_of_one_room_all_lead(page):
+    db = page.app.state.site.db
+    with db.begin() as c:
+        room = t.paper.c.room == "trust"
+        ids = list(c.execute(sa.select(t.paper.c.id).where(room).limit(5)).scalars())
+        c.execute(sa.update(t.paper).where(t.paper.c.id.in_(ids)).values(pinned=True))
+    first = re.findall(r'id="vote-([^"]+)"', page.get("/").text)[:5]
+    assert set(first) == {r["slug"] for r in db.rows(sa.select(t.paper.c.slug).where(t.paper.c.id.in_(ids)))}
 
 
 def test_atom_is_well_formed_and_cached(page):

@@ -99,5 +99,5 @@ def test_the_users_images_become_episodes():
         for arm in ("fast", "prototypes", "maml_1"):
             found = list(the_study.measure(Job("user", arm, (1,), config, task)))
             assert {m.metric for m in found} >= {"accuracy_second", "accuracy_by_presentation"}
-    with pytest.raises(ValueError, match="classes"):
+    with pytest.raises(ValueError, match="has 4 classes and needs 6: half"):
         the_study.user_task(ImageSet(x[:24], y[:24], tuple("abcd"), "few"), config)

@@ -61,3 +61,9 @@ def test_prompts_shorter_than_the_dimension_are_refused():
     for sizes, dim in (({"num_points": 1}, 2), ({"dim": 8}, 8)):
         with pytest.raises(ValidationError, match=f"must be at least dim = {dim}"):
             config(**sizes)
+
+
+@pytest.mark.parametrize("sizes", [{"num_heads": 3}, {"hidden_dim": 30}])
+def test_heads_that_do_not_divide_the_width_are_refused(sizes):
+    with pytest.raises(ValidationError, match="must divide hidden_dim"):
+        type(study("icl-linear-models").configs["laptop"])(**sizes)

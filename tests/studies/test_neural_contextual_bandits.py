@@ -4,8 +4,9 @@ import pytest
 
 from etude.errors import UsageError
 from etude.lab.runner import configure, run_study
-from etude.lab.study import Job
-from etude.studies._bandit_settings import BEST, TUNED
+from etude.lab.study import Job, Results
+from etude.studies._bandit_plots import noise_rows
+from etude.studies._bandit_settings import BEST, REWARD, TUNED, settings_of
 from etude.studies.neural_contextual_bandits import BanditStudy
 
 
@@ -58,11 +59,35 @@ def test_the_best_explorer_is_one_of_the_three(run):
     assert best == _mean(run, BEST["digits"][0], "log_regret")
 
 
+@pytest.mark.parametrize("policy", ["ucb", "epsilon"])
+def test_a_net_that_predicts_rewards_learns_too_and_is_another(run, policy):
+    coded = _mean(run, f"{policy}_reward", "log_regret")
+    assert coded < _mean(run, "random", "log_regret") - 0.1
+    assert coded != _mean(run, policy, "log_regret")
+
+
+def test_wrong_arms_rise_with_label_noise(run):
+    arms = ("fastcb", "squarecb", "noise_fastcb", "noise_squarecb", "noisy_long")
+    rows = noise_rows(Results([r for r in run.rows if r["arm"] in arms and r["protocol"] == "digits"]))
+    for policy in ("fastcb", "squarecb"):
+        levels = {}
+        for r in rows:
+            if r["arm"] == policy:
+                cost = 1 - r["step"] * 10 / 9  # of a wrong arm: less where the right one may err, too
+                levels.setdefault(r["step"], []).append(r["value"] / cost)
+        assert sorted(levels) == [0, 0.1, 0.2, 0.3]
+        assert all(len(v) == 3 for v in levels.values())
+        assert sum(levels[0]) < sum(levels[0.3])
+
+
 def test_every_data_set_has_settings_for_every_policy():
     protocols = set(BanditStudy.configs["laptop"].protocols)
     assert protocols <= set(TUNED) == set(BEST)
     for chosen in TUNED.values():
         assert set(chosen) == {"fastcb", "squarecb", "ucb", "ts", "epsilon", "greedy"}
+    for arm in ("ucb_reward", "epsilon_reward"):
+        assert set(BanditStudy.arms[arm].protocols) == set(REWARD)
+        assert settings_of("shuttle", arm, 7).predicts == "reward"
 
 
 @pytest.mark.parametrize(

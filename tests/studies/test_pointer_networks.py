@@ -90,6 +90,12 @@ def test_every_arm_yields_the_metrics_of_its_claims(protocol):
                 assert (metric or claim.metric.name) in measured[arm], (claim.id, side)
 
 
+@pytest.mark.parametrize("options", [{"n_small": 1}, {"n_small": 2, "protocols": ("delaunay",)}])
+def test_too_few_points_are_refused_by_name(options):
+    with pytest.raises(ValueError, match="n_small"):
+        PointerConfig(**options)
+
+
 def test_a_seed_does_not_depend_on_the_others_in_its_job():
     study = PointerStudy()
     config = PointerConfig(n_seeds=3, n=4, n_low=3, hidden_size=8, batch_size=8, steps=3, test_rows=20)

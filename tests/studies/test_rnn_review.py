@@ -81,6 +81,12 @@ def test_every_arm_yields_the_metrics_of_its_claims(protocol):
                 assert claim.metric.name in measured[side], (claim.id, side)
 
 
+def test_delays_too_short_for_truncation_are_refused_by_name():
+    ReviewConfig(longest=12), ReviewConfig(longest=5, protocols=("recall",))
+    with pytest.raises(ValueError, match="longest must be at least 12"):
+        ReviewConfig(longest=11)
+
+
 def test_a_seed_does_not_depend_on_the_others_in_its_job():
     study, config = ReviewStudy(), ReviewConfig(**TINY)
     task = study.task("recall", config)

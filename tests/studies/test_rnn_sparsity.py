@@ -8,7 +8,7 @@ import pytest
 from etude.lab.jobs import UserData
 from etude.lab.runner import run_study
 from etude.lab.study import Results
-from etude.studies.rnn_sparsity import SparsityStudy
+from etude.studies.rnn_sparsity import SparsityConfig, SparsityStudy
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,11 @@ def test_plots_are_drawn(result):
     graphs = [{"protocol": "reber", "arm": "graph_rnn", "seed": 0, "name": "graphs",
                "value": [{"sources": 3, "accuracy": 70, "family": "watts_strogatz"}]}]  # fmt: skip
     assert {p.name for p in SparsityStudy().plots(Results(result.rows, graphs))} >= {"graphs", "correlations"}
+
+
+def test_graphs_of_too_few_nodes_are_refused_by_name():
+    with pytest.raises(ValueError, match="graph_nodes"):
+        SparsityConfig(graph_nodes=(5, 12))
 
 
 def test_retraining_is_an_epoch_of_the_thesis_at_most():

@@ -134,6 +134,16 @@ def test_saved_models_predict_the_same(kind, instances, tmp_path):
         other.load(tmp_path / "m")
 
 
+@pytest.mark.parametrize("kind", [DisambiguatedSkipGram, MultiSenseSkipGram])
+def test_senses_without_mass_are_saved_and_numbers_of_numpy_too(kind, instances, tmp_path):
+    sizes = {"n_senses": np.int64(3), "lr": np.float32(0.01), "prune_below": 0.0}
+    model = kind(**settings(max_epochs=1, **sizes)).fit(instances.documents[:100])
+    model.save(tmp_path / "m")
+    again = kind.load(tmp_path / "m")
+    np.testing.assert_array_equal(again.active_senses_, model.active_senses_)
+    assert again.active_senses_.all()
+
+
 def test_documents_may_come_from_a_generator(instances):
     documents, changes = instances.documents[:80], {"max_epochs": 1, "random_state": 1}
     a = DisambiguatedSkipGram(**settings(**changes)).fit(iter(words) for words in documents)
@@ -167,7 +177,19 @@ def test_bad_input_to_fit_is_named(changes, documents, message):
         DisambiguatedSkipGram(**settings(**changes)).fit(documents)
 
 
+def test_a_generator_of_numpy_is_no_random_state(instances):
+    with pytest.raises(TypeError, match="pass an int drawn from it"):
+        DisambiguatedSkipGram(**settings(random_state=np.random.default_rng(0))).fit(instances.documents[:20])
+
+
+def test_vectors_before_fit():
+    with pytest.raises(NotFittedError):
+        DisambiguatedSkipGram().sense_vectors_  # noqa: B018
+
+
 def test_bad_input_to_predict_is_named(fitted, instances):
+    with pytest.raises(ValueError, match="n_neighbors must be at least 0, got -1"):
+        fitted.sense_neighbors(fitted.vocabulary_[0], int(fitted.active_senses_[0].argmax()), -1)
     word = instances.words[0]
     with pytest.raises(ValueError, match="'nowhere' is not among"):
         fitted.predict_sense("nowhere", ["a"])

@@ -119,6 +119,8 @@ def test_context_clusters_find_pseudo_words():
     points = ev.sense_map(model, instances.words[0], 4)
     assert len(points) == 5
     assert [p["own"] for p in points] == [True, False, False, False, False]
+    line = DisambiguatedSkipGram(1, 1, subsample=None, max_epochs=1, random_state=0).fit(instances.documents)
+    assert all(p["y"] == 0 for p in ev.sense_map(line, instances.words[0], 4))
 
 
 def test_gradient_check_sees_a_missing_part():

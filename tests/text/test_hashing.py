@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.utils.estimator_checks import check_estimator
 
 from etude.data.randomness import numpy_stream, stream
 from etude.data.topics import topic_documents
@@ -71,6 +72,11 @@ def test_conventions(hash_):
         clone(hash_).fit(np.full((3, 5), np.nan))
 
 
+@pytest.mark.parametrize("hash_", [SignHash(), RandomHyperplanes(2, 0), IterativeQuantization(2, random_state=0)])
+def test_scikit_learns_checks(hash_):
+    check_estimator(hash_)
+
+
 def test_bad_sizes_are_named():
     X = np.eye(6)
     with pytest.raises(ValueError, match=r"1\.\.6.*got 7"):
@@ -120,11 +126,20 @@ def test_semantic_hashing_bad_input(corpus):
         SemanticHashing().fit(["aa bb"])
     with pytest.raises(ValueError, match="hidden_dim"):
         SemanticHashing(hidden_dim=0).fit(corpus.texts[:5])
+    for changes, message in (
+        ({"n_bits": 2.5}, "n_bits must be an integer, got 2.5"),
+        ({"handle_unknown": "zz"}, "handle_unknown must be one of"),
+        ({"precision": "zz"}, "precision must be one of"),
+        ({"lr": 1e38}, "training diverged after .* lower lr"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SemanticHashing(**{"hidden_dim": 8, "max_epochs": 2, **changes}).fit(corpus.texts[:20])
     with pytest.raises(NotFittedError):
         SemanticHashing().transform(["aa"])
     model = SemanticHashing(8, hidden_dim=8, max_epochs=1, random_state=1).fit(corpus.texts[:50])
     with pytest.warns(UserWarning, match="document 1 has no word"):
         codes = model.transform([corpus.texts[0], "unheard of"])
     assert codes[1].sum() == 0
+    assert model.transform([]).shape == (0, 1)
     with pytest.raises(ValueError, match="document 0"):
         model.set_params(handle_unknown="error").transform(["unheard of"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -260,6 +261,18 @@ def test_saved_models_give_the_same_codes(corpus, architecture, tmp_path):
         ParagraphVector.load(tmp_path / "m.safetensors")
 
 
+def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path):
+    model = small(n_bits=np.int64(8), lr=np.float32(0.01), max_epochs=1, min_count=1).fit(["aa bb", "bb cc"])
+    model.save(tmp_path / "m")
+    assert BinaryParagraphVector.load(tmp_path / "m").get_params()["n_bits"] == 8
+
+
+def test_a_file_of_another_program_is_refused(tmp_path):
+    save_file({"x": torch.zeros(1)}, str(tmp_path / "x"))
+    with pytest.raises(ValueError, match="does not hold a BinaryParagraphVector"):
+        BinaryParagraphVector.load(tmp_path / "x")
+
+
 def test_own_tokenizer_must_be_given_again(tmp_path):
     model = small(tokenizer=str.split, min_count=1, max_epochs=1).fit(["a b c", "b c d"])
     assert set(model.vocabulary_.terms()) == {"a", "b", "c", "d"}
@@ -301,6 +314,7 @@ def test_bfloat16_gives_nearly_the_same_codes(corpus):
         (small(), ["aa", 7], "document 1 is int"),
         (small(), "one string", r"pass \[text\]"),
         (small(n_bits=0), ["aa bb", "aa bb"], "n_bits"),
+        (small(min_count=1, device="gpu"), ["aa bb", "aa bb"], "unknown device 'gpu'"),
         (small(n_bits=12.5), ["aa bb", "aa bb"], "n_bits must be an integer, got 12.5"),
         (small(batch_size=0), ["aa bb", "aa bb"], "batch_size must be positive or None, got 0"),
         (small(batch_size=-1), ["aa bb", "aa bb"], "batch_size must be positive or None, got -1"),

@@ -60,5 +60,8 @@ def test_bad_input_is_named():
         reestimate_batchnorm(nn.Linear(1, 1), torch.zeros(2, 1))
     with pytest.raises(ValueError, match="0 rows"):
         reestimate_batchnorm(nn.BatchNorm1d(1), torch.zeros(0, 1))
+    norm = nn.BatchNorm1d(1)
+    norm.running_mean.fill_(3.0)
     with pytest.raises(ValueError, match="no batches"):
-        reestimate_batchnorm(nn.BatchNorm1d(1), [])
+        reestimate_batchnorm(norm, [])
+    assert norm.running_mean.item() == 3.0  # not thrown away for nothing

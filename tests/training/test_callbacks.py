@@ -1,5 +1,6 @@
 """Checkpoints: a run that was killed goes on bit for bit."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,54 @@ def test_early_stopping_is_resumed_and_stays_stopped(tmp_path: Path) -> None:
         fit([Checkpoint(tmp_path, every=3), Killer(wanted.steps - 1)], config=config)
     identical(fit([Checkpoint(tmp_path, every=3)], config=config)[0], wanted)
     identical(fit([Checkpoint(tmp_path, every=3), Killer(wanted.steps + 1)], config=config)[0], wanted)
+
+
+@pytest.mark.parametrize("every", [5, 10])
+@pytest.mark.parametrize("kill", [11, 21, 29])
+def test_a_save_that_falls_on_a_point_of_the_curve_keeps_it(tmp_path: Path, kill: int, every: int) -> None:
+    config = TrainConfig(steps=60, lr=0.1, batch_size=16, patience=2, eval_every=10)
+    with pytest.raises(Killed):
+        fit([Checkpoint(tmp_path, every=every), Killer(kill)], config=config)
+    identical(fit([Checkpoint(tmp_path, every=every)], config=config)[0], fit(config=config)[0])
+
+
+def test_an_optimizer_of_ones_own(tmp_path: Path) -> None:
+    def config(lr: float, lambdas: bool) -> TrainConfig:
+        made = (lambda p: torch.optim.SGD(p, lr=lr)) if lambdas else partial(torch.optim.SGD, lr=lr)
+        return TrainConfig(steps=10, batch_size=16, optimizer=made)
+
+    for lambdas in (True, False):
+        folder = tmp_path / str(lambdas)
+        first = fit([Checkpoint(folder)], config=config(0.1, lambdas))[0]
+        identical(fit([Checkpoint(folder), Killer(1)], config=config(0.1, lambdas))[0], first)
+        with pytest.raises(ValueError, match="optimizer was"):
+            fit([Checkpoint(folder)], config=config(5.0, lambdas))
+
+
+def test_more_patience_lets_a_stopped_run_go_on(tmp_path: Path) -> None:
+    short, long = (TrainConfig(steps=60, lr=0.1, batch_size=16, patience=p, eval_every=4) for p in (2, 100))
+    assert fit([Checkpoint(tmp_path)], config=short)[0].stopped == "patience"
+    identical(fit([Checkpoint(tmp_path)], config=long)[0], fit(config=long)[0])
+    with pytest.raises(ValueError, match="stands at update 60, this run ends at 20"):
+        fit([Checkpoint(tmp_path)], config=TrainConfig(**{**vars(long), "steps": 20}))
+
+
+def test_resuming_leaves_the_callers_random_numbers(tmp_path: Path) -> None:
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(DATA.x, DATA.y), 20, shuffle=True)
+    config = TrainConfig(steps=10, batch_size=20)
+    plain = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])
+    train(build, loader, loss=plain, config=config, callbacks=[Checkpoint(tmp_path)], plan="sequential")
+    before = torch.get_rng_state()
+    train(build, loader, loss=plain, config=config, callbacks=[Checkpoint(tmp_path)], plan="sequential")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_cut_file_is_named(tmp_path: Path) -> None:
+    point = Checkpoint(tmp_path)
+    fit([point])
+    point.path(0).write_bytes(point.path(0).read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"seed-0\.safetensors is no whole checkpoint .* delete it"):
+        fit([point])
 
 
 def test_each_seed_has_its_file_and_processes_resume(tmp_path: Path) -> None:

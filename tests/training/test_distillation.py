@@ -171,3 +171,22 @@ def test_logits_are_found():
     with pytest.raises(ValueError, match="no logits in str"):
         logits_of("x")
     assert np.isfinite(float(distillation_kl(t[None] * 1e4, -t[None] * 1e4)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_compared_in_single(dtype):
+    teacher = (3 * normal(6, 5)).to(dtype)
+    student = (teacher + 0.05 * normal(6, 5, seed=1)).to(dtype)
+    wanted = distillation_kl(student.double(), teacher.double(), temperature=10.0)
+    found = distillation_kl(student, teacher, temperature=10.0)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-2)
+
+
+def test_losses_with_maps_may_be_used_again():
+    losses = DistillationLoss(("hidden",), layer_map=[("0", "0")], project=True)
+    data = (normal(32, 4), torch.zeros(32, dtype=torch.long))
+    a, b = (
+        distill(net(1, (4, 20, 3)), lambda s: mlp((4, 8, 3)), data, losses=losses, config=TrainConfig(steps=5)).module
+        for _ in range(2)
+    )
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))

@@ -130,6 +130,18 @@ def test_partial_fit_goes_on_and_learns(digits):
         net.partial_fit(X[:2], [11, 3])
 
 
+def test_partial_fit_says_what_does_not_go_on(digits):
+    X, y = digits
+    net = SmallClassifier(random_state=0).partial_fit(X, y, classes=range(10)).partial_fit(X, y, classes=range(10))
+    with pytest.raises(ValueError, match=r"classes \[0, 1\] are not those of before"):
+        net.partial_fit(X, y, classes=[0, 1])
+    before = [p.clone() for p in net.module_.parameters()]
+    net.set_params(lr=1e-12).partial_fit(X, y)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(net.module_.parameters(), before))
+    with pytest.raises(ValueError, match="training diverged: lower lr"):
+        SmallRegressor(lr=1e30, random_state=0).partial_fit(X, y).partial_fit(X, y)
+
+
 def test_saved_and_loaded_is_the_same(digits, tmp_path):
     X, y = digits
     names = np.array([f"digit {d}" for d in range(10)])[y]

@@ -254,7 +254,8 @@ def test_bad_batches(nets):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"alpha": -1.0}, "alpha"), ({"max_samples": 2}, "max_samples"), ({"index": "svcca"}, "index"),
+    ({"alpha": -1.0}, "alpha"), ({"alpha": float("inf")}, "finite"), ({"until_step": 2.5}, "whole number"),
+    ({"max_samples": 2}, "max_samples"), ({"index": "svcca"}, "index"),
     ({"until_step": 0}, "until_step"), ({"map": "odd"}, "map must be"), ({"map": []}, "map must be"),
     ({"map": [("0", "0")], "layers": "0"}, "leave layers"),
     ({"guide_input": lambda x: x, "noise": stream(0, "n")}, "not both"),
@@ -360,6 +361,23 @@ def test_constant_activations_are_warned_of_once(nets):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         g.loss(x)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_a_copy_of_the_guidance_guides_the_copy_of_the_target(nets, duplicate):
+    target, guide = nets
+    guidance = Guidance(target, guide, until_step=3)
+    x = normal(8, 6)
+    target(x)
+    first = float(guidance.loss(x))
+    other = duplicate(guidance)
+    other.target(x)
+    assert float(other.loss()) == pytest.approx(first, abs=1e-6)
+    assert (guidance.step, other.step, len(other.report().steps)) == (1, 2, 2)
+    target(x)
+    assert float(guidance.loss()) == pytest.approx(first, abs=1e-6)
+    other.remove()
+    assert float(duplicate(other).loss(x)) == 0.0
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])

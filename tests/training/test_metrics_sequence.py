@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.training.metrics import bits_per_symbol, bleu, edit_distance, label_error_rate, perplexity
+from etude.training.metrics import bits_per_symbol, bleu, edit_distance, label_error_rate, masked_accuracy, perplexity
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree"]
 
@@ -118,3 +118,11 @@ class TestPerplexity:
         for bad in ([], [math.nan, 1.0]):
             with pytest.raises(ValueError, match="empty or hold a NaN"):
                 perplexity(bad)
+
+
+def test_masked_accuracy_of_nan_is_nan():
+    logits, targets = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
+    logits[1, 2] = torch.nan
+    assert math.isnan(masked_accuracy(logits, targets))
+    targets[1, 2] = -100  # not asked
+    assert masked_accuracy(logits, targets) == 1.0

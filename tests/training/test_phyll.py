@@ -172,6 +172,9 @@ def test_from_module_trains_its_linear_layers_in_place():
         ({"boxes": []}, "one box a layer"),
         ({"hidden": [0]}, "must be positive"),
         ({"theta": 0}, "must be positive"),
+        ({"theta": np.nan}, "must be positive and finite, got nan"),
+        ({"hidden": 20}, "sequences of one entry a layer"),
+        ({"boxes": abs}, "sequences of one entry a layer"),
         ({"n_classes": 2}, "y has 3 classes"),
         ({"label_mode": "overwrite", "x": np.ones((90, 3))}, "prepend"),
         ({"goodness": "dot"}, "dot"),
@@ -192,6 +195,9 @@ def test_more_bad_input():
         net.partial_fit(x, np.full(90, 7))
     with pytest.raises(ValueError, match="lr must be positive"):
         net.partial_fit(x, y, lr=0)
+    for name in ("epochs", "batch_size"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, got 1.5"):
+            net.partial_fit(x, y, **{name: 1.5})
     with pytest.raises(ValueError, match="as many boxes"):
         net.replace_boxes([])
     with pytest.raises(ValueError, match="features"):

@@ -1,12 +1,16 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.base import clone, is_classifier
+from sklearn.datasets import load_breast_cancer, load_iris, load_wine
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss
+from sklearn.model_selection import cross_val_score
 
 from etude.data.randomness import numpy_stream
-from etude.training.probes import LinearProbe, probe_layers, ridge_solutions
+from etude.training.linear_solvers import logistic_solutions, ridge_solutions
+from etude.training.probes import LinearProbe, probe_layers
 
 
 def classes(n=120, d=6, k=3, noise=1.0):
@@ -23,6 +27,45 @@ def test_logistic_probe_equals_scikit_learn(k, C):
     ours, peer = LinearProbe(C=C).fit(Z, y), LogisticRegression(C=C, tol=1e-8, max_iter=5000).fit(Z, y)
     np.testing.assert_allclose(ours.predict_proba(Z), peer.predict_proba(Z), atol=1e-4)
     assert ours.score(Z, y) == peer.score(Z, y) and ours.C_ == C and ours.cv_scores_ is None
+
+
+@pytest.mark.parametrize("load", [load_wine, load_breast_cancer])
+@pytest.mark.parametrize("C", [1.0, 100.0])
+def test_logistic_probe_of_features_of_unlike_scales_is_at_the_minimum(load, C):
+    X, y = load(return_X_y=True)
+    peer = LogisticRegression(C=C, tol=1e-8, max_iter=1000, solver="newton-cholesky").fit(X, y)
+    ours, theirs = (
+        C * log_loss(y, p.predict_proba(X), normalize=False) + np.square(p.coef_).sum() / 2
+        for p in (LinearProbe(C=C).fit(X, y), peer)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_one_tiny_feature_that_matters_is_found():
+    Z = numpy_stream(5, "scales").normal(size=(600, 20)) * np.logspace(-2, 2, 20)
+    y = Z[:, 0] / 0.01 + Z[:, 1] > 0
+    assert LinearProbe().fit(Z[:300], y[:300]).score(Z[300:], y[300:]) > 0.9
+
+
+def test_a_fit_that_does_not_converge_says_so():
+    Z, y = (torch.as_tensor(t) for t in classes())
+    with pytest.warns(ConvergenceWarning, match="1 of 1 logistic regressions did not converge in 2 steps"):
+        logistic_solutions(Z, y, 3, torch.ones(1).double(), torch.ones(1, 120).double(), max_iter=2)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e8])
+def test_ridge_probe_bears_an_offset(offset):
+    Z, _ = classes()
+    Y = Z @ numpy_stream(1, "w").normal(size=(6, 2))
+    ours, peer = LinearProbe("ridge", C=10.0).fit(Z + offset, Y), Ridge(alpha=0.1).fit(Z, Y)
+    np.testing.assert_allclose(ours.coef_, peer.coef_, atol=1e-6)
+    assert ours.score(Z + offset, Y) == pytest.approx(peer.score(Z, Y), abs=1e-6)
+
+
+def test_a_constant_target_is_met_or_not():
+    Z, _ = classes()
+    probe = LinearProbe("ridge", C=1.0).fit(Z, np.full(120, 0.1))
+    assert probe.score(Z, np.full(120, 0.1)) == 1.0 and probe.score(Z, np.full(120, 0.2)) == 0.0
 
 
 def test_ridge_probe_equals_scikit_learn():
@@ -76,9 +119,10 @@ def test_ridge_on_classes_and_labels_of_any_kind():
     assert torch_probe.score(torch.as_tensor(Z), torch.as_tensor(y)) > 0.95
 
 
-def test_separable_classes_converge():
+def test_separable_classes_converge(recwarn):
     Z = np.array([[-1.0], [-0.9], [0.9], [1.0]] * 5)
     probe = LinearProbe(C=1e4).fit(Z, Z[:, 0] > 0)
+    assert not recwarn.list
     assert probe.score(Z, Z[:, 0] > 0) == 1.0 and np.isfinite(probe.coef_).all()
 
 
@@ -106,6 +150,10 @@ def test_layers_with_and_without_the_target():
         (lambda Z, y: LinearProbe("tree").fit(Z, y), "kind must be"),
         (lambda Z, y: LinearProbe(C="best").fit(Z, y), "C must be"),
         (lambda Z, y: LinearProbe(C=-1.0).fit(Z, y), "positive"),
+        (lambda Z, y: LinearProbe(C=np.nan).fit(Z, y), "positive and finite, got nan"),
+        (lambda Z, y: LinearProbe(C=np.inf).fit(Z, y), "positive and finite"),
+        (lambda Z, y: LinearProbe(folds=2.5).fit(Z, y), "folds must be a whole number, got 2.5"),
+        (lambda Z, y: LinearProbe().fit(Z, None), "requires y"),
         (lambda Z, y: LinearProbe().fit(Z, np.zeros(len(Z), int)), "at least two"),
         (lambda Z, y: LinearProbe().fit(Z[:5], y), "5 rows of features and 120 targets"),
         (lambda Z, y: LinearProbe().fit(Z[:, 0], y), "Expected 2D array"),
@@ -144,3 +192,16 @@ def test_scikit_learns_checks(kind):
 def test_least_squares_has_no_probabilities():
     assert not hasattr(LinearProbe("ridge"), "predict_proba")
     assert LinearProbe().fit([[0.0], [1.0]] * 5, [0, 1] * 5).predict_proba([[0.0]]).shape == (1, 2)
+
+
+def test_a_logistic_probe_is_a_classifier_for_scikit_learn():
+    X, y = load_iris(return_X_y=True)
+    assert is_classifier(LinearProbe()) and not is_classifier(LinearProbe("ridge"))
+    assert cross_val_score(LinearProbe(C=1.0), X, y, cv=3).min() > 0.9
+    assert LinearProbe(C=1.0).fit(X[:100], y[:100]).decision_function(X).shape == (150,)
+
+
+def test_targets_may_be_in_half_precision():
+    Z = torch.as_tensor(classes()[0])
+    table = probe_layers({"a": Z}, Z[:, :2].bfloat16())
+    assert table["a"]["score"] > 0.99

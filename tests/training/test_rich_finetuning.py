@@ -151,6 +151,15 @@ def test_snapshots_are_copies_of_one_run():
             Snapshots(bad)
 
 
+@pytest.mark.parametrize("plan", ["sequential", "stacked"])
+def test_snapshots_of_two_seeds_are_refused(plan):
+    with pytest.raises(ValueError, match="of seed 0: give seed 1|one seed at a time"):
+        train(
+            lambda s: mlp((5, 8, 4)), task(), loss=lambda m, b: F.cross_entropy(m(b.x), b.y), seeds=(0, 1), plan=plan,
+            config=TrainConfig(steps=2), callbacks=[Snapshots([2])],
+        )  # fmt: skip
+
+
 def test_classes_are_read_off_the_labels_and_double_nets_stay_double():
     x, y = torch.randn(24, 4, generator=stream(0, "x")), torch.arange(24) % 3
     nets = [seeded_build(lambda: mlp((4, 6, 2)), stream(i, "net")) for i in range(2)]

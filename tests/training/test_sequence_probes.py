@@ -19,6 +19,12 @@ def test_scores_find_the_position_that_holds_the_target():
     assert table.best(by="error")["layer"] == "all"
 
 
+def test_targets_may_be_numpy():
+    h = states(n=50)
+    found, wanted = (probe_sequences({"a": h}, y, steps=5)["a"] for y in (h[:, 0].double().numpy(), h[:, 0]))
+    assert found == wanted
+
+
 def test_a_net_of_two_layers_reads_what_a_line_cannot():
     h = states(positions=1)
     y = h[:, 0, 0] * h[:, 0, 1]

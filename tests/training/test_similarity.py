@@ -223,3 +223,9 @@ def made_linear(scale, seed=0):
     with torch.no_grad():
         model.weight.mul_(scale)
     return nn.Sequential(model)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e20])
+def test_rsa_is_blind_to_size(factor):
+    X, Y = torch.randn(8, 5, generator=stream(0, "x")), torch.randn(8, 3, generator=stream(1, "x"))
+    assert float(rsa(factor * X, Y)) == pytest.approx(float(rsa(X, Y)), abs=1e-5)

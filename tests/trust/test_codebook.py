@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from etude.data.randomness import seeded_build, stream
 from etude.layers import DecoderConfig, DecoderLM
 from etude.layers.surgery import TargetError
-from etude.trust import CodebookLayer, codebook
+from etude.trust import CodebookLayer, code_purity, codebook, finetuning_step, forcing_effect, unit_purity
 
 IDS = torch.randint(11, (3, 9), generator=stream(0, "ids"))
 
@@ -364,6 +364,7 @@ def test_widths_are_told_by_weights_or_asked_for():
         (lambda: wrapped().reconstruction_loss(), RuntimeError, "run the model"),
         (lambda: wrapped().replace_dead(stream(0)), ValueError, "needs dead_after="),
         (lambda: _forced(wrapped(), {"*.ffn": [40]}), IndexError, r"0\.\.39"),
+        (lambda: _forced(wrapped(), {"*.ffn": [1.7]}), TypeError, "must be whole numbers, got torch.float32"),
         (lambda: _forced(wrapped(), {"*.ffn": [1]}, positions=[20]), IndexError, "out of bounds"),
         (lambda: _forced(wrapped(), {"*.ffn": [1]}, positions=slice(9, 20)), IndexError, "beyond a sequence of 9"),
         (lambda: wrapped(gradient="fullaeloss-0.5"), ValueError, "gradient 'fullaeloss-0.5': .*fullaeloss.*commitment"),
@@ -449,3 +450,48 @@ def test_a_collapse_is_seen_within_a_short_training():
         layer(row)
     with pytest.warns(UserWarning, match="0.10% of the codes were chosen in the last 100 passes"):
         layer(row)
+
+
+def test_forcing_effects_leave_every_mode_as_it_was():
+    cb = wrapped().train()
+    cb.model.stack.blocks[0].eval()
+    modes = [m.training for m in cb.modules()]
+    forcing_effect(cb, IDS[:2], torch.tensor([0, 1]), [cb.names[0]], stream(0, "other"))
+    assert [m.training for m in cb.modules()] == modes
+
+
+def test_idle_codes_are_replaced_in_the_first_updates_of_an_optimiser(monkeypatch):
+    cb = wrapped(dead_after=1).train()
+    cb(IDS)  # passes before the training do not count
+    seen = []
+    monkeypatch.setattr(cb, "replace_dead", lambda *_, **__: seen.append(len(seen)))
+    step = finetuning_step(lambda model, ids: (model(ids) + model(ids)).square().mean(), replace_steps=2)
+    for _ in range(2):
+        optimizer = torch.optim.SGD(cb.parameters(), lr=1e-3)
+        for _ in range(3):
+            step(cb, optimizer, IDS, stream(0, "step"))
+    assert len(seen) == 4
+
+
+def test_a_file_that_does_not_fit_changes_nothing(tmp_path):
+    wrapped(num_codes=39).save(tmp_path)
+    cb = wrapped()
+    with torch.no_grad():
+        cb.codebooks[0].weight.fill_(7)
+    with pytest.raises(ValueError, match="does not fit these codebooks: 0.quantizer.codes is"):
+        cb.load(tmp_path)
+    assert (cb.codebooks[0].weight == 7).all()
+
+
+def test_purity_of_padding_and_of_labels_of_another_length_is_refused():
+    codes = torch.tensor([[0], [1], [-1]])
+    with pytest.raises(ValueError, match="-1, which stands for padding"):
+        code_purity(codes, torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="3 rows and 1 labels"):
+        code_purity(codes, torch.zeros(1, dtype=torch.long))
+
+
+def test_purity_of_neurons_in_half_precision():
+    values = torch.arange(200.0)[:, None]
+    labels = (values[:, 0] > 150).long()
+    assert unit_purity(values.half(), labels, quantile=0.9) == unit_purity(values, labels, quantile=0.9)

@@ -510,3 +510,42 @@ def test_masses_that_are_none(g, text):
 def test_a_scorer_needs_a_batch():
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         hl.hf_scorer(None, None, batch_size=0)
+
+
+def test_tables_are_rows_and_mappings_are_refused():
+    pd = pytest.importorskip("pandas")
+    facts = [("ann", "kyoto"), ("ann", "kyoto"), ("bob", "rome")]
+    audit = hl.corpus_audit(pd.DataFrame(facts, columns=["person", "place"]))
+    assert audit == hl.corpus_audit(facts) and audit.n == 3
+    with pytest.raises(TypeError, match="elements"):
+        hl.corpus_audit({"a": 2, "b": 1})
+
+
+def test_good_turing_scores_tensors_as_lists():
+    made = hl.GoodTuringGenerator().fit(torch.tensor([1, 1, 2]), 5)
+    np.testing.assert_array_equal(made.score(torch.tensor([1, 2, 3])), made.score([1, 2, 3]))
+    assert made.probability(torch.tensor(1)) == made.probability(1) > 0
+
+
+def test_a_draw_that_finds_nothing_new_is_given_up():
+    made = hl.GoodTuringGenerator(random_state=0).fit(["a", "a", "b"], 9, draw=lambda g: "a")
+    with pytest.raises(ValueError, match="draw gave only facts that were seen"):
+        made.sample(50)
+
+
+def test_knobs_take_mappings_and_tables():
+    g = {"a": 0.5, "b": 0.3, "c": 0.2}
+    np.testing.assert_allclose(hl.top_p(g, 0.6), [0.625, 0.375, 0])
+    np.testing.assert_allclose(hl.refuse_below(g, 0.4), [1, 0, 0])
+    np.testing.assert_allclose(hl.top_p(np.array([[0.4, 0.3], [0.2, 0.1]]), 0.5), np.array([[4, 3], [0, 0]]) / 7)
+
+
+def test_candidates_without_a_fact_and_truths_of_a_mapping():
+    facts, truth = ["a", "a", "b"], {"a": True, "b": False, "c": False}
+    score = lambda items: np.log(np.full(len(items), 1 / len(items)))
+    report = hl.audit_model(score, ["a", "b", "c", None], facts, facts, truth)
+    assert report.candidates == 3
+    assert report.hallucination_rate == pytest.approx(2 / 3)
+    assert hl.sampled_rate(["a", "b"], truth)[0] == 0.5
+    with pytest.raises(TypeError, match="sample 1 cannot be hashed"):
+        hl.sampled_rate(["a", ["b"]], {"a"})

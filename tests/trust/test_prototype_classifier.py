@@ -214,6 +214,7 @@ def test_a_small_last_batch_is_left_out(digits):
         ({"scale": "z"}, "unknown scale 'z'"),
         ({"deform": "often"}, "deform must be"),
         ({"lambda_r1": -1.0}, "lambda_r1 must be at least 0"),
+        ({"lambda_ae": float("inf")}, "lambda_ae must be at least 0 and finite"),
     ],
 )
 def test_wrong_parameters_are_named_at_the_start_of_fit(digits, options, message):

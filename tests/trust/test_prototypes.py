@@ -1,5 +1,6 @@
 """The prototype network's loss, heads and report against hand-made cases."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -104,6 +105,12 @@ def test_nearest_neighbours_of_codes_leave_out_the_row_itself():
     assert prototype_report(shifted, rows, torch.zeros(2500, dtype=torch.long)).latent_ratio == pytest.approx(
         6 / (3 * 2**0.5), rel=1e-3
     )
+
+
+@pytest.mark.parametrize("name", ["r1", "r2"])
+def test_a_term_of_weight_zero_is_left_out(name):
+    net, x = identity_network([[0.0, 0.0], [1.0, 1.0]], [[0.0, 1.0]] * 2), torch.rand(3, 2)
+    assert name not in prototype_loss(net, x, torch.zeros(3, dtype=torch.long), Lambdas(**{name: 0.0}))
 
 
 def test_wrong_decoder_and_counts_are_named():

@@ -1,7 +1,7 @@
 """Predicting, choosing and learning of neural bandits, for S seeds of one policy at once.
 
 Source: Deb et al. 2023, arXiv 2312.07145 (NeuSquareCB, NeuFastCB); baselines NeuralUCB, Zhou et al. 2020, arXiv
-1911.04462, and NeuralTS, Zhang et al. 2021, arXiv 2010.00827, with a diagonal covariance. Every policy predicts losses
+1911.04462, and NeuralTS, Zhang et al. 2021, arXiv 2010.00827, with a diagonal covariance. Every policy starts
 from the same initial network: whether a net near 0 is optimistic or pessimistic matters more than the rule.
 """
 
@@ -50,6 +50,9 @@ class BanditSettings:
         Only the gap rules are perturbed.
     radius
         Keep theta within this distance of theta_0; None: no projection.
+    predicts
+        What the network puts out: the "loss", or the "reward", one minus the loss. A net that starts near 0 takes
+        every arm for the best when it predicts losses and for the worst when it predicts rewards.
     """
 
     policy: Policy = "fastcb"
@@ -65,6 +68,7 @@ class BanditSettings:
     c_p: float = 1.0
     n_draws: int | None = None
     radius: float | None = None
+    predicts: Literal["loss", "reward"] = "loss"
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy):
@@ -72,22 +76,27 @@ class BanditSettings:
         if isinstance(self.gamma, str):
             if self.gamma not in ("theory", "sqrt"):
                 raise ValueError(f'gamma must be a number, "theory" or "sqrt", got {self.gamma!r}')
-        elif not 0 < self.gamma < math.inf:
-            raise ValueError(f"gamma must be positive and finite, got {self.gamma}")
+        elif self.gamma is None or not 0 < self.gamma < math.inf:
+            raise ValueError(f'gamma must be positive and finite, got {self.gamma}; or use "theory" or "sqrt"')
         if self.gamma == "theory" and self.policy == "squarecb" and self.horizon is None:
             raise ValueError('gamma="theory" needs the number of rounds: give horizon, or gamma="sqrt"')
         if self.perturb not in ("expected", "sampled"):
             raise ValueError(f'perturb must be "expected" or "sampled", got {self.perturb!r}')
+        if self.predicts not in ("loss", "reward"):
+            raise ValueError(f'predicts must be "loss" or "reward", got {self.predicts!r}')
         if not 0 <= self.epsilon <= 1:
             raise ValueError(f"epsilon must lie in [0, 1], got {self.epsilon}")
         for name in ("gamma_scale", "prior_precision", "lr", "horizon", "n_draws", "radius"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                hint = "; None: no projection" if name == "radius" else ""
+                raise ValueError(f"{name} must be positive and finite, got {value}{hint}")
+        if self.n_draws is not None and self.n_draws != int(self.n_draws):
+            raise ValueError(f"n_draws must be a whole number, got {self.n_draws}")
         for name in ("nu", "c_p", "best_loss"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {value}")
 
     def gamma_at(self, t: int, n_arms: int) -> float:
         """gamma of round t = 1, 2, ..."""
@@ -204,6 +213,8 @@ class BanditLearner:
         """Sum over seeds of the mean loss over the rows and over the perturbation."""
         raw, y = self.network.chosen(batch.x, batch.groups), batch.y  # (S, B)
         y = y.to(raw.dtype)
+        if self.settings.predicts == "reward":
+            y = 1 - y
         ridge = self.strength and self.settings.perturb == "expected" and not self.logistic
         weights = None
         if self.strength and not ridge:
@@ -223,10 +234,15 @@ class BanditLearner:
 
     @torch.no_grad()
     def predict(self, contexts: Tensor) -> Tensor:
-        """Predicted losses (S, B, K): f, or for "fastcb" the mean of sigmoid of the perturbed f.
+        """Predicted losses (S, B, K): f, or for "fastcb" the mean of sigmoid of the perturbed f; one minus that where
+        the network predicts rewards.
 
         The perturbation adds the same to every arm, so it does not change what the square loss's rule does.
         """
+        found = self._output(contexts)
+        return 1 - found if self.settings.predicts == "reward" else found
+
+    def _output(self, contexts: Tensor) -> Tensor:
         raw = self.network.predict(contexts)
         if not self.logistic:
             return raw

@@ -47,7 +47,8 @@ class ClassificationBandit:
     Raises
     ------
     ValueError
-        If there are fewer than two classes, the noise leaves [0, 1), x is not finite or a label is none of the classes.
+        If there are fewer than two classes or rows, the noise leaves [0, 1), x is not finite, or y does not hold a
+        class a row.
     """
 
     disjoint = True
@@ -61,9 +62,14 @@ class ClassificationBandit:
         label_noise: float = 0.0,
         provenance: tuple[dict[str, Any], ...] = (),
     ) -> None:
+        if len(x) < 2 or y.shape != x.shape[:1]:
+            found = f"{tuple(x.shape)} and {tuple(y.shape)}"
+            raise ValueError(f"x must hold at least two rows and y one class a row, got {found}")
         self.n_arms = int(y.max()) + 1 if num_classes is None else num_classes
         if self.n_arms < 2:
             raise ValueError("a bandit of classes needs at least two classes")
+        if y.is_floating_point():
+            raise ValueError(f"y must hold integers, got {y.dtype}: use y.long()")
         if not 0 <= int(y.min()) <= int(y.max()) < self.n_arms:
             raise ValueError(f"y must hold classes 0 to {self.n_arms - 1}, got {int(y.min())} to {int(y.max())}")
         x = x.flatten(1).float()
@@ -172,6 +178,8 @@ class BanditRun(NamedTuple):
 Environment = ClassificationBandit | SyntheticBandit
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()  # learning needs gradients, whatever the caller switched off
 def simulate(
     environment: Environment,
     settings: BanditSettings | Literal["random"],

@@ -41,7 +41,8 @@ class NeuralBandit:
         be left out with a `module` whose first parametered layer is linear.
     policy
         "squarecb", "fastcb": inverse-gap weighting (NeuSquareCB, NeuFastCB). "epsilon", "greedy", "ucb", "ts".
-    gamma, gamma_scale, horizon, best_loss, epsilon, nu, prior_precision, lr, perturb, c_p, n_draws, radius
+    gamma, gamma_scale, horizon, best_loss, epsilon, nu, prior_precision, lr, perturb, c_p, n_draws, radius,
+    predicts
         See `etude.decision.BanditSettings`.
     module
         Any module from (..., d) to (..., 1) in place of the built-in network (with ``disjoint=True`` from (..., K d),
@@ -79,6 +80,7 @@ class NeuralBandit:
         c_p: float = 1.0,
         n_draws: int | None = None,
         radius: float | None = None,
+        predicts: Literal["loss", "reward"] = "loss",
         disjoint: bool = False,
         module: nn.Module | None = None,
         hidden_dim: int = 100,
@@ -88,7 +90,7 @@ class NeuralBandit:
         device: str = "cpu",
     ) -> None:
         if n_features is None:
-            n_features = _width_of(module) // (n_arms if disjoint else 1)
+            n_features = _width_of(module, n_arms if disjoint else 1)
         if n_arms < 1 or n_features < 1 or batch_size < 1:
             found = f"{n_arms}, {n_features} and {batch_size}"
             raise ValueError(f"n_arms, n_features and batch_size must be at least 1, got {found}")
@@ -106,6 +108,7 @@ class NeuralBandit:
             c_p,
             n_draws,
             radius,
+            predicts,
         )
         self.n_arms, self.n_features, self.disjoint = n_arms, n_features, disjoint
         self.batch_size, self.hidden_dim, self.device = batch_size, hidden_dim, device
@@ -113,17 +116,18 @@ class NeuralBandit:
             raise TypeError("random_state cannot be numpy's Generator: pass an int drawn from it")
         self._generator = as_generator(random_state)
         network: ArmNetwork | ModuleArms
-        if module is None:
-            blocks = n_arms if disjoint else None
-            network = ArmNetwork([self._generator], n_features, n_arms=blocks, hidden_dim=hidden_dim)
-        else:
-            network = ModuleArms(module, n_arms=n_arms if disjoint else None)
-        self.network = network.to(device).eval()
-        self._warn()
-        seed = int(torch.randint(2**31 - 1, (1,), generator=self._generator))
-        self._learner = BanditLearner(
-            self.network, self.settings, n_arms, sign_generators=[self._generator], noise_seed=seed
-        )
+        with torch.inference_mode(False):  # what is made in inference mode cannot learn outside
+            if module is None:
+                blocks = n_arms if disjoint else None
+                network = ArmNetwork([self._generator], n_features, n_arms=blocks, hidden_dim=hidden_dim)
+            else:
+                network = ModuleArms(module, n_arms=n_arms if disjoint else None)
+            self.network = network.to(device).eval()
+            self._warn()
+            seed = int(torch.randint(2**31 - 1, (1,), generator=self._generator))
+            self._learner = BanditLearner(
+                self.network, self.settings, n_arms, sign_generators=[self._generator], noise_seed=seed
+            )
         self._memory = ReplayBuffer(memory, "fifo", self._generator, device=device)
         self._waiting: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
         self._waiting_rows = 0
@@ -343,11 +347,12 @@ class NeuralBandit:
             "batch_size": self.batch_size, "hidden_dim": self.hidden_dim, "memory": self._memory.size,
             "module": isinstance(self.network, ModuleArms),
         }  # fmt: skip
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(path), {"bandit": json.dumps(meta)}
-        )
+        kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        text = json.dumps(meta, default=lambda value: value.item())  # of numpy's numbers and tensors of one
+        save_file(kept, str(path), {"bandit": text})
 
     @classmethod
+    @torch.inference_mode(False)
     def load(cls, path: str | Path, *, module: nn.Module | None = None, device: str = "cpu") -> "NeuralBandit":
         """The bandit that `save` wrote; it goes on as if it had never stopped.
 
@@ -406,8 +411,11 @@ def _number(decision: int | Decision) -> int:
     return decision.id if isinstance(decision, Decision) else int(decision)
 
 
-def _width_of(module: nn.Module | None) -> int:
+def _width_of(module: nn.Module | None, blocks: int) -> int:
+    """Features of one of the blocks that the module reads."""
     first = next((m for m in (module.modules() if module else ()) if any(True for _ in m.parameters(False))), None)
     if not isinstance(first, nn.Linear):
         raise ValueError("give n_features, the length of a context")
-    return first.in_features
+    if first.in_features % blocks:
+        raise ValueError(f"the module reads {first.in_features} features, which {blocks} arms cannot share evenly")
+    return first.in_features // blocks

@@ -9,7 +9,6 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-from scipy.stats import norm
 from torch import Tensor
 
 Estimator = Literal["ips", "snips", "dr"]
@@ -100,6 +99,8 @@ def policy_value(
     else:
         raise ValueError(f'estimator must be "ips", "snips" or "dr", got {estimator!r}')
     value = float(terms.mean())
+    from scipy.stats import norm
+
     half = float(norm.ppf(0.5 + confidence / 2)) * float(terms.std()) / math.sqrt(n) if n > 1 else math.inf
     effective = float(weights.sum() ** 2 / weights.square().sum()) if float(weights.sum()) else 0.0
     return PolicyValue(value, value - half, value + half, n, effective)

@@ -11,6 +11,8 @@ from etude.decision.bandit_learner import BanditLearner, BanditSettings
 from etude.decision.bandit_simulation import ClassificationBandit, simulate
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()  # as in `simulate`
 def regression_regret(
     environment: ClassificationBandit,
     seeds: Sequence[int],
@@ -56,13 +58,17 @@ def log_slope(cumulative: Tensor, steps: Sequence[int]) -> Tensor:
     Raises
     ------
     ValueError
-        If a value is not positive, or there are fewer than two different steps.
+        If a value is not positive, a step is none of 1 .. T, or there are fewer than two different ones.
     """
     if len(set(steps)) < 2:
         raise ValueError(f"a slope needs at least two different steps, got {list(steps)}")
+    if not 1 <= min(steps) <= max(steps) <= cumulative.shape[1]:
+        raise ValueError(f"steps must lie in 1..{cumulative.shape[1]}, got {list(steps)}")
     y = cumulative[:, torch.as_tensor(steps) - 1].double()
     if not bool((y > 0).all()):
-        raise ValueError("a slope on logarithmic axes needs positive values")
+        raise ValueError(
+            "a slope on logarithmic axes needs positive values: take later steps, or more rounds (a larger horizon)"
+        )
     x = torch.as_tensor(steps, dtype=torch.float64).log()
     x = x - x.mean()
     return ((y.log() - y.log().mean(1, keepdim=True)) * x).sum(1) / x.square().sum()

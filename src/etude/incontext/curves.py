@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class Curve:
         raw = np.asarray(self.raw)
         if len(raw) < 2:
             return np.full(raw.shape[1], -np.inf), np.full(raw.shape[1], np.inf)
+        from scipy import stats
+
         half = stats.sem(raw, axis=0) * stats.t.ppf(0.5 + level / 2, len(raw) - 1)
         return self.mean - half, self.mean + half
 

@@ -85,6 +85,8 @@ class EpisodeMAML(nn.Module):
         generator
             Draws the prefixes in training; None: the global generator.
         """
+        if not y.numel():
+            raise ValueError(f"need at least one episode of one item, got labels {tuple(y.shape)}")
         target, known = encode_labels(y, self.output_size, self.task)
         time = x.shape[1]
         if not self.training:
@@ -107,7 +109,9 @@ class EpisodeMAML(nn.Module):
         weight = before.flatten(0, 1).to(x.dtype)
         weight = weight / weight.sum(1, keepdim=True).clamp_min(1)
         graph = self.training and not self.first_order
-        with torch.enable_grad():
+        # whatever the caller switched off; copies, as what was made in inference mode gives no gradients
+        with torch.inference_mode(False), torch.enable_grad():
+            wide, goal, weight = wide.clone(), goal.clone(), weight.clone()
             params = [p.expand(len(wide), *p.shape) for p in self.start.parameters()]
             if not self.training:
                 params = [p.detach().requires_grad_(True) for p in params]
@@ -128,7 +132,10 @@ def _run(params: list[Tensor], x: Tensor) -> Tensor:
 
 
 class OnlinePrototypes(nn.Module):
-    """The nearest mean of the labelled items so far; a class not seen yet is only guessed when none has been."""
+    """The nearest mean of the labelled items so far; a class not seen yet is only guessed when none has been.
+
+    The loss leaves out the first item of each class, which nobody can know.
+    """
 
     def __init__(self, output_size: int, encoder: nn.Module | None = None) -> None:
         super().__init__()
@@ -145,4 +152,4 @@ class OnlinePrototypes(nn.Module):
         means = torch.einsum("btc,btd->btcd", before, items).cumsum(1) / count.clamp_min(1)[..., None]
         distance = (z[:, :, None] - means).square().sum(-1)
         logits = torch.where(count > 0, -self.log_scale.exp() * distance, UNSEEN)
-        return _answer(logits, target, known, "classification")
+        return _answer(logits, target, known & (count * target).any(-1), "classification")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etude.incontext.references import Reference
+from etude.incontext.references import Reference, check_pairs
 
 
 class LinearAttention(nn.Module):
@@ -65,10 +65,10 @@ class GradientDescentTransformer(nn.Module):
 
     def __init__(self, dim: int, steps: int, lr: float) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
-        if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}")
+        if dim < 1 or dim != int(dim):
+            raise ValueError(f"dim must be a whole number of at least 1, got {dim}")
+        if steps < 0 or steps != int(steps):
+            raise ValueError(f"steps must be a whole number of at least 0, got {steps}")
         if not (lr > 0 and math.isfinite(lr)):
             raise ValueError(f"lr must be positive and finite, got {lr}")
         self.dim, self.steps, self.lr = dim, steps, lr
@@ -82,13 +82,14 @@ class GradientDescentTransformer(nn.Module):
     def forward(self, X: Tensor, y: Tensor, Xq: Tensor) -> Tensor:
         """X (..., n, d), y (..., n), Xq (..., m, d) -> predictions (..., m).
 
-        Computed in the type of the inputs.
+        Computed in the type of the inputs, which must be floating point and finite.
         """
         if X.shape[-1] != self.dim or Xq.shape[-1] != self.dim or y.shape != X.shape[:-1]:
             raise ValueError(
                 f"expected X (..., n, {self.dim}), y (..., n), Xq (..., m, {self.dim}); got {tuple(X.shape)}, "
                 f"{tuple(y.shape)}, {tuple(Xq.shape)}"
             )
+        check_pairs(X, y)
         n = X.shape[-2]
         context = torch.cat([X, y.unsqueeze(-1)], -1)
         queries = torch.cat([Xq, torch.zeros_like(Xq[..., :1])], -1)

@@ -7,6 +7,7 @@ Differs from the paper: SPD is divided by d, so that the zero predictor stands n
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -200,8 +201,10 @@ def identify(
     given = dict(refs) if isinstance(refs, Mapping) else {name: reference(name) for name in refs}
     named = {k: v if isinstance(v, Reference) else Adapted(v) for k, v in given.items()}
     named.setdefault("zero", reference("zero"))
+    if isinstance(n_context, Real):
+        raise ValueError(f"n_context must be a list of numbers of pairs, got {n_context}: use [{n_context}]")
     counts = tuple(range(1, 2 * dim + 1) if n_context is None else n_context)
-    if not counts or min(counts) < 1:
+    if not counts or not all(isinstance(n, Integral) and n >= 1 for n in counts):
         raise ValueError(f"n_context must be numbers of pairs of at least 1, got {counts}")
     if num_tasks < 1:
         raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")

@@ -132,6 +132,10 @@ def probe_solutions(
     """
     if read not in ("last", "attention"):
         raise ValueError(f"read must be 'last' or 'attention', got {read!r}")
+    if num_prompts < 10 or (hidden_size is not None and hidden_size < 1):
+        raise ValueError(
+            f"need at least 10 prompts and a hidden_size of at least 1 (or None), got {num_prompts} and {hidden_size}"
+        )
     n = 2 * dim if n_context is None else n_context
     generator = stream(0, "probe") if generator is None else generator
     prompts = regression_prompts(num_prompts, n + 1, dim, noise=noise, generator=generator)

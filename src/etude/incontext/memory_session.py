@@ -47,6 +47,10 @@ class MemorySession:
     @torch.no_grad()
     def observe(self, x: Tensor, y: Tensor) -> Tensor:
         """Predict (B, out), then learn from labels (B,); rows with a missing label only read."""
+        if len(y) != self.batch_size:
+            raise ValueError(f"this session has {self.batch_size} rows, got {len(y)} labels")
+        if y.is_floating_point() and bool(y.isinf().any()):
+            raise ValueError("labels must be finite (NaN: missing), got an infinite one")
         target, known = encode_labels(y[:, None], self.net.output_size, self.net.task)
         state, record = self.net.step(self.state, self._rows(x), self.previous)
         label, there = target[:, 0].to(record.o.dtype), known[:, 0]
@@ -74,8 +78,11 @@ class MemorySession:
         ValueError
             Where the session had another number of rows, or the net other sizes.
         """
-        for name, now in (("memory", self.state.memory), ("previous", self.previous)):
-            if saved[name].shape != now.shape:
+        own = self.state_dict()
+        if other := sorted(saved.keys() ^ own.keys()):
+            raise KeyError(f"the state belongs to a net of another kind: {other} on one side only")
+        for name, now in own.items():
+            if _sizes(name, saved[name]) != _sizes(name, now):
                 raise ValueError(f"{name} must be {tuple(now.shape)} in this session, got {tuple(saved[name].shape)}")
         fast = [
             Fast(*(saved[f"fast_{n}_{part}"] for part in Fast._fields))
@@ -83,3 +90,9 @@ class MemorySession:
         ]
         cell = None if self.state.cell is None else (saved["cell_h"], saved["cell_c"])
         self.state = EpisodeState(saved["memory"], saved["usage"], tuple(fast), cell, saved["previous"][:, None])
+
+
+def _sizes(name: str, tensor: Tensor) -> tuple[int, ...]:
+    """The shape, without the number of items that fast weights have learned from."""
+    shape = tuple(tensor.shape)
+    return (shape[0], *shape[2:]) if name.startswith("fast_") else shape

@@ -36,6 +36,16 @@ def check_pairs(X: Tensor, y: Tensor) -> None:
             raise ValueError(f"{name} holds NaN or infinities: leave such pairs out")
 
 
+def _check_queries(X: Tensor, Xq: Tensor) -> None:
+    """Raise ValueError unless Xq is (..., m, d) of X's type, and finite."""
+    if Xq.ndim < 2 or Xq.shape[-1] != X.shape[-1]:
+        raise ValueError(f"Xq must be (..., m, {X.shape[-1]}), got {tuple(Xq.shape)}")
+    if Xq.dtype != X.dtype:
+        raise ValueError(f"Xq must be {X.dtype} as X is, got {Xq.dtype}: use Xq.to(X)")
+    if not bool(Xq.isfinite().all()):
+        raise ValueError("Xq holds NaN or infinities: leave such queries out")
+
+
 class Moments(NamedTuple):
     """What least squares needs to know of a data set, or of every prefix of it."""
 
@@ -83,7 +93,7 @@ def ols_prefix_weights(X: Tensor, y: Tensor) -> Tensor:
     """
     n, d = X.shape[-2:]
     shape = X.shape[:-2]
-    X64, y64 = X.double().reshape(-1, n, d), y.double().reshape(-1, n)
+    X64, y64 = X.double().reshape(math.prod(shape), n, d), y.double().reshape(math.prod(shape), n)
     first = min(n, d)
     w = X64.new_zeros(len(X64), n + 1, d)
     basis = X64.new_zeros(len(X64), first, d)
@@ -151,7 +161,8 @@ def gradient_descent_weights(moment: Moments, steps: int, lr: float | Tensor | N
     if steps < 1:
         raise ValueError(f"gradient descent needs at least 1 step, got {steps}")
     if lr is None:
-        rate = 0.5 / torch.linalg.eigvalsh(G.double())[..., -1:].clamp_min(1e-12).to(b.dtype)
+        least = max(1e-12, torch.finfo(b.dtype).tiny)  # in half precision 1e-12 is 0
+        rate = 0.5 / torch.linalg.eigvalsh(G.double())[..., -1:].clamp_min(least).to(b.dtype)
     else:
         rate = torch.as_tensor(lr, dtype=b.dtype, device=b.device)
     w = 2 * rate * b
@@ -233,10 +244,10 @@ class Reference:
         if self.kind == "ols":
             return ols_weights(X, y)
         if self.kind == "sgd":
-            return sgd_prefix_weights(X, y, self._sgd_rate(X))[..., -1, :]
+            return sgd_prefix_weights(X, y.to(X.dtype), self._sgd_rate(X))[..., -1, :]
         if self.kind == "ridge":  # small penalties need all digits of the moments
             return self._from_moments(moments(X.double(), y.double())).to(X.dtype)
-        return self._from_moments(moments(X, y))
+        return self._from_moments(moments(X, y.to(X.dtype)))
 
     def prefix_weights(self, X: Tensor, y: Tensor) -> Tensor:
         """w after the first 0, 1, ..., n pairs, (..., n + 1, d); raises as `weights`."""
@@ -244,13 +255,17 @@ class Reference:
         if self.kind == "ols":
             return ols_prefix_weights(X, y)
         if self.kind == "sgd":
-            return sgd_prefix_weights(X, y, self._sgd_rate(X))
+            return sgd_prefix_weights(X, y.to(X.dtype), self._sgd_rate(X))
         if self.kind == "ridge":
             return self._from_moments(prefix_moments(X.double(), y.double())).to(X.dtype)
-        return self._from_moments(prefix_moments(X, y))
+        return self._from_moments(prefix_moments(X, y.to(X.dtype)))
 
     def __call__(self, X: Tensor, y: Tensor, Xq: Tensor) -> Tensor:
-        """Predictions (..., m) for Xq (..., m, d) from the pairs X (..., n, d), y (..., n); raises as `weights`."""
+        """Predictions (..., m) for Xq (..., m, d) from the pairs X (..., n, d), y (..., n).
+
+        Raises as `weights`, and ValueError for an Xq that does not fit X or is not finite.
+        """
+        _check_queries(X, Xq)
         if self.kind == "knn":
             return self._neighbours(Xq, X, y)
         return (Xq @ self.weights(X, y).unsqueeze(-1)).squeeze(-1)
@@ -273,7 +288,7 @@ class Reference:
         check_pairs(X, y)
         if X.dtype in (torch.float16, torch.bfloat16):  # of which cdist knows nothing
             return self._neighbours(Xq.float(), X.float(), y.float(), allowed).to(X.dtype)
-        return neighbours(_distances(Xq, X), y, int(self.value), allowed, weighted=self.weighted)
+        return neighbours(_distances(Xq, X), y.to(X.dtype), int(self.value), allowed, weighted=self.weighted)
 
     def _from_moments(self, moment: Moments) -> Tensor:
         if self.kind == "ridge":
@@ -294,6 +309,8 @@ _USE = "use ols, ridge:PENALTY, gd:STEPS[:LR], sgd[:LR], knn:K[:distance], avera
 
 def reference(name: str) -> Reference:
     """The learner of that name; see `references`."""
+    if not isinstance(name, str):
+        raise ValueError(f"no reference {name!r}: {_USE}")
     kind, *values = name.split(":")
     most = {
         "ols": (0, 0),

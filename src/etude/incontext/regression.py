@@ -1,7 +1,7 @@
 """Prompts of random linear functions, and learners of every make called in one way."""
 
 import inspect
-from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,9 +24,9 @@ class RegressionPrompts(NamedTuple):
 
 
 def check_task(dim: int, noise: float, prior_scale: float = 1.0) -> None:
-    """Raise ValueError for a dimension below 1 or negative noise."""
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1, got {dim}")
+    """Raise ValueError for a dimension that is no number of at least 1, or negative noise."""
+    if not isinstance(dim, Integral) or dim < 1:
+        raise ValueError(f"dim must be a whole number of at least 1, got {dim}")
     if not noise >= 0:
         raise ValueError(f"noise is a standard deviation and must be at least 0, got {noise}")
     if not prior_scale > 0:
@@ -58,11 +58,10 @@ def regression_prompts(
     x = torch.randn(n_prompts, n_points, dim, generator=generator, device=device)
     e = torch.randn(n_prompts, n_points, generator=generator, device=device)
     if weights is not None:
+        if weights.shape != (dim,):
+            raise ValueError(f"weights must have shape ({dim},), got {tuple(weights.shape)}")
         w = weights.to(w).expand(n_prompts, dim)
     return RegressionPrompts(x, (x * w.unsqueeze(1)).sum(-1) + noise * e, w)
-
-
-Learner = Callable[..., Any]
 
 
 class Adapted:
@@ -76,6 +75,8 @@ class Adapted:
         - any callable ``(X, y, Xq) -> yq``, on batches or on single data sets (n, d), (n,), (m, d), on tensors or
           on arrays. Which of these it takes is found out in the first call: the batched form counts only
           if it agrees with the single one where both run.
+
+        It gets copies: what it writes into them, nobody else sees.
     """
 
     def __init__(self, learner: Any) -> None:
@@ -98,7 +99,7 @@ class Adapted:
             )
 
     def __call__(self, X: Tensor, y: Tensor, Xq: Tensor) -> Tensor:
-        out = self._call(X, y, Xq)
+        out = self._call(X.clone(), y.clone(), Xq.clone())
         return _checked(out, Xq, self.learner)
 
     def _module(self, X: Tensor, y: Tensor, Xq: Tensor) -> Any:
@@ -141,7 +142,7 @@ class Adapted:
         wrong: list[Any] = []
         for how in ((True, False), (False, False), (True, True), (False, True)):
             try:
-                out = self._run(how, *two)
+                out = self._run(how, *(t.clone() for t in two))
             except Exception as error:  # any failure only says that this is not the way to call it
                 errors.append(error)
                 continue

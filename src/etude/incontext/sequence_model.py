@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from etude.layers.attention import make_mask
 from etude.layers.blocks import FFN, Init, Placement, TransformerConfig, TransformerStack
-from etude.layers.mixers import RECURRENT, MixerName, make_mixer
+from etude.layers.mixers import MixerName, make_mixer
 from etude.layers.positions import LearnedPositions, SinusoidalPositions
 
 Layout = Literal["interleaved", "shifted", "paired", "aligned"]
@@ -257,4 +257,4 @@ class SequenceModel(nn.Module):
         return x, y.to(x.dtype)
 
 
-__all__ = ["RECURRENT", "Layout", "SequenceModel"]
+__all__ = ["Layout", "SequenceModel"]

@@ -26,7 +26,11 @@ GRACE_SECONDS = 60  # a token that was just rotated still answers, for requests 
 ROLES = ("member", "moderator", "admin", "banned")
 ANSWER = "If the address can be used, a mail with a link is on its way: open it here and press the button."
 HANDLE = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,28}[a-z0-9])")
-RESERVED = frozenset({"me", "admin", "moderator", "etude", "import", "catalogue", "form", "deleted", "nobody"})
+RESERVED = frozenset({  # words of the page, and what stands for itself in versions and the log
+    "me", "admin", "moderator", "member", "banned", "etude", "import", "catalogue", "form", "deleted", "nobody", "user",
+    "settings", "system", "openalex", "scholar", "github", "arxiv", "huggingface", "worker", "anonymous", "author",
+    "saved-page", "arxiv-atom", "hf-daily", "bibtex",
+})  # fmt: skip
 API_PREFIX = "etude_"
 MAX_API_TOKENS = 20
 
@@ -210,7 +214,7 @@ def set_role(db: Database, by: dict[str, Any], handle: str, role: str, now: int)
 
 
 def audit(c: sa.Connection, by: str, what: str, record: dict[str, Any], now: int) -> None:
-    """One line of the log that is only ever added to."""
+    """One line of the log. Lines are only added; who changes their handle or leaves is renamed in them."""
     c.execute(sa.insert(t.audit).values(at=now, by=by, what=what, record=record))
 
 

@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -102,8 +103,6 @@ def _like(text: str) -> str:
 
 
 def _year_start(year: int) -> int:
-    from datetime import UTC, datetime
-
     return int(datetime(min(9998, max(1, year)), 1, 1, tzinfo=UTC).timestamp())
 
 

@@ -21,13 +21,17 @@ from etude.page import following, library, notes, store
 from etude.page import heat as h
 from etude.page import tables as t
 from etude.page.accounts import address_hash, rename
+from etude.page.authorship import masked
 from etude.page.database import Database
+from etude.page.digest.mail import AUTHOR_KEY
 from etude.page.records import PaperRecord, make_record
 from etude.page.search.lexical import reindex
 from etude.page.security import LIMITS, TooMany, limit, same
 from etude.page.settings import Settings
 
 FORMAT = 1
+AUTHOR_MARK = b"Subject: Is this paper yours?"  # in the file of a mail to an author
+LEFT_OUT = "left out for now: the limits of this page are reached"
 MAX_FILE, MAX_FILES, MAX_ROWS = 32 * 2**20, 1000, 20_000
 RECORD = ("title", "abstract", "venue", "room", "arxiv_id", "doi", "url", "code_url", "license", "lang", "published_at")
 SOURCES = ("saved-page", "arxiv-atom", "hf-daily", "bibtex", "form")
@@ -118,7 +122,11 @@ def export(db: Database, settings: Settings, account: dict[str, Any], now: int) 
     parts = {
         "votes": mine(t.vote, "at"), "library": mine(t.library, "at", "tags", "note", "read"),
         "notes": mine(t.note, "at", "claim", "kind", "text", "state"), "dismissals": mine(t.dismissal, "at"),
+        "authorship": mine(t.authorship, "at", "state", "proof"),
     }  # fmt: skip
+    v = t.paper_version.c
+    edits = sa.select(v.paper_id, v.at, v.n, v.record).where(v.by == account["handle"])
+    parts["edits"] = db.rows(edits.order_by(v.at, v.paper_id))
     ids = {r["paper_id"] for rows in parts.values() for r in rows}
     p = t.paper.c
     papers = db.rows(sa.select(t.paper).where(sa.or_(p.id.in_(ids), p.submitted_by == me)).order_by(p.id))
@@ -145,7 +153,7 @@ def export(db: Database, settings: Settings, account: dict[str, Any], now: int) 
     out["tokens"] = db.rows(sa.select(k.name, k.created_at).where(k.account_id == me))
     asked = sa.select(q.slug, q.tier, q.state, q.created).where(q.asked_by == account["handle"])
     out["studies"] = db.rows(asked.order_by(q.created))
-    shown = ("email", "status", "frequency", "zone", "hour", "filters", "created_at", "confirmed_at")
+    shown = ("email", "status", "frequency", "zone", "hour", "language", "filters", "created_at", "confirmed_at")
     out["subscriptions"] = [{x: r[x] for x in shown} for r in subscriptions_of(db, settings, account)]
     return out
 
@@ -291,7 +299,7 @@ def restore(
             following.follow(c, me, one.kind, one.value, True, now)
         new["follows"] = c.execute(had).scalar_one() - before
         c.execute(sa.update(t.account).where(t.account.c.id == me).values(for_you=bundle.about.for_you))
-    return new | ({"left out for now: the limits of this page are reached": left_out} if left_out else {})
+    return new | ({LEFT_OUT: left_out} if left_out else {})
 
 
 def _known(c: sa.Connection, paper: _Paper) -> tuple[PaperRecord, int | None]:
@@ -325,6 +333,11 @@ def erase(db: Database, settings: Settings, account: dict[str, Any]) -> None:
     me = account["id"]
     subscribers = subscriptions_of(db, settings, account)
     with db.begin() as c:
+        claimed = list(c.execute(sa.select(t.authorship.c.proof).where(t.authorship.c.account_id == me)).scalars())
+        o = t.outbox.c
+        for mail in c.execute(sa.select(o.id, o.recipient).where(o.key.like(f"{AUTHOR_KEY}%"))).all():
+            if _proves(mail.recipient, claimed):
+                c.execute(sa.delete(t.outbox).where(o.id == mail.id))
         voted = set(c.execute(sa.select(t.vote.c.paper_id).where(t.vote.c.account_id == me)).scalars())
         warmed = set(c.execute(sa.select(t.event.c.paper_id).where(t.event.c.account_id == me)).scalars())
         c.execute(sa.update(t.paper).where(t.paper.c.submitted_by == me).values(submitted_by=None))
@@ -356,7 +369,13 @@ def erase(db: Database, settings: Settings, account: dict[str, Any]) -> None:
         c.execute(sa.delete(t.account).where(t.account.c.id == me))
     addresses = {row["email"] for row in subscribers}
     for file in Path(settings.mail_folder).glob("*.eml"):  # of a page without a mail server
-        to = message_from_bytes(file.read_bytes())["To"] or ""
+        letter = file.read_bytes()
+        to = message_from_bytes(letter)["To"] or ""
         known = account["email_hash"] and same(account["email_hash"], address_hash(settings, to))
-        if known or to in addresses:
+        if known or to in addresses or (AUTHOR_MARK in letter and _proves(to, claimed)):
             file.unlink(missing_ok=True)
+
+
+def _proves(address: str, proofs: list[str]) -> bool:
+    """Whether a mail to an address may be the one of a claim to a paper; of it only the masked form is kept."""
+    return any(proof.endswith(f" {masked(address)}") for proof in proofs)

@@ -13,8 +13,8 @@ from etude.errors import EtudeError
 from etude.page import tables as t
 
 TOKEN_BYTES = 32
-LIMITS = {  # key: (times, seconds)
-    "login": (5, 3600), "signup": (5, 3600), "subscribe": (10, 3600), "submit": (10, 86_400), "vote": (120, 3600),
+LIMITS = {  # key: (times, seconds); "login" is of a network, which many share, "signup" of one address
+    "login": (60, 3600), "signup": (5, 3600), "subscribe": (10, 3600), "submit": (10, 86_400), "vote": (120, 3600),
     "search": (60, 60), "note": (30, 86_400), "import": (30, 3600), "run": (30, 3600), "resend": (3, 86_400),
     "token": (20, 86_400), "edit": (60, 3600),
 }  # fmt: skip

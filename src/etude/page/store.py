@@ -14,7 +14,7 @@ from etude.page import heat as h
 from etude.page import tables as t
 from etude.page.citations import year_of
 from etude.page.database import Database
-from etude.page.identity import same_abstract, slugify, title_key
+from etude.page.identity import norm_hash, same_abstract, slugify, title_key
 from etude.page.records import PaperRecord
 
 Status = Literal["new", "duplicate", "changed"]
@@ -271,8 +271,6 @@ def edit(c: sa.Connection, paper_id: int, changes: dict[str, Any], *, expected: 
     """
     paper = t.paper.c
     if "title" in changes:
-        from etude.page.identity import norm_hash
-
         changes = changes | {"norm_hash": norm_hash(changes["title"])}
     values = changes | {"version": expected + 1, "updated_at": now}
     done = c.execute(sa.update(t.paper).where(paper.id == paper_id, paper.version == expected).values(**values))

@@ -59,7 +59,7 @@ paper_version = sa.Table(
     sa.Column("by", sa.String(80), nullable=False),
 )  # fmt: skip
 alias = sa.Table(
-    "alias", meta, sa.Column("kind", sa.String(20), primary_key=True),  # arxiv, doi, norm, slug
+    "alias", meta, sa.Column("kind", sa.String(20), primary_key=True),  # arxiv, doi, slug
     sa.Column("value", sa.String(200), primary_key=True), _to("paper"),
 )  # fmt: skip
 paper_tag = sa.Table(
@@ -129,7 +129,7 @@ authorship = sa.Table(  # who says to have written a paper, how it was proved, a
     sa.Column("token_hash", sa.String(64)), sa.Column("expires_at", sa.BigInteger),  # of a link sent by mail
     sa.Column("at", sa.BigInteger, nullable=False), sa.UniqueConstraint("paper_id", "account_id"),
 )  # fmt: skip
-audit = sa.Table(  # append-only: moderation, pins, edits, verdict changes
+audit = sa.Table(  # lines are only added, and follow a change of handle: roles, moderation, pins, edits
     "audit", meta, _id(), sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("by", sa.String(80), nullable=False),
     sa.Column("what", sa.String(40), nullable=False), sa.Column("record", sa.JSON, nullable=False),
@@ -174,7 +174,7 @@ rate = sa.Table(  # sliding windows of the rate limits; old rows are purged
     "rate", meta, _id(), sa.Column("key", sa.String(120), nullable=False, index=True),
     sa.Column("at", sa.BigInteger, nullable=False, index=True),
 )  # fmt: skip
-vector = sa.Table(  # embeddings wait here for the index; `state` None: not embedded yet
+vector = sa.Table(  # embeddings wait here for the index
     "vector", meta, _to("paper", primary_key=True), sa.Column("model", sa.String(60), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False), sa.Column("f16", sa.LargeBinary),
     sa.Column("version", sa.Integer, nullable=False, server_default="1"),  # of the paper whose text it is of

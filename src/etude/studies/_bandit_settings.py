@@ -58,6 +58,17 @@ TUNED: dict[str, dict[str, tuple[float, float, float | None]]] = {  # (lr, the p
         "greedy": (1.0, 0.0, None),  # 51.0
     },
 }
+# The same of a net that predicts rewards, as the public baselines' does; in the protocols of the pilot that showed it.
+REWARD: dict[str, dict[str, tuple[float, float, float | None]]] = {
+    "digits": {
+        "ucb": (1.0, 0.1, None),  # 291.0
+        "epsilon": (1.0, 0.01, None),  # 360.5
+    },
+    "shuttle": {
+        "ucb": (1.0, 0.1, None),  # 94.5
+        "epsilon": (1.0, 0.01, None),  # 128.8
+    },
+}
 # The best of ucb, ts and epsilon, and of ucb and ts, by the same regrets.
 BEST = {
     "digits": ("ucb", "ucb"),
@@ -76,12 +87,15 @@ def best_of(protocol: str) -> tuple[str, str]:
 
 
 def settings_of(protocol: str, arm: str, n_arms: int) -> BanditSettings:
-    """A policy's settings, "fastcb_plain" and the like with their own strength of the perturbation."""
+    """A policy's settings, "fastcb_plain" and the like with their own strength of the perturbation, "ucb_reward" and
+    "epsilon_reward" with their own tuning."""
     policy, _, variant = arm.partition("_")
-    lr, own, c_p = TUNED.get(protocol, TUNED["digits"])[policy]
+    tuned = REWARD if variant == "reward" else TUNED
+    lr, own, c_p = tuned.get(protocol, tuned["digits"])[policy]
     knobs: dict[str, dict[str, Any]] = {
         "fastcb": {"gamma": own * n_arms}, "squarecb": {"gamma": "sqrt", "gamma_scale": own}, "ucb": {"nu": own},
         "ts": {"nu": own}, "epsilon": {"epsilon": own}, "greedy": {},
     }  # fmt: skip
     strength = STRENGTH.get(variant, c_p or 0.0)
-    return BanditSettings(policy, lr=lr, c_p=strength, **knobs[policy])  # type: ignore[arg-type]
+    predicts: Any = "reward" if variant == "reward" else "loss"
+    return BanditSettings(policy, lr=lr, c_p=strength, predicts=predicts, **knobs[policy])  # type: ignore[arg-type]

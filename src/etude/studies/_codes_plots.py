@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import altair as alt
 import numpy as np
 
 from etude.lab.study import Plot, Results
@@ -13,6 +12,8 @@ BITS = {"binary32": 32, "binary128": 128, "itq32": 32, "hyperplanes32": 32, "sig
 
 def codes_plots(results: Results) -> list[Plot]:
     """Precision and recall, score by bits, histogram of distances, map of one word's senses."""
+    import altair as alt
+
     out = []
     for protocol in results.protocols:
         if curve := _mean_curve(results.select("precision", protocol=protocol)):

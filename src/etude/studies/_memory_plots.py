@@ -1,7 +1,5 @@
 """The plots of the study of fast and slow learning."""
 
-import altair as alt
-
 from etude.lab.study import Plot, Results
 
 CURVES = (
@@ -14,6 +12,8 @@ CURVES = (
 
 def memory_plots(results: Results) -> list[Plot]:
     """Curves by presentation, point and switch; what is written where; cosine over training."""
+    import altair as alt
+
     out = []
     for protocol in results.protocols:
         for metric, x, y, caption in CURVES:

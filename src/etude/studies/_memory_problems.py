@@ -67,6 +67,8 @@ def classes(c: Any) -> Problem:
 def images(data: Any, c: Any, ways: int, steps: int, exponent: float) -> Problem:
     """Episodes of a labelled image set; half of its classes are only seen in the tests."""
     kinds = data.y.unique()
+    if len(kinds) < 2 * ways:
+        raise ValueError(f"the set has {len(kinds)} classes and needs {2 * ways}: half are kept for the tests")
     order = kinds[torch.randperm(len(kinds), generator=stream(0, "classes"))]
     halves = (torch.isin(data.y, part) for part in (order[: len(order) // 2], order[len(order) // 2 :]))
     parts = [image_episodes(data.x[rows], data.y[rows], ways, steps, exponent=exponent) for rows in halves]

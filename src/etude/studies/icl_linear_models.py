@@ -29,7 +29,8 @@ class LinearConfig(StudyConfig):
     num_points: Annotated[PositiveInt, Field(validate_default=True)] = 6
     """Pairs in a prompt, at least dim; comparisons are averaged over dim .. 2 dim pairs."""
     hidden_dim: PositiveInt = 64
-    num_heads: PositiveInt = 4
+    num_heads: Annotated[PositiveInt, Field(validate_default=True)] = 4
+    """A divisor of hidden_dim."""
     layers_shallow: PositiveInt = 1
     layers_deep: PositiveInt = 2
     steps_shallow: PositiveInt = 2000
@@ -45,6 +46,13 @@ class LinearConfig(StudyConfig):
     """Test functions a seed."""
     probe_dim: PositiveInt = 4
     """Dimension of the probed nets (protocol "extended"); their prompts hold at least twice as many pairs."""
+
+    @field_validator("num_heads")
+    @classmethod
+    def _divides_the_width(cls, value: int, info: ValidationInfo) -> int:
+        if info.data.get("hidden_dim", value) % value:
+            raise ValueError(f"must divide hidden_dim = {info.data['hidden_dim']}")
+        return value
 
     @field_validator("num_points")
     @classmethod

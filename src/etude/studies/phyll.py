@@ -1,6 +1,8 @@
 """Physical local learning: can layers between black boxes be trained one by one, without the boxes' derivatives?
 
-Four simulated boxes; all arms of a seed see the same rows, the same boxes and as many updates of each layer.
+Four simulated boxes; all arms of a seed see the same rows and as many updates of each layer. Their boxes are of one
+kind and from one stream of the seed, but not the same: PhyLL's first box is wider by the label, so its draw and those
+after it differ from those of the other arms.
 """
 
 import math

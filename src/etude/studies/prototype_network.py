@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import altair as alt
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import nn
@@ -101,6 +100,8 @@ class PrototypeStudy(Study):
                 out.append(Plot(f"ablation-{protocol}", strip(cells), "Decoded prototypes with terms left out."))
             spec = dots(results.select("accuracy", protocol=protocol, arms=SIZES), "test accuracy, %", [*SIZES])
             out.append(Plot(f"accuracy-{protocol}", spec, "Test accuracy by number of prototypes."))
+        import altair as alt
+
         for a in results.artifacts("explanation"):
             x = alt.X("contribution:Q", title="added to the logit of the predicted class")
             bars = alt.Chart(alt.Data(values=a["value"])).mark_bar()

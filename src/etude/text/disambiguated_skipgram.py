@@ -3,25 +3,23 @@
 Sources: see `etude.text.senses`.
 """
 
-import json
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from etude.data.randomness import as_generator, stream
+from etude.text.model_files import read_model, write_model
+from etude.text.parameters import check_parameters
 from etude.text.senses import (
     RUN,
     Corpus,
@@ -33,6 +31,7 @@ from etude.text.senses import (
     sense_probabilities,
     train_senses,
 )
+from etude.training.estimators import torch_device
 
 
 class _SenseVectors(BaseEstimator, ABC):
@@ -72,12 +71,7 @@ class _SenseVectors(BaseEstimator, ABC):
             If a document is a string instead of a list of tokens, no word occurs `min_count` times, a parameter is
             out of range, or training diverges.
         """
-        for name in self._positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        for name in self._integers:
-            if not isinstance(getattr(self, name), Integral):
-                raise ValueError(f"{name} must be an integer, got {getattr(self, name)!r}")
+        check_parameters(self, positive=self._positive, integers=self._integers)
         if self.subsample is not None and not self.subsample > 0:
             raise ValueError(f"subsample must be positive or None, got {self.subsample!r}")
         if not 0 <= self.prune_below <= 1:
@@ -101,9 +95,7 @@ class _SenseVectors(BaseEstimator, ABC):
         noise = frequency.pow(0.75)
         tokens = [self._number[w] for document in documents for w in document if w in self._number]
         lengths = [sum(w in self._number for w in document) for document in documents]
-        device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        )
+        device = torch_device(self.device)
         with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
             corpus = Corpus(
                 torch.tensor(tokens, device=device),
@@ -183,6 +175,8 @@ class _SenseVectors(BaseEstimator, ABC):
     def sense_neighbors(self, word: str, sense: int, n_neighbors: int = 10) -> list[tuple[str, int, float]]:
         """The nearest senses of other words: (word, sense, cosine), best first."""
         row = self._of(word)
+        if n_neighbors < 0:
+            raise ValueError(f"n_neighbors must be at least 0, got {n_neighbors}")
         if not 0 <= sense < self.n_senses or not self.active_senses_[row, sense]:
             active = np.flatnonzero(self.active_senses_[row]).tolist()
             raise ValueError(f"{word!r} has no sense {sense}; its senses are {active}")
@@ -204,22 +198,18 @@ class _SenseVectors(BaseEstimator, ABC):
         state = {"class": type(self).__name__, "parameters": parameters, "words": self.vocabulary_}
         tensors = {k: v.cpu().contiguous() for k, v in self._model.tensors().items()}
         tensors |= {"keep": self._keep, "priors": torch.from_numpy(self.sense_priors_)}
-        save_file(tensors, str(path), {"etude": json.dumps(state)})
+        write_model(path, tensors | {"active": torch.from_numpy(self.active_senses_)}, state)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote."""
-        with safe_open(str(path), framework="pt") as file:
-            state = json.loads(file.metadata()["etude"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if state["class"] != cls.__name__:
-            raise ValueError(f"{path} holds a {state['class']}, not a {cls.__name__}")
+        """Read what `save` wrote; ValueError for a file of something else."""
+        tensors, state = read_model(path, cls.__name__)
         parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in state["parameters"].items()}
         self = cls(**parameters)
         self.vocabulary_ = tuple(state["words"])
         self._number = {w: i for i, w in enumerate(self.vocabulary_)}
         self._keep, self.sense_priors_ = tensors.pop("keep"), tensors.pop("priors").numpy()
-        self.active_senses_ = self.sense_priors_ > 0
+        self.active_senses_ = tensors.pop("active").numpy()
         self._model = SenseModel(**tensors)
         return self
 
@@ -228,16 +218,19 @@ class _SenseVectors(BaseEstimator, ABC):
     @property
     def sense_vectors_(self) -> NDArray[np.float32]:
         """(V, n_senses, dim)."""
+        check_is_fitted(self, "vocabulary_")
         return self._model.senses.cpu().numpy()
 
     @property
     def output_vectors_(self) -> NDArray[np.float32]:
         """(V, dim), the vectors of context words that senses predict."""
+        check_is_fitted(self, "vocabulary_")
         return self._model.output.cpu().numpy()
 
     @property
     def word_weights_(self) -> Tensor:
         """(V,) share of a word's occurrences that sub-sampling keeps: its weight in a context."""
+        check_is_fitted(self, "vocabulary_")
         return self._keep
 
     # -- helpers ------------------------------------------------------------------------------------------------

@@ -189,7 +189,8 @@ def sense_map(model: Any, word: str, n_neighbors: int = 8) -> list[Any]:
     vectors = np.stack([model.sense_vectors_[model.vocabulary_.index(w), k] for w, k, _ in points])
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     plane = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
-    xy = plane.U[:, :2] * plane.S[:2]
+    xy = np.zeros((len(points), 2))  # vectors of one number span a line only
+    xy[:, : len(plane.S)] = plane.U[:, :2] * plane.S[:2]
     return [
         {"x": round(float(x), 4), "y": round(float(y), 4), "label": w, "sense": sense + 1, "own": w == word}
         for (x, y), (w, _, sense) in zip(xy, points, strict=True)

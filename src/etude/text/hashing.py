@@ -16,16 +16,26 @@ from etude.data.randomness import as_generator
 
 
 class _Hash(TransformerMixin, BaseEstimator):
-    """Centre, multiply by `components_` (d, B), keep the signs."""
+    """Centre, project, keep the signs."""
 
     mean_: NDArray[Any]
     components_: NDArray[Any]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []  # codes are bytes
+        return tags
 
     def transform(self, X: Any) -> NDArray[np.uint8]:
         """Packed codes, (n, bytes): a bit is projection > 0."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return np.packbits((X - self.mean_) @ self.components_ > 0, axis=1)
+        return np.packbits(self._projected(X - self.mean_) > 0, axis=1)
+
+    def _projected(self, X: NDArray[Any]) -> NDArray[Any]:
+        """Centred vectors times `components_` (d, B)."""
+        product: NDArray[Any] = X @ self.components_
+        return product
 
     def _centred(self, X: Any) -> NDArray[Any]:
         X = validate_data(self, X, dtype=[np.float64, np.float32])
@@ -37,8 +47,11 @@ class SignHash(_Hash):
     """One bit per coordinate: is it above its mean? The cheapest hash, and often the strongest."""
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        self.components_ = np.eye(self._centred(X).shape[1])
+        self._centred(X)
         return self
+
+    def _projected(self, X: NDArray[Any]) -> NDArray[Any]:
+        return X
 
 
 class RandomHyperplanes(_Hash):
@@ -90,7 +103,9 @@ class IterativeQuantization(_Hash):
         X = self._centred(X)
         n, d = X.shape
         if not 1 <= self.n_bits <= min(n, d):
-            raise ValueError(f"n_bits must lie in 1..{min(n, d)} for {n} vectors of {d} columns, got {self.n_bits}")
+            raise ValueError(
+                f"n_bits must lie in 1..{min(n, d)} for n_samples = {n} and n_features = {d}, got {self.n_bits}"
+            )
         values, vectors = np.linalg.eigh(X.T @ X / n)
         components = vectors[:, np.argsort(-values)[: self.n_bits]]
         projected = X @ components

@@ -1,24 +1,21 @@
 """What binary and real paragraph vectors share as scikit-learn transformers: fit, infer, save and load."""
 
-import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from etude.data.randomness import as_generator, stream
 from etude.text.count_loss import CountRows, Precision, product_dtype
+from etude.text.model_files import read_model, write_model
 from etude.text.paragraph import (
     Objective,
     ParagraphModel,
@@ -29,7 +26,9 @@ from etude.text.paragraph import (
     infer_documents,
     new_documents,
 )
+from etude.text.parameters import check_parameters
 from etude.text.vocabulary import Tokenizer, Vocabulary, tokenize
+from etude.training.estimators import torch_device
 
 EXACT_UP_TO = 20_000  # features, with loss="auto"
 
@@ -124,7 +123,7 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
             self._frequencies = torch.from_numpy(np.asarray(counts.sum(axis=0)).reshape(-1).astype(np.float32))
             bits, dim = self._sizes()
             init = stream(self.seed_, "init")
-            device = self._device()
+            device = torch_device(self.device)
             self._model = build_model(
                 self.architecture, self._frequencies * self._word_weight(), init, bits=bits, dim=dim,
                 word_dim=self.word_dim, window=self.window, combine=self.combine,
@@ -179,7 +178,7 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
         }  # fmt: skip
         tensors = {k: v.cpu().contiguous() for k, v in self._model.tensors().items()}
         tensors |= {f"grams.{n}": torch.from_numpy(keys) for n, keys in self.vocabulary_.grams.items()}
-        save_file(tensors | {"frequencies": self._frequencies.cpu()}, str(path), {"etude": json.dumps(state)})
+        write_model(path, tensors | {"frequencies": self._frequencies.cpu()}, state)
 
     @classmethod
     def load(cls, path: str | Path, *, tokenizer: Tokenizer | None = None) -> Self:
@@ -190,11 +189,7 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
         ValueError
             If the file holds another class, or needs the tokenizer.
         """
-        with safe_open(str(path), framework="pt") as file:
-            state = json.loads(file.metadata()["etude"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if state["class"] != cls.__name__:
-            raise ValueError(f"{path} holds a {state['class']}, not a {cls.__name__}")
+        tensors, state = read_model(path, cls.__name__)
         if state["own_tokenizer"] and tokenizer is None:
             raise ValueError("this model was fitted with its own tokenizer: give it again, load(path, tokenizer=...)")
         state["parameters"]["ngram_range"] = tuple(state["parameters"]["ngram_range"])
@@ -207,31 +202,19 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
             self.architecture, bits, dim, tensors["weight"], tensors["bias"], tensors.get("projection"),
             tensors.get("offset"), tensors.get("context"), self.window, self.combine,
         )  # fmt: skip
-        self._to(self._device())
+        self._to(torch_device(self.device))
         return self
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
     def _check_parameters(self) -> None:
-        for name, allowed in self._choices.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
-        for name in self._positive:
-            if not (value := getattr(self, name)) > 0:
-                raise ValueError(f"{name} must be positive, got {value!r}")
+        check_parameters(self, choices=self._choices, positive=self._positive, integers=self._integers)
         if self.batch_size is not None and not self.batch_size > 0:
             raise ValueError(f"batch_size must be positive or None, got {self.batch_size!r}")
-        for name in self._integers:
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, Integral):
-                raise ValueError(f"{name} must be an integer, got {value!r}")
         if self.subsample is not None and not self.subsample > 0:
             raise ValueError(f"subsample must be positive or None, got {self.subsample!r}")
         if self.architecture == "dm" and tuple(np.atleast_1d(self.ngram_range)) != (1, 1):
             raise ValueError(f"architecture 'dm' predicts words: ngram_range must be (1, 1), got {self.ngram_range}")
-
-    def _device(self) -> torch.device:
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device)
 
     def _to(self, device: torch.device) -> None:
         for name, tensor in self._model.tensors().items():

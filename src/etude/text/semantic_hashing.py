@@ -23,8 +23,12 @@ from etude.data.randomness import as_generator
 from etude.data.tasks import Split
 from etude.layers.straight_through import binarize
 from etude.text.count_loss import CountRows, Counts, Precision, count_cross_entropy, product_dtype
+from etude.text.parameters import check_parameters
 from etude.text.vocabulary import Vocabulary, tokenize
 from etude.training import TrainConfig, train
+from etude.training.estimators import torch_device
+
+CHOICES = {"handle_unknown": ("warn", "error", "ignore"), "precision": ("fp32", "bf16", "auto")}
 
 
 class CodeAutoencoder(nn.Module):
@@ -65,6 +69,8 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
         As in `BinaryParagraphVector`.
     max_epochs, batch_size, lr
         Training by Adam.
+    handle_unknown
+        "warn", "error" or "ignore" a document without any known word.
     precision, device, random_state
         As in `BinaryParagraphVector`.
 
@@ -72,6 +78,8 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
     ----------
     codes_ : (n, bytes) uint8
         Codes of the training documents.
+    history_
+        Losses of training.
     """
 
     def __init__(
@@ -103,11 +111,11 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            For fewer than two documents, or sizes that are not positive.
+            For fewer than two documents, sizes that are no positive integers, a parameter that does not exist; if
+            training diverges.
         """
-        for name in ("n_bits", "hidden_dim", "max_epochs", "batch_size", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        sizes = ("n_bits", "hidden_dim", "max_epochs", "batch_size")
+        check_parameters(self, choices=CHOICES, positive=(*sizes, "lr"), integers=sizes)
         tokens = tokenize(X, self.tokenizer)
         if len(tokens) < 2:
             raise ValueError(f"fit needs at least 2 documents, got {len(tokens)}")
@@ -117,9 +125,7 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
         )
         counts = self.vocabulary_.counts(tokens)
         self._tfidf = TfidfTransformer().fit(counts)
-        device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        )
+        device = torch_device(self.device)
         with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
             inputs, targets = CountRows(self._inputs(counts), device), CountRows(counts, device)
             frequencies = torch.from_numpy(np.asarray(counts.sum(axis=0)).reshape(-1).astype(np.float32))
@@ -137,6 +143,8 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
                 Split(torch.arange(len(tokens))), loss=loss, config=config, seeds=(seed,), plan="sequential",
                 device=device,
             )  # fmt: skip
+            if trained.diverged:
+                raise ValueError(f"training diverged after {trained.steps} updates: lower lr (it is {self.lr})")
             self._module: nn.Module = trained.module
             self.history_ = trained.curve
             self.codes_ = self._encode(counts)
@@ -167,6 +175,8 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
         return matrix
 
     def _encode(self, counts: csr_matrix) -> NDArray[np.uint8]:
+        if not counts.shape[0]:  # scikit-learn's tf-idf refuses a table without rows
+            return np.zeros((0, -(-self.n_bits // 8)), dtype=np.uint8)
         device = next(self._module.parameters()).device
         rows = CountRows(self._inputs(counts), device)
         parts = []
@@ -174,5 +184,4 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
             for documents in torch.arange(counts.shape[0], device=device).split(1024):
                 logits = self._module.encode(rows.take(documents), len(documents))  # type: ignore[operator]
                 parts.append((logits > 0).cpu().numpy())
-        bits = np.concatenate([*parts, np.zeros((0, self.n_bits), dtype=bool)])
-        return np.packbits(bits, axis=1)
+        return np.packbits(np.concatenate(parts), axis=1)

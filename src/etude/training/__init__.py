@@ -37,12 +37,15 @@ from etude.training.large_batch import large_batch_config as large_batch_config
 from etude.training.large_batch import step_noise as step_noise
 from etude.training.layer_maps import even_map as even_map
 from etude.training.metrics.classification import accuracy as accuracy
+from etude.training.metrics.classification import auroc as auroc
 from etude.training.metrics.classification import brier as brier
 from etude.training.metrics.classification import class_accuracy as class_accuracy
 from etude.training.metrics.classification import confusion as confusion
 from etude.training.metrics.classification import error_consistency as error_consistency
 from etude.training.metrics.classification import expected_calibration_error as expected_calibration_error
 from etude.training.metrics.classification import nll as nll
+from etude.training.metrics.sequence import bleu as bleu
+from etude.training.metrics.sequence import perplexity as perplexity
 from etude.training.optimizers import parameter_groups as parameter_groups
 from etude.training.phyll import PhyLL as PhyLL
 from etude.training.physical_boxes import PhysicalBox as PhysicalBox

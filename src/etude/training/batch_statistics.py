@@ -1,6 +1,7 @@
 """Batch norm's running statistics, measured anew where the weights stand."""
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -38,9 +39,12 @@ def reestimate_batchnorm(model: nn.Module, x: Tensor | Iterable[Any], *, batch_s
         if len(x) == 0 or batch_size < 1:
             raise ValueError(f"need rows and a batch_size of at least 1, got {len(x)} rows and {batch_size}")
         x = x.tensor_split(max(1, round(len(x) / batch_size)))
+    batches = iter(x)
+    first = next(batches, None)
+    if first is None:  # before the statistics that there are are thrown away
+        raise ValueError("there are no batches to take statistics from")
     modes = [(m, m.training) for m in model.modules()]
     settings = [(m, m.momentum, getattr(m, "ghost_size", None)) for m in norms]
-    seen = 0
     try:
         model.eval()
         for m in norms:
@@ -49,9 +53,8 @@ def reestimate_batchnorm(model: nn.Module, x: Tensor | Iterable[Any], *, batch_s
             m.momentum = None
             if hasattr(m, "ghost_size"):
                 setattr(m, "ghost_size", 2**62)  # noqa: B010
-        for batch in x:
+        for batch in chain([first], batches):
             model(batch if isinstance(batch, Tensor) else batch[0])
-            seen += 1
     finally:
         for m, momentum, ghost_size in settings:
             m.momentum = momentum
@@ -59,6 +62,4 @@ def reestimate_batchnorm(model: nn.Module, x: Tensor | Iterable[Any], *, batch_s
                 setattr(m, "ghost_size", ghost_size)  # noqa: B010
         for module, mode in modes:
             module.training = mode
-    if seen == 0:
-        raise ValueError("there are no batches to take statistics from")
     return len(norms)

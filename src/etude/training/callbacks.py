@@ -9,14 +9,16 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from etude.data.progress import track
+from etude.data.randomness import fork_global, stream
 from etude.training.config import TrainConfig
 from etude.training.run import State
 
@@ -26,6 +28,9 @@ FREE = ("steps", "epochs", "seconds", "patience", "stop_when", "eval_every")  # 
 
 class Checkpoint:
     """Save a run so that it can go on where it was killed, bit for bit.
+
+    Batches that are given as an iterable (a `DataLoader`) must come in the same order again: they are drawn anew up
+    to where the run stood. Give such a loader a ``generator=`` of its own for each call, or the rows themselves.
 
     One file a seed, ``<folder>/seed-<n>.safetensors``, replaced as a whole. When `train` is called
     again with the same folder, each seed starts from its file; a finished seed is not trained again.
@@ -40,7 +45,8 @@ class Checkpoint:
     Raises
     ------
     ValueError
-        On resuming, if the file was made with another configuration or another net.
+        On resuming, if the file was made with another configuration or another net, holds more updates than the
+        run has, or cannot be read.
     """
 
     portable = True
@@ -63,28 +69,43 @@ class Checkpoint:
             return
         saved = _read(path)
         _compare(saved["config"], _settings(state.config), path)
+        lane = saved["run"]["lane"]
+        if lane["step"] > state.total:
+            raise ValueError(
+                f"{path} stands at update {lane['step']}, this run ends at {state.total}: use another folder"
+            )
+        ends = _ends(state.config)
+        if lane["stopped"] in ("patience", "stop_when") and saved.get("ends", ends) != ends:
+            lane["stopped"] = ""  # the rule that ended it was changed: go on
         if saved["total"] != state.total and state.config.schedule in ("cosine", "linear"):
             raise ValueError(
                 f"{path} belongs to a run of {saved['total']} updates, this one has {state.total}, and schedule "
                 f"{state.config.schedule!r} depends on it: use another folder"
             )
         try:
-            state.restore(saved["run"])
+            with fork_global(stream(state.seed, "resume")):  # batches drawn anew may draw from the caller's generators
+                state.restore(saved["run"])
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path} does not fit this net: {error}") from error
 
     def on_step(self, state: State) -> None:
-        if self.every is not None and state.step % self.every == 0:
+        if self._due(state):
             self._save(state)
 
-    def on_eval(self, state: State) -> None:
-        if self.every is None or state.stopped or state.step >= state.total:
+    def on_eval(self, state: State) -> None:  # again where on_step has saved: the point belongs to the update
+        if self.every is None or self._due(state) or state.stopped or state.step >= state.total:
             self._save(state)
+
+    def _due(self, state: State) -> bool:
+        return self.every is not None and state.step % self.every == 0
 
     def _save(self, state: State) -> None:
         assert state.snapshot is not None and state.config is not None
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {"config": _settings(state.config), "total": state.total, "run": state.snapshot()}
+        content = {
+            "config": _settings(state.config), "ends": _ends(state.config), "total": state.total,
+            "run": state.snapshot(),
+        }  # fmt: skip
         _write(self.path(state.seed), content)
 
 
@@ -105,7 +126,25 @@ class Progress:
 
 def _settings(config: TrainConfig) -> dict[str, str]:
     plain = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in FREE}
-    return {name: value.__name__ if callable(value) else repr(value) for name, value in plain.items()}
+    return {name: _named(value) if callable(value) else repr(value) for name, value in plain.items()}
+
+
+def _named(value: Any) -> str:
+    """A function by its name, a partial one with its arguments, a lambda by its code and plain values."""
+    if isinstance(value, partial):
+        return repr((_named(value.func), value.args, value.keywords))
+    name = getattr(value, "__name__", type(value).__name__)
+    if name != "<lambda>":
+        return name
+    code = value.__code__
+    held = (*code.co_consts, *(cell.cell_contents for cell in value.__closure__ or ()), *(value.__defaults__ or ()))
+    plain = [v for v in held if isinstance(v, bool | int | float | str | tuple)]
+    return repr((name, code.co_code.hex(), code.co_names, plain))
+
+
+def _ends(config: TrainConfig) -> list[str]:
+    """The rules that end a run early."""
+    return [repr(config.patience), "None" if config.stop_when is None else _named(config.stop_when)]
 
 
 def _compare(saved: dict[str, str], present: dict[str, str], path: Path) -> None:
@@ -127,7 +166,11 @@ def _write(path: Path, content: Any) -> None:
 
 
 def _read(path: Path) -> Any:
-    with safe_open(path, framework="pt") as file:
+    try:
+        opened = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole checkpoint ({error}): delete it to start anew") from error
+    with opened as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is no checkpoint of this version")

@@ -56,6 +56,7 @@ def distillation_kl(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     teacher = teacher.detach()
+    student, teacher = _single(student), _single(teacher)
     if top_k is not None:
         if not 1 <= top_k <= teacher.shape[-1]:
             raise ValueError(f"top_k must lie in 1..{teacher.shape[-1]}, got {top_k}")
@@ -69,6 +70,11 @@ def distillation_kl(
             raise ValueError(f"mask must be {tuple(rows.shape)} with at least one True, got {tuple(mask.shape)}")
         rows = rows[mask]
     return rows.mean() * temperature**2
+
+
+def _single(logits: Tensor) -> Tensor:
+    """In single precision at least: half loses the difference of two logarithms that are nearly alike."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -107,8 +113,8 @@ class DistillationLoss(nn.Module):
         Of "logits".
     project
         Learn a linear map from each student layer to its teacher layer ("hidden" only), needed where their widths
-        differ. Its weights are made at the first call and belong to this module: the optimiser of `distill` takes
-        them along.
+        differ. Its weights are made by `prepare` and belong to this module: each call of `distill` makes them anew,
+        and its optimiser takes them along.
     item
         Part of a tuple output that a layer's feature is; `attention_item` likewise.
 
@@ -293,7 +299,7 @@ def distill(
     loader
         What `train` takes as data.
     losses
-        None: logits at temperature 1. With ``project=True`` its maps are trained along.
+        None: logits at temperature 1. With ``project=True`` its maps are made anew and trained along.
 
     Raises
     ------
@@ -328,6 +334,7 @@ class _WithMaps(nn.Module):
     def __init__(self, student: nn.Module, losses: DistillationLoss, teacher: nn.Module, batch: Any) -> None:
         super().__init__()
         self.student = student
+        losses.maps = nn.ModuleList()  # those of an earlier call are trained: the result would not be the seed's alone
         losses.prepare(_frozen(student, losses, batch, teacher=False), frozen_outputs(teacher, losses, batch))
         self.maps = losses.maps
 

@@ -40,6 +40,22 @@ def as_array(value: Any) -> Any:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
 
 
+def torch_device(name: str) -> torch.device:
+    """The device of that name; "auto": a CUDA device where there is one, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If torch knows no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}: use 'auto', 'cpu', 'cuda', 'cuda:1' or the like") from None
+
+
 class TorchEstimator(BaseEstimator, ABC):
     """Base of estimators whose `fit` is a run of the training engine.
 
@@ -133,22 +149,36 @@ class TorchEstimator(BaseEstimator, ABC):
     def partial_fit(self, X: ArrayLike, y: ArrayLike | None = None, classes: ArrayLike | None = None) -> Self:
         """One pass over `X` in batches, going on from where the module stands; returns self.
 
+        The optimiser's averages are kept from call to call; they start anew after `fit`, in a copy or a pickle, and
+        when parameters were changed.
+
         Parameters
         ----------
         classes
-            Every class that will ever come (classifiers, first call only; default: those of `y`).
+            Every class that will ever come (classifiers, at the first call; default: those of `y`).
+
+        Raises
+        ------
+        ValueError
+            For other `classes` than those of before, and when training diverges.
         """
         with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
             first = not hasattr(self, "module_")
             if first and classes is not None:
                 self._target(np.asarray(as_array(classes)), reset=True)
+            elif classes is not None and hasattr(self, "classes_"):
+                now = np.unique(as_array(classes))
+                if not np.array_equal(now, self.classes_):
+                    raise ValueError(f"classes {now.tolist()} are not those of before, {self.classes_.tolist()}")
             rows, target = self._rows(X, y, reset=first, keep_target=first and classes is not None)
             device = self._device()
             if first:
                 seed = self._draw_seed()
                 build: Callable[[], nn.Module] = lambda: self._made(rows[:1], target)  # noqa: E731
                 self.module_, self.history_ = seeded_build(build, stream(seed, "init")).to(device), []
-            if getattr(self, "_updater", None) is None:
+            settings = {k: v for k, v in self.get_params(deep=False).items() if _plain(v)}
+            if getattr(self, "_updater", None) is None or settings != self._partial_settings:
+                self._partial_settings = settings
                 self._partial_seed, self._passes = seed if first else self._draw_seed(), 0
                 self._updater = Updater(self.module_, self._loss, self._config(len(rows)), seed=self._partial_seed)
             updater = self._updater
@@ -158,6 +188,9 @@ class TorchEstimator(BaseEstimator, ABC):
             updater.train_mode()
             batches = (Split(rows, target).take(part).to(device) for part in self._parts(order))
             losses = [updater.update(batch)["loss"] for batch in batches]
+            if not np.isfinite(losses).all():
+                self.module_.eval()
+                raise ValueError(f"training diverged: lower lr (it is {self.lr}) or scale the inputs")
             self.history_.append({"step": updater.step, "loss": float(np.mean(losses))})
             self.module_.eval()
             self._finish(rows, target)
@@ -199,9 +232,7 @@ class TorchEstimator(BaseEstimator, ABC):
         return int(torch.randint(2**31 - 1, (1,), generator=as_generator(self.random_state)))
 
     def _device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        return torch_device(self.device)
 
     def _keep_back(self, data: Split, seed: int) -> tuple[Split, Split]:
         held = max(1, math.ceil(data.n / 10))
@@ -288,6 +319,7 @@ class TorchEstimator(BaseEstimator, ABC):
         return made
 
     _updater: Updater | None = None
+    _partial_settings: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

@@ -6,6 +6,7 @@ Differs from the official code: the target's activations are those of the pass t
 twice), and a guide layer that is not called is an error if it was asked for.
 """
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -17,10 +18,9 @@ from torch import Tensor, nn
 
 from etude.layers.surgery import Hook, Record, TargetError
 from etude.training.layer_maps import Pairs, choose_layers, even_map, without_logits
-from etude.training.similarity import as_rows, rsa, same_rows, unit_grams
+from etude.training.similarity import MIN_ROWS, as_rows, rsa, same_rows, unit_grams
 
 Index = Literal["cka", "rsa"] | Callable[[Tensor, Tensor], Tensor]
-FEW_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,14 @@ class Guidance:
             _check_hookable(name, model)
         if target is guide:
             raise ValueError("target and guide are one module: a guide is a frozen other net")
-        if not alpha >= 0:
-            raise ValueError(f"alpha must be at least 0, got {alpha}")
-        if max_samples is not None and max_samples < FEW_ROWS:
-            raise ValueError(f"max_samples must be at least {FEW_ROWS}, got {max_samples}")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
+        if max_samples is not None and max_samples < MIN_ROWS:
+            raise ValueError(f"max_samples must be at least {MIN_ROWS}, got {max_samples}")
         if isinstance(index, str) and index not in ("cka", "rsa"):
             raise ValueError(f"index must be 'cka', 'rsa' or a function of two activations, got {index!r}")
-        if until_step is not None and until_step < 1:
-            raise ValueError(f"until_step must be at least 1, got {until_step}")
+        if until_step is not None and (until_step < 1 or int(until_step) != until_step):
+            raise ValueError(f"until_step must be a whole number of at least 1, got {until_step}")
         if guide_input is not None and noise is not None:
             raise ValueError("give guide_input or noise, not both")
         self.target, self.guide, self.index = target, guide, index
@@ -149,10 +149,28 @@ class Guidance:
         self._input: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._buffers_checked = False
         self._warned_flat = False
+        self._attach()
+
+    def _attach(self) -> None:
         self._record.__enter__()
         note = Hook(_note_input(weakref.ref(self)))
-        self._handle = target.register_forward_pre_hook(note, with_kwargs=True)
+        self._handle = self.target.register_forward_pre_hook(note, with_kwargs=True)
         self._attached = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without hooks and the last batch: a copy (deepcopy, pickle) guides the copy of the target, from its next."""
+        state = {k: v for k, v in vars(self).items() if k not in ("_handle", "_input")}
+        return state | {
+            name: (list(vars(self)[name].layers), vars(self)[name].item) for name in ("_record", "_guide_record")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _input=None)
+        (mine, item), (theirs, other) = state["_record"], state["_guide_record"]
+        self._record = Record(self.target, mine, item=item)
+        self._guide_record = Record(self.guide, theirs, item=other, detach=True)
+        if self._attached:
+            self._attach()
 
     def loss(
         self, x: Any = None, *, mask: Tensor | None = None, task: Tensor | None = None, key: Hashable = None
@@ -276,8 +294,8 @@ class Guidance:
         return [as_rows(X) for X in layers]
 
     def _rows(self, X: Tensor, mask: Tensor | None) -> Tensor:
-        if len(X) < FEW_ROWS:
-            raise ValueError(f"guidance needs at least {FEW_ROWS} rows a batch (64 or more for a steady gradient)")
+        if len(X) < MIN_ROWS:
+            raise ValueError(f"guidance needs at least {MIN_ROWS} rows a batch (64 or more for a steady gradient)")
         if mask is not None and X.ndim > 2 and X.shape[:2] == mask.shape:
             X = X.masked_fill(~mask.view(*mask.shape, *[1] * (X.ndim - 2)), 0)
         return X[: self.max_samples]

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import nn
 
-from etude.layers.surgery import TargetError, match
-from etude.training.similarity import REPRESENTATIONS
+from etude.layers.surgery import match
+from etude.training.similarity import representation_layers
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -50,7 +50,7 @@ def choose_layers(
         sides = [list(dict.fromkeys(pair[i] for pair in map)) for i in (0, 1)]
         return [*match(target, sides[0])], [*match(guide, sides[1])]
     if layers is None:
-        mine, shared = _standard(target), None
+        mine, shared = representation_layers(target), None
     else:
         shared = [layers] if isinstance(layers, str) else list(layers)
         mine = _matching(target, shared)
@@ -59,7 +59,7 @@ def choose_layers(
         if shared is not None:
             mine = [*match(target, shared)]
     elif shared is None:
-        theirs = _standard(guide)
+        theirs = representation_layers(guide)
     else:
         theirs = _matching(guide, shared)
         lost = [p for p in shared if not _matching(target, [p]) and not _matching(guide, [p])]
@@ -71,13 +71,6 @@ def choose_layers(
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     names = [n for n, _ in model.named_modules() if n]
     return [n for n in names if any(n == p or fnmatchcase(n, p) for p in patterns)]
-
-
-def _standard(model: nn.Module) -> list[str]:
-    names = [n for n, m in model.named_modules() if isinstance(m, REPRESENTATIONS)]
-    if not names:
-        raise TargetError(f"{type(model).__name__} has no convolution, linear, recurrent or attention layer: name some")
-    return names
 
 
 def without_logits(model: nn.Module, called: list[str]) -> list[str]:

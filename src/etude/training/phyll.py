@@ -8,6 +8,7 @@ Source: Momeni et al. 2023, arXiv 2304.11042 (PhyFF) and Science 382, 1297 (PhyL
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -326,11 +327,16 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         ]  # fmt: skip
 
     def _start(self, X: NDArray[np.float32]) -> None:
+        if isinstance(self.hidden, int) or callable(self.boxes):
+            raise ValueError(
+                f"boxes and hidden are sequences of one entry a layer, such as boxes=[f] and hidden=[20]; "
+                f"got {self.boxes!r} and {self.hidden!r}"
+            )
         given = len(self._given_boxes())
         if given != len(self.hidden) or not self.hidden:
             raise ValueError(f"need one box a layer, got {given} boxes and {len(self.hidden)} hidden layers")
-        if self.theta <= 0 or any(k < 1 for k in self.hidden):
-            raise ValueError(f"theta and hidden must be positive, got {self.theta} and {list(self.hidden)}")
+        if not 0 < self.theta < math.inf or any(k < 1 for k in self.hidden):
+            raise ValueError(f"theta and hidden must be positive and finite, got {self.theta} and {list(self.hidden)}")
         for name, value, known in (("label_mode", self.label_mode, LABEL_MODES), ("scale", self.scale, SCALES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
@@ -402,8 +408,10 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         callback: Any,
     ) -> Self:
         for name, value in (("epochs", epochs), ("inner_steps", inner_steps), ("lr", lr), ("batch_size", batch_size)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+            if value is not None and name != "lr" and int(value) != value:
+                raise ValueError(f"{name} must be a whole number, got {value}")
         x, y = self._scaled(X), torch.from_numpy(codes.astype(np.int64)).to(self.device)
         linears = getattr(self, "_linears", [None] * len(self.weights_))
         optimizers = [

@@ -4,6 +4,7 @@ Sources: linear probes, Alain & Bengio 2016, arXiv 1610.01644; control tasks and
 arXiv 1909.03368.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,145 +12,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.utils import ClassifierTags
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_array
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d
 from torch import Tensor
 
 from etude.data.randomness import as_generator, stream
+from etude.training.linear_solvers import logistic_solutions, ridge_solutions
 
 STRENGTHS = tuple(10.0**p for p in range(-4, 5))
-
-
-def ridge_solutions(Z: Tensor, Y: Tensor, penalties: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Ridge regression with an intercept for every penalty and every row weighting at once.
-
-    One eigendecomposition a weighting serves all penalties.
-
-    Parameters
-    ----------
-    Z, Y
-        (n, d) features and (n, k) targets.
-    penalties
-        (P,), of ``sum_i m_i |Y_i - Z_i W - b|^2 + penalty |W|^2``.
-    weights
-        (F, n) row weights m, such as 0 for a fold's held-out rows. None: all rows.
-
-    Returns
-    -------
-    W, b
-        (F, P, d, k) and (F, P, k).
-    """
-    m = torch.ones(1, len(Z), dtype=Z.dtype, device=Z.device) if weights is None else weights.to(Z.dtype)
-    total = m.sum(1, keepdim=True)
-    z_mean, y_mean = m @ Z / total, m @ Y / total
-    G = torch.einsum("fn,nd,ne->fde", m, Z, Z) - total.unsqueeze(-1) * z_mean.unsqueeze(-1) * z_mean.unsqueeze(-2)
-    c = torch.einsum("fn,nd,nk->fdk", m, Z, Y) - total.unsqueeze(-1) * z_mean.unsqueeze(-1) * y_mean.unsqueeze(-2)
-    values, vectors = torch.linalg.eigh(G)
-    scaled = (vectors.mT @ c).unsqueeze(1) / (values.clamp_min(0)[:, None, :, None] + penalties[None, :, None, None])
-    W = vectors.unsqueeze(1) @ scaled
-    b = y_mean.unsqueeze(1) - torch.einsum("fd,fpdk->fpk", z_mean, W)
-    return W, b
-
-
-def logistic_solutions(
-    Z: Tensor,
-    y: Tensor,
-    num_classes: int,
-    strengths: Tensor,
-    weights: Tensor,
-    *,
-    tol: float = 1e-6,
-    max_iter: int = 500,
-) -> tuple[Tensor, Tensor]:
-    """Penalised logistic regression for P problems at once, by batched L-BFGS.
-
-    Problem p minimises ``C_p sum_i m_pi loss_i + |W|^2 / 2``, scikit-learn's objective: softmax for three classes
-    and more, one logit for two.
-
-    Parameters
-    ----------
-    Z, y
-        (n, d) and (n,) class numbers.
-    strengths, weights
-        (P,) the C of each problem and (P, n) its row weights.
-
-    Returns
-    -------
-    W, b
-        (P, d, K) and (P, K); for two classes the first column is 0.
-    """
-    d, P, K = Z.shape[1], len(strengths), num_classes
-    free = 1 if K == 2 else K
-    one_hot = torch.nn.functional.one_hot(y, K).to(Z.dtype)
-    scale = (strengths[:, None] * weights).to(Z.dtype)
-    total = scale.sum(1).clamp_min(1e-12)
-
-    def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
-        W, b = theta[:, :-1], theta[:, -1]  # (P, d, free), (P, free)
-        logits = torch.einsum("nd,pdk->pnk", Z, W) + b.unsqueeze(1)
-        if K == 2:
-            logits = torch.cat([torch.zeros_like(logits), logits], -1)
-        log_p = logits.log_softmax(-1)
-        value = -(scale * (log_p * one_hot).sum(-1)).sum(-1) + 0.5 * W.square().sum((1, 2))
-        error = scale.unsqueeze(-1) * (log_p.exp() - one_hot)[..., K - free :]
-        grad = torch.cat([torch.einsum("nd,pnk->pdk", Z, error) + W, error.sum(1, keepdim=True)], 1)
-        return value / total, grad / total[:, None, None]
-
-    theta = _lbfgs(objective, Z.new_zeros(P, d + 1, free), tol=tol, max_iter=max_iter)
-    W, b = theta[:, :-1], theta[:, -1]
-    if K == 2:
-        W, b = torch.cat([torch.zeros_like(W), W], -1), torch.cat([torch.zeros_like(b), b], -1)
-    return W, b
-
-
-def _lbfgs(objective: Any, theta: Tensor, *, tol: float, max_iter: int, memory: int = 10) -> Tensor:
-    """Minimise P separate convex functions; theta (P, ...). Each problem has its own step length."""
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).sum(1)
-
-    def wide(a: Tensor) -> Tensor:
-        return a[:, None, None]
-
-    value, grad = objective(theta)
-    pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _ in range(max_iter):
-        if float(grad.abs().max()) < tol:
-            break
-        q, alphas = grad.clone(), []
-        for s, t, rho in reversed(pairs):
-            alphas.append(rho * dot(s, q))
-            q = q - wide(alphas[-1]) * t
-        if pairs:
-            s, t, rho = pairs[-1]
-            q = q * wide(torch.where(rho > 0, dot(s, t) / dot(t, t).clamp_min(1e-300), torch.ones_like(rho)))
-        else:
-            q = q / wide(grad.flatten(1).norm(dim=1).clamp_min(1.0))
-        for (s, t, rho), alpha in zip(pairs, reversed(alphas), strict=True):
-            q = q + wide(alpha - rho * dot(t, q)) * s
-        slope = -dot(grad, q)
-        uphill = slope >= 0
-        q = torch.where(wide(uphill), grad, q)
-        slope = torch.where(uphill, -dot(grad, grad), slope)
-        length = torch.ones_like(value)
-        for _ in range(30):
-            new_theta = theta - wide(length) * q
-            new_value, new_grad = objective(new_theta)
-            bad = ~(new_value <= value + 1e-4 * length * slope + 1e-14 * value.abs())
-            if not bool(bad.any()):
-                break
-            length = torch.where(bad, length * 0.5, length)
-        stay = wide(bad)
-        new_theta = torch.where(stay, theta, new_theta)
-        new_grad, new_value = torch.where(stay, grad, new_grad), torch.where(bad, value, new_value)
-        s, t = new_theta - theta, new_grad - grad
-        curvature = dot(s, t)
-        pairs.append((s, t, torch.where(curvature > 1e-300, 1 / curvature.clamp_min(1e-300), 0.0)))
-        pairs = pairs[-memory:]
-        theta, value, grad = new_theta, new_value, new_grad
-        if bool(bad.all()):
-            break
-    return theta
 
 
 def _gives_probabilities(probe: "LinearProbe") -> bool:
@@ -165,7 +37,7 @@ class LinearProbe(BaseEstimator):
     ----------
     kind
         "logistic": classes, scikit-learn's `LogisticRegression`. "ridge": least squares with penalty 1 / C on
-        numbers (vectors too), or on +-1 codes of integer classes.
+        numbers (vectors too), or on +-1 codes of integer classes. A fit that does not converge warns.
     C
         Inverse strength; a sequence or "cv" (10^-4 .. 10^4): the best by cross-validation.
     folds, seeds
@@ -202,21 +74,33 @@ class LinearProbe(BaseEstimator):
         self.seeds = seeds
         self.random_state = random_state
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        if self.kind == "logistic":  # "ridge" takes numbers and classes, and so is neither for scikit-learn
+            tags.estimator_type, tags.classifier_tags = "classifier", ClassifierTags()
+        return tags
+
     def fit(self, Z: Any, y: Any) -> "LinearProbe":
         """Z (n, d) features; y (n,) classes or numbers, or (n, k) numbers for "ridge"."""
         if self.kind not in ("logistic", "ridge"):
             raise ValueError(f"kind must be 'logistic' or 'ridge', got {self.kind!r}")
+        if y is None:
+            raise ValueError("LinearProbe requires y to be passed, but the target y is None")
         Z = _features(Z)
-        y = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        y = _targets(y)
         if len(y) != len(Z):
             raise ValueError(f"{len(Z)} rows of features and {len(y)} targets")
         if isinstance(self.C, str) and self.C != "cv":
             raise ValueError(f"C must be a number, a sequence or 'cv', got {self.C!r}")
         several = isinstance(self.C, str) or not np.isscalar(self.C)
         strengths = STRENGTHS if isinstance(self.C, str) else tuple(np.atleast_1d(np.asarray(self.C, dtype=float)))
-        if not strengths or min(strengths) <= 0:
-            raise ValueError(f"C must be positive, got {self.C}")
+        if not strengths or not all(0 < c < math.inf for c in strengths):
+            raise ValueError(f"C must be positive and finite, got {self.C}")
         self.classes_ = None
+        if self.kind == "logistic":
+            check_classification_targets(y)
+            y = column_or_1d(y, warn=True)
         if self.kind == "logistic" or (y.ndim == 1 and y.dtype.kind in "iubOUS"):
             self.classes_, codes = np.unique(y, return_inverse=True)
             if len(self.classes_) < 2:
@@ -240,8 +124,11 @@ class LinearProbe(BaseEstimator):
         return self
 
     def decision_function(self, Z: Any) -> np.ndarray:
-        """Scores (n, k), linear in the features."""
-        return self._scores(Z).cpu().numpy()
+        """Scores (n, k), linear in the features; (n,) for two classes and "logistic", as scikit-learn has it."""
+        scores = self._scores(Z)
+        if self.kind == "logistic" and scores.shape[1] == 2:
+            scores = scores[:, 1] - scores[:, 0]
+        return scores.cpu().numpy()
 
     def predict(self, Z: Any) -> np.ndarray:
         """Classes (n,), or numbers (n,) or (n, k)."""
@@ -257,24 +144,24 @@ class LinearProbe(BaseEstimator):
 
     def score(self, Z: Any, y: Any) -> float:
         """Accuracy for classes; R^2 (uniform mean over the targets) for numbers."""
-        y = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        y = _targets(y)
         if self.classes_ is not None:
             return float((self.predict(Z) == y).mean())
         y = y.reshape(len(y), -1)
-        left = np.square(y - self.predict(Z).reshape(y.shape)).sum(0)
-        return float(np.mean(1 - left / np.maximum(np.square(y - y.mean(0)).sum(0), 1e-300)))
+        predicted = self.predict(Z).reshape(y.shape)
+        left = np.square(y - predicted).sum(0)
+        found = 1 - left / np.maximum(np.square(y - y.mean(0)).sum(0), 1e-300)
+        constant = (y == y[0]).all(0)  # nothing to explain: 1 if it is met but for rounding, else 0
+        return float(np.mean(np.where(constant, left <= 1e-20 * np.square(y).sum(0), found)))
 
     def relative_error(self, Z: Any, y: Any) -> float:
         """``sum |y - prediction|^2 / sum |y|^2`` of a probe of numbers."""
-        y = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        y = _targets(y)
         left = np.square(y - self.predict(Z).reshape(y.shape)).sum()
         return float(left / max(np.square(y).sum(), 1e-300))
 
     def _scores(self, Z: Any) -> Tensor:
-        if not hasattr(self, "W_"):
-            from sklearn.exceptions import NotFittedError
-
-            raise NotFittedError("this LinearProbe is not fitted yet: call fit first")
+        check_is_fitted(self)
         Z = _features(Z)
         if Z.shape[1] != self.n_features_in_:
             raise ValueError(
@@ -295,12 +182,15 @@ class LinearProbe(BaseEstimator):
         return logistic_solutions(Z, y, len(self.classes_), C.repeat_interleave(F), weights.repeat(len(C), 1))
 
     def _cross_validate(self, Z: Tensor, y: Tensor, C: Tensor) -> Tensor:
-        n, folds = len(Z), min(self.folds, len(Z))
+        for name, value in (("folds", self.folds), ("seeds", self.seeds)):
+            if int(value) != value:
+                raise ValueError(f"{name} must be a whole number, got {value}")
+        n, folds = len(Z), min(int(self.folds), len(Z))
         if folds < 2 or self.seeds < 1:
             raise ValueError(f"cross-validation needs 2 folds and rows, and 1 seed; got {folds} and {self.seeds}")
         held = []
         generator = as_generator(self.random_state)
-        for _ in range(self.seeds):
+        for _ in range(int(self.seeds)):
             order = torch.randperm(n, generator=generator).to(Z.device)
             if self.classes_ is not None:  # every class spread over the folds
                 order = order[torch.argsort(y[order], stable=True)]
@@ -372,7 +262,7 @@ def probe_layers(
     """
     if not features:
         raise ValueError("no layers to probe")
-    y = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    y = _targets(y)
     n = len(y)
     if kind is None:
         kind = "logistic" if y.ndim == 1 and y.dtype.kind in "iubOUS" else "ridge"
@@ -402,6 +292,13 @@ def held_out(n: int, test_size: float, generator: torch.Generator) -> tuple[Tens
         raise ValueError(f"test_size={test_size} of {n} rows leaves nothing to fit or to test")
     order = torch.randperm(n, generator=generator)
     return order[held:], order[:held]
+
+
+def _targets(y: Any) -> np.ndarray:
+    if not isinstance(y, Tensor):
+        return np.asarray(y)
+    y = y.detach().cpu()
+    return (y.float() if y.dtype == torch.bfloat16 else y).numpy()  # NumPy has no bfloat16
 
 
 def _features(Z: Any) -> Tensor:

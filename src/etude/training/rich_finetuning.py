@@ -220,15 +220,29 @@ class Snapshots:
     """A callback of `train` that keeps copies of the net at given updates: a cheap stand-in for several runs.
 
     ``snapshots.nets`` holds them in order; the run needs a high, constant or cyclic learning rate, so that they differ.
+
+    Raises
+    ------
+    ValueError
+        For updates below 1, and where a second seed is trained: its nets would mix with the first one's.
     """
+
+    one_seed = True
 
     def __init__(self, steps: Sequence[int]) -> None:
         if not steps or min(steps) < 1:
             raise ValueError(f"give the updates to keep, each at least 1, got {tuple(steps)}")
         self.steps = frozenset(steps)
         self.nets: list[nn.Module] = []
+        self._seed: int | None = None
 
     def on_step(self, state: State) -> None:
         """Keep a copy where it is due."""
         if state.step in self.steps:
+            if self._seed is None:
+                self._seed = state.seed
+            if state.seed != self._seed:
+                raise ValueError(
+                    f"these snapshots are of seed {self._seed}: give seed {state.seed} a Snapshots of its own"
+                )
             self.nets.append(copy.deepcopy(state.model).eval())

@@ -4,6 +4,7 @@ Source: Akyurek et al. 2022, arXiv 2211.15661 (what layers encode): ``head(sum_t
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from sklearn.metrics import r2_score
@@ -40,7 +41,7 @@ class PositionReadout(nn.Module):
 
 def probe_sequences(
     features: Mapping[str, Tensor],
-    y: Tensor,
+    y: Any,
     *,
     hidden_size: int | None = None,
     steps: int = 1000,
@@ -79,7 +80,7 @@ def probe_sequences(
     fit, test = held_out(n, test_size, generator)
     seed = int(torch.randint(2**31, (1,), generator=generator))
     kept = max(1, len(fit) // 5)
-    target = y.detach().float().reshape(n, -1)
+    target = torch.as_tensor(y).detach().float().reshape(n, -1)
     config = TrainConfig(
         steps=steps, batch_size=batch_size, lr=lr, schedule="cosine", eval_every=max(1, steps // 20), patience=20,
         better="lower",

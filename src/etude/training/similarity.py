@@ -207,7 +207,7 @@ def cka(X: Tensor, Y: Tensor, *, debiased: bool = False) -> Tensor:
 
 def rsa(X: Tensor, Y: Tensor) -> Tensor:
     """Representational similarity: Pearson correlation of the rows' cosine similarities (upper triangles)."""
-    X, Y = _pair(X, Y)
+    X, Y = map(_moderate, _pair(X, Y))
     rows, columns = torch.triu_indices(len(X), len(X), 1, device=X.device)
     parts = []
     for Z in (X, Y):
@@ -281,7 +281,7 @@ def same_rows(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: X for name, X in features.items() if X.ndim > 1 and len(X) == rows}
 
 
-def representation_layers(model: nn.Module) -> list[str | nn.Module]:
+def representation_layers(model: nn.Module) -> list[str]:
     """Names of the layers that make representations (see `layer_features`).
 
     Raises
@@ -289,7 +289,7 @@ def representation_layers(model: nn.Module) -> list[str | nn.Module]:
     TargetError
         If the model has none of them.
     """
-    names: list[str | nn.Module] = [n for n, m in model.named_modules() if n and isinstance(m, REPRESENTATIONS)]
+    names = [n for n, m in model.named_modules() if isinstance(m, REPRESENTATIONS)]
     if not names:
         raise TargetError(f"{type(model).__name__} has no convolution, linear, recurrent or attention layer: name some")
     return names

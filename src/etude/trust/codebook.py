@@ -184,12 +184,15 @@ class CodebookModel(nn.Module):
             Name, end of a name after a dot, or glob of codebooks to indices (m,), m <= k, the same for all groups, or
             (G, m); a list of tensors is stacked.
         positions
-            Slice, index or list of indices in time; None: everywhere.
+            Slice, index or list of indices in the time of a pass; None: everywhere. While a cached model generates,
+            a pass is one token: positions of the prompt cannot be held there.
         groups
             Which groups (heads); None: all.
 
         Raises
         ------
+        TypeError
+            For codes that are no whole numbers.
         IndexError
             If an index lies beyond the codebook, or (when the model runs) a position or the start of a slice beyond
             the sequence.
@@ -203,6 +206,10 @@ class CodebookModel(nn.Module):
                 if isinstance(wanted, list | tuple) and any(isinstance(w, Tensor) for w in wanted):
                     stacked = torch.stack([torch.as_tensor(w) for w in wanted])
                     wanted = stacked[0] if len(stacked) == 1 and stacked.ndim > 1 else stacked
+                if not isinstance(wanted, Tensor):
+                    wanted = torch.as_tensor(wanted)
+                if wanted.numel() and wanted.is_floating_point():
+                    raise TypeError(f"codes of {pattern!r} must be whole numbers, got {wanted.dtype}")
                 for name in names:
                     stack.enter_context(layers[name].quantizer.force(wanted, groups=groups, positions=positions))
             yield
@@ -318,10 +325,11 @@ class CodebookModel(nn.Module):
             raise ValueError(
                 f"{Path(folder) / FILE} holds codebooks of {list(names)}, this model has {list(self.names)}"
             )
-        try:
-            self.codebooks.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"{Path(folder) / FILE} does not fit these codebooks: {error}") from error
+        sizes, own = ({k: tuple(t.shape) for k, t in d.items()} for d in (tensors, self.codebooks.state_dict()))
+        if wrong := sorted(k for k in sizes.keys() | own.keys() if sizes.get(k) != own.get(k)):
+            found = f"{wrong[0]} is {sizes.get(wrong[0])} there and {own.get(wrong[0])} here"
+            raise ValueError(f"{Path(folder) / FILE} does not fit these codebooks: {found}")
+        self.codebooks.load_state_dict(tensors)
         return self
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from etude.layers.modes import evaluating
 from etude.trust.codebook import CodebookModel
 
 
@@ -34,7 +35,16 @@ def code_purity(codes: Tensor, labels: Tensor, *, min_count: int = 5, pure_from:
         (n,) int64.
     min_count, pure_from
         A code is live from so many firings, and pure from such a share of them on one label.
+
+    Raises
+    ------
+    ValueError
+        For labels of another length, or codes below 0 (the padding of `CodeIndex.codes`).
     """
+    if len(labels) != len(codes):
+        raise ValueError(f"codes must have one label each, got {len(codes)} rows and {len(labels)} labels")
+    if int(codes.min()) < 0:
+        raise ValueError("codes holds -1, which stands for padding: leave these rows out")
     wide = int(labels.max()) + 1
     flat = (codes * wide + labels[:, None]).flatten()
     counts = torch.bincount(flat, minlength=(int(codes.max()) + 1) * wide)
@@ -47,6 +57,8 @@ def unit_purity(
     """The same of neurons: each of the columns of values (n, units) fires above its own quantile."""
     if not 0 < quantile < 1:
         raise ValueError(f"quantile must lie in (0, 1), got {quantile}")
+    if values.dtype in (torch.float16, torch.bfloat16):  # of which quantile knows nothing, and in which counts end
+        values = values.float()
     fires = values > values.quantile(quantile, dim=0)
     states = torch.nn.functional.one_hot(labels, int(labels.max()) + 1).to(values.dtype)
     return _purity((fires.to(values.dtype).T @ states).long(), min_count, pure_from)
@@ -135,16 +147,12 @@ def forcing_effect(
     found = cb.codes(ids)
     if unknown := [n for n in names if n not in found]:
         raise ValueError(f"no codebook named {unknown}; there are {', '.join(found)}")
-    was_training = cb.training
-    cb.eval()
-    try:
+    with evaluating(cb):
         plain = _last(cb(ids))
         forced = []
         for b in range(len(ids)):
             with cb.force({n: found[n][b, -1] for n in names}, positions=[ids.shape[1] - 1]):
                 forced.append(_last(cb(ids)))
-    finally:
-        cb.train(was_training)
     table = torch.stack(forced, 1)  # (a, codes of, V)
     weights = differ.double()  # (b, c): c may stand for b
     other = torch.multinomial(weights, 1, generator=generator)[:, 0]

@@ -49,6 +49,8 @@ class CodebookLayer(nn.Module):
         the activation towards its codes; ``"fullaeloss"`` is "aeloss" with that pull.
     commitment
         beta, the weight of that pull.
+    eps
+        Added to the variance when slices are normalised.
     name
         Stands in errors and warnings.
 

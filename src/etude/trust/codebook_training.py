@@ -6,6 +6,7 @@ Differs from the official code: the optimiser's moments of a replaced code are s
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,17 +22,21 @@ def finetuning_step(loss: Callable[[Any, Any], Tensor], *, replace_steps: int = 
     loss
         ``loss(model, batch)``; with ``gradient="base"`` it has to hold ``model.reconstruction_loss()``.
     replace_steps
-        Idle codes are replaced after each of the first so many updates; the last updates should let codes settle.
+        Idle codes are replaced after each of the first so many updates of an optimiser; the last updates should let
+        codes settle.
     noise
         Standard deviation of what is added to the activations that replaced codes take.
     """
+
+    updates: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by optimiser: one step may train several models
 
     def step(cb: CodebookModel, optimizer: Any, batch: Any, generator: torch.Generator) -> Tensor:
         value = loss(cb, batch)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
-        if next(iter(cb.layers.values())).passes <= replace_steps:
+        updates[optimizer] = updates.get(optimizer, 0) + 1
+        if updates[optimizer] <= replace_steps:
             number = torch.randint(2**62, (1,), generator=generator, device=generator.device)
             cb.replace_dead(torch.Generator().manual_seed(int(number)), optimizer, noise=noise)
         return value.detach()

@@ -8,7 +8,7 @@ import math
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -116,7 +116,7 @@ def corpus_audit(facts: Iterable[Any], *, normalize: bool = True, delta: float =
     ----------
     facts
         One hashable a document (a string, a tuple such as (person, place, dish), a number); None or a missing value
-        (NaN, NaT, pandas' NA) where a document has no fact. Arrays and tensors: one a row.
+        (NaN, NaT, pandas' NA) where a document has no fact. Arrays, tensors and pandas tables: one a row.
     normalize
         Count strings that differ in case, spaces or Unicode form as one. Near-duplicates still inflate MF: see
         `etude.data.duplicate_groups`.
@@ -128,7 +128,7 @@ def corpus_audit(facts: Iterable[Any], *, normalize: bool = True, delta: float =
     ValueError
         Without facts, or for a delta outside (0, 1].
     TypeError
-        For a fact that cannot be hashed; the message names it.
+        For a fact that cannot be hashed (the message names it), or a mapping.
     """
     check_delta(delta)
     counts = count_facts(facts, normalize=normalize)
@@ -156,12 +156,7 @@ def count_facts(facts: Iterable[Any], *, normalize: bool = True) -> NDArray[np.i
 
 def fact_counts(facts: Iterable[Any], *, normalize: bool = True) -> dict[Any, int]:
     """Fact -> count, without None and missing values. Distinct facts are normalised once each, after counting."""
-    if isinstance(facts, (str, bytes)):
-        raise TypeError(f"facts must be an iterable with one fact a document, got a single {type(facts).__name__}")
-    items = facts.tolist() if hasattr(facts, "tolist") else facts  # of arrays and tensors
-    if getattr(facts, "ndim", 1) > 1:
-        items = [_row(row) for row in items]
-    items = items if isinstance(items, (list, tuple)) else list(items)
+    items = listed(facts)
     try:
         raw: dict[Any, int] = Counter(items)
     except TypeError:
@@ -180,6 +175,20 @@ def fact_counts(facts: Iterable[Any], *, normalize: bool = True) -> dict[Any, in
             key = normalize_fact(fact)
         merged[key] = get(key, 0) + count
     return merged
+
+
+def listed(facts: Iterable[Any]) -> Sequence[Any]:
+    """One fact a document, from an iterable, an array, a tensor or a pandas table (rows as tuples)."""
+    if isinstance(facts, (str, bytes)):
+        raise TypeError(f"facts must be an iterable with one fact a document, got a single {type(facts).__name__}")
+    if isinstance(facts, Mapping):
+        raise TypeError("facts must hold one fact a document, got a mapping: of counts give Counter(counts).elements()")
+    if hasattr(facts, "itertuples"):
+        return list(facts.itertuples(index=False, name=None))
+    items = facts.tolist() if hasattr(facts, "tolist") else facts  # of arrays and tensors
+    if getattr(facts, "ndim", 1) > 1:
+        items = [_row(row) for row in items]
+    return items if isinstance(items, (list, tuple)) else list(items)
 
 
 def is_fact(value: Any) -> bool:

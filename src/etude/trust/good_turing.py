@@ -14,7 +14,9 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from etude.data.randomness import as_generator
-from etude.trust.facts import CorpusAudit, check_hashable, fact_counts, normalize_fact
+from etude.trust.facts import CorpusAudit, check_hashable, fact_counts, listed, normalize_fact
+
+IN_VAIN = 50  # rounds of draws without one unseen fact: with even draws a chance below e^-60
 
 
 def good_turing_counts(counts_of_counts: dict[int, int], *, smooth_up_to: int = 5) -> dict[int, float]:
@@ -114,6 +116,7 @@ class GoodTuringGenerator(BaseEstimator):
     def probability(self, fact: Any) -> float:
         """g of one fact of the space, seen or not; 0 beyond the space, where the facts are its numbers."""
         self._check()
+        fact = fact.tolist() if hasattr(fact, "tolist") else fact  # numbers of arrays and tensors
         check_hashable((fact,))
         if self._numbers and not self._inside(fact):
             return 0.0
@@ -123,7 +126,7 @@ class GoodTuringGenerator(BaseEstimator):
     def score(self, facts: Iterable[Any]) -> NDArray[np.float64]:
         """Log-probabilities of facts: a `score_fn` for `audit_model`."""
         with np.errstate(divide="ignore"):
-            return np.log(np.array([self.probability(fact) for fact in facts]))
+            return np.log(np.array([self.probability(fact) for fact in listed(facts)]))
 
     def by_count(self, count: int) -> float:
         """g of a fact seen `count` times (0: not seen)."""
@@ -157,6 +160,7 @@ class GoodTuringGenerator(BaseEstimator):
                 "possible fact"
             )
         share = 1 - len(self.counts_) / self.space_size_
+        in_vain = 0
         while len(found) < k:
             tries = math.ceil(1.2 * (k - len(found)) / share) + 8
             if self._draw is None:
@@ -164,7 +168,14 @@ class GoodTuringGenerator(BaseEstimator):
             else:
                 drawn = [self._draw(generator) for _ in range(tries)]
             key = normalize_fact if self.audit_.normalized else (lambda fact: fact)
-            found += [fact for fact in drawn if key(fact) not in self.counts_]
+            new = [fact for fact in drawn if key(fact) not in self.counts_]
+            in_vain = 0 if new else in_vain + 1
+            if in_vain == IN_VAIN:
+                raise ValueError(
+                    f"draw gave only facts that were seen, {IN_VAIN} times {tries} of them: it must draw evenly from "
+                    f"all {self.space_size_} possible facts"
+                )
+            found += new
         return found[:k]
 
     def _check(self) -> None:

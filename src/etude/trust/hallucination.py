@@ -8,7 +8,7 @@ Source: Adam Tauman Kalai & Santosh S. Vempala 2023, arXiv 2311.14648 (STOC 2024
 
 import math
 import numbers
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from etude.data.randomness import numpy_stream
 from etude.layers.lm_scoring import token_logprobs
 from etude.layers.modes import evaluating
-from etude.trust.facts import CorpusAudit, check_delta, check_hashable, corpus_audit, is_fact, normalize_fact
+from etude.trust.facts import CorpusAudit, check_delta, check_hashable, corpus_audit, is_fact, listed, normalize_fact
 from etude.trust.good_turing import GoodTuringGenerator
 from etude.trust.miscalibration import Bins, check_masses, heldout_miscalibration, masses, miscalibration
 
@@ -185,12 +185,13 @@ def audit_model(
     score_fn
         Facts -> log-probabilities; -inf is allowed, NaN is not.
     candidates
-        The possible facts, true and false (all, for an exact rate). Probabilities are taken given a candidate.
+        The possible facts, true and false (all, for an exact rate). Probabilities are taken given a candidate. None
+        and missing values are left out.
     train_facts, heldout_facts
         One a document; the held-out ones stand for the true distribution p.
     truth
-        A container of true facts, or a function fact -> bool, which gets facts as the candidates have them (of forms
-        that count as one, the first).
+        A container of true facts, a mapping fact -> bool, or a function fact -> bool, which gets facts as the
+        candidates have them (of forms that count as one, the first).
     bins
         As in `miscalibration`; few, as p is estimated.
     generator
@@ -204,7 +205,7 @@ def audit_model(
         For a candidate or fact that cannot be hashed; the message names it.
     """
     check_hashable(items := list(candidates), "candidate")
-    items = list(dict.fromkeys(items))
+    items = [fact for fact in dict.fromkeys(items) if is_fact(fact)]
     if not items:
         raise ValueError("no candidates")
     scores = score_fn(items)
@@ -226,7 +227,7 @@ def audit_model(
     if not 0 < total <= 1 + 1e-6 and shift == 0:
         raise ValueError(f"the candidates' probabilities must sum to a number in (0, 1], their sum is {mass:.8g}")
     g = {fact: value / total for fact, value in g.items()}
-    audit = corpus_audit(train := list(train_facts), normalize=normalize, delta=delta)
+    audit = corpus_audit(train := listed(train_facts), normalize=normalize, delta=delta)
     if callable(truth):
         true = {fact: bool(truth(original[fact])) for fact in g}
     else:
@@ -235,7 +236,7 @@ def audit_model(
     rate = sum(value for fact, value in g.items() if not true[fact])
     seen = {form(fact) for fact in train if is_fact(fact)}
     new = sum(value for fact, value in g.items() if true[fact] and fact not in seen)
-    heldout = [form(fact) for fact in heldout_facts if is_fact(fact)]
+    heldout = [form(fact) for fact in listed(heldout_facts) if is_fact(fact)]
     generator = numpy_stream(0, "audit_model") if generator is None else generator
     mis = heldout_miscalibration(g, heldout, bins, generator=generator, delta=delta)
     ratio = (len(g) - false_count) / false_count if false_count else math.inf
@@ -254,6 +255,8 @@ def sampled_rate(samples: Iterable[Any], truth: Truth, *, delta: float = 0.05) -
     facts = [fact for fact in samples if is_fact(fact)]
     if not facts:
         raise ValueError("no facts among the samples")
+    if not callable(truth):
+        check_hashable(facts, "sample")
     is_true = truth if callable(truth) else _contains(truth, normalize_fact)
     wrong, n = sum(not is_true(fact) for fact in facts), len(facts)
     low = float(beta.ppf(delta / 2, wrong, n - wrong + 1)) if wrong else 0.0
@@ -262,7 +265,10 @@ def sampled_rate(samples: Iterable[Any], truth: Truth, *, delta: float = 0.05) -
 
 
 def refuse_below(g: Any, confidence: float) -> NDArray[np.float64]:
-    """g given that the model answers, when it refuses every fact less probable than `confidence`."""
+    """g given that the model answers, when it refuses every fact less probable than `confidence`.
+
+    An array in g's order, which may be a mapping fact -> probability.
+    """
     check_masses(values := masses(g), "g")
     kept = np.where(values >= confidence, values, 0.0)
     if kept.sum() == 0:
@@ -271,11 +277,14 @@ def refuse_below(g: Any, confidence: float) -> NDArray[np.float64]:
 
 
 def top_p(g: Any, p: float) -> NDArray[np.float64]:
-    """g cut to the most probable facts whose mass first reaches p (facts of equal probability together)."""
+    """g cut to the most probable facts whose mass first reaches p (facts of equal probability together).
+
+    An array in g's order, which may be a mapping fact -> probability.
+    """
     if not 0 < p <= 1:
         raise ValueError(f"p must lie in (0, 1], got {p}")
     check_masses(values := masses(g), "g")
-    ordered = np.sort(values)[::-1]
+    ordered = np.sort(values, axis=None)[::-1]
     last = min(int(np.searchsorted(np.cumsum(ordered), p * values.sum() * (1 - 1e-12))), len(ordered) - 1)
     kept = np.where(values >= ordered[last], values, 0.0)
     return kept / kept.sum()
@@ -328,6 +337,8 @@ def hf_scorer(
 
 def _contains(truth: Container[Any], form: Callable[[Any], Any]) -> Callable[[Any], bool]:
     """Whether a fact is true; `form` is applied to facts on both sides."""
+    if isinstance(truth, Mapping):
+        truth = [fact for fact, is_true in truth.items() if is_true]
     known = {form(fact) for fact in truth} if isinstance(truth, Iterable) else truth
     return lambda fact: form(fact) in known
 

@@ -228,7 +228,8 @@ def aligned(g: Any, p: Any) -> tuple[Floats, Floats]:
 
 
 def masses(values: Any) -> Floats:
-    """An array or tensor as numpy's floats."""
+    """An array, a tensor or the values of a mapping as numpy's floats."""
+    values = list(values.values()) if isinstance(values, Mapping) else values
     values = values.detach().cpu().double().numpy() if hasattr(values, "detach") else values
     return np.asarray(values, dtype=float)
 

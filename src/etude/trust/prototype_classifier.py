@@ -1,6 +1,7 @@
 """`PrototypeClassifier`: the prototype network as a scikit-learn classifier and transformer."""
 
 import copy
+import math
 import warnings
 from numbers import Integral
 from typing import Any
@@ -110,20 +111,13 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
 
     def _build(self, X: Tensor, y: Tensor | None) -> nn.Module:
         shape, count = tuple(X.shape[1:]), len(self.classes_)
+        low, span = torch.as_tensor(self.low_), torch.as_tensor(self.span_)
         if self.encoder is None or self.decoder is None:
-            return prototype_network(
-                shape, count, self.n_prototypes, init=self.init, low=self._low(X), span=self._span(X)
-            )
+            return prototype_network(shape, count, self.n_prototypes, init=self.init, low=low, span=span)
         return PrototypeNetwork(
-            copy.deepcopy(self.encoder), copy.deepcopy(self.decoder), shape, count, self.n_prototypes,
-            low=self._low(X), span=self._span(X),
+            copy.deepcopy(self.encoder), copy.deepcopy(self.decoder), shape, count, self.n_prototypes, low=low,
+            span=span,
         )  # fmt: skip
-
-    def _low(self, X: Tensor) -> Tensor:
-        return torch.as_tensor(getattr(self, "low_", np.float32(0.0)))
-
-    def _span(self, X: Tensor) -> Tensor:
-        return torch.as_tensor(getattr(self, "span_", np.float32(1.0)))
 
     def _rows(self, X: Any, y: Any, *, reset: bool, keep_target: bool = False) -> tuple[Tensor, Tensor | None]:
         if reset:
@@ -153,8 +147,8 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
         if isinstance(self.deform, str) and self.deform != "auto":
             raise ValueError(f"deform must be True, False or 'auto', got {self.deform!r}")
         for name in ("lambda_class", "lambda_ae", "lambda_r1", "lambda_r2"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         if self.lambda_class == self.lambda_ae == self.lambda_r1 == self.lambda_r2 == 0:
             raise ValueError("all four lambdas are 0, so there is nothing to learn: set one of them above 0")
 

@@ -157,7 +157,7 @@ def prototype_loss(
         terms["reconstruction"] = weights.reconstruct * reconstruction_error(network.decoder(out.code), x)
     if weights.r1 or weights.r2:
         r = prototype_regularizers(out.distances)
-        terms |= {"r1": weights.r1 * r.r1, "r2": weights.r2 * r.r2}
+        terms |= {name: w * term for name, w, term in zip(("r1", "r2"), (weights.r1, weights.r2), r, strict=True) if w}
     return terms
 
 
@@ -208,7 +208,8 @@ def prototype_network(
 
 
 class PrototypeReport(NamedTuple):
-    """How much the prototypes look like data. Distances are Euclidean, not squared."""
+    """How much the prototypes look like data. Distances are Euclidean, not squared; a median of an even number is the
+    lower of the two in the middle, as torch's."""
 
     latent_ratio: float
     """Median distance of a prototype to the nearest code, over the codes' median nearest-neighbour distance."""

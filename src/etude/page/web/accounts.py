@@ -1,6 +1,7 @@
 """Signing in and out, and the account page: handle, tokens for programs, one's own data."""
 
 from typing import Annotated, Any
+from urllib.parse import quote, unquote
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Form, Request
@@ -10,7 +11,7 @@ from starlette.exceptions import HTTPException
 from etude.errors import UsageError
 from etude.page import accounts
 from etude.page import tables as t
-from etude.page.security import new_token
+from etude.page.security import new_token, safe_next
 from etude.page.web.context import (
     Forbidden,
     check_form,
@@ -27,6 +28,7 @@ from etude.page.web.subscriptions import private
 
 router = APIRouter(include_in_schema=False)
 Text = Annotated[str, Form()]
+NEXT = "etude_next"  # a cookie: where to go on once the link of the mail is used in this browser
 
 
 def _with_accounts(request: Request) -> None:
@@ -35,20 +37,25 @@ def _with_accounts(request: Request) -> None:
 
 
 @router.get("/login", response_class=HTMLResponse)
-def login_page(request: Request) -> Response:
+def login_page(request: Request, next: str = "") -> Response:
     _with_accounts(request)
-    return render(request, "login.html.j2", answer=None)
+    return render(request, "login.html.j2", answer=None, next=safe_next(next, ""))
 
 
 @router.post("/login", response_class=HTMLResponse)
-def login_form(request: Request, csrf: Text, email: Text) -> Response:
-    """Send a link; the answer is the same for every address."""
+def login_form(request: Request, csrf: Text, email: Text, next: Text = "") -> Response:
+    """Send a link; the answer is the same for every address. Where the reader was, this browser keeps meanwhile."""
     _with_accounts(request)
     check_form(request, csrf)
     s = site(request)
     accounts.ask_link(s.db, s.settings, email, network=reader(request).network, now=s.now)
     deliver(s)
-    return render(request, "login.html.j2", answer=accounts.ANSWER)
+    page = render(request, "login.html.j2", answer=accounts.ANSWER, next=(target := safe_next(next, "")))
+    if target:
+        secure = s.settings.address.startswith("https")
+        more: dict[str, Any] = {"httponly": True, "samesite": "lax", "secure": secure, "path": "/login"}
+        page.set_cookie(NEXT, quote(target[:2000]), max_age=accounts.LINK_SECONDS, **more)
+    return page
 
 
 @router.get("/login/{token}", response_class=HTMLResponse)
@@ -74,7 +81,10 @@ def login_button(request: Request, token: str, csrf: Text) -> Response:
         raise Forbidden("this account is closed")
     accounts.sign_out(s.db, request.state.cookie, s.now)
     give_cookie(request, session)
-    return RedirectResponse("/account" if account["handle"].startswith("reader-") else "/", status_code=303)
+    default = "/account" if account["handle"].startswith("reader-") else "/"
+    answer = RedirectResponse(safe_next(unquote(request.cookies.get(NEXT, "")), default), status_code=303)
+    answer.delete_cookie(NEXT, path="/login")
+    return answer
 
 
 @router.post("/logout")

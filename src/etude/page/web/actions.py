@@ -1,6 +1,7 @@
 """What readers do: vote, save, run, import, submit. Always a POST with the form's token; then back to a page."""
 
-from typing import Annotated, BinaryIO
+from collections.abc import Sequence
+from typing import Annotated, Any, BinaryIO
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Form, Request
@@ -15,11 +16,13 @@ from etude.page import store
 from etude.page import tables as t
 from etude.page.importers import read
 from etude.page.importers.reading import MAX_BYTES, decode, guess
-from etude.page.records import check_identifiers, make_record
+from etude.page.notes import MODERATORS
+from etude.page.personal import LEFT_OUT
+from etude.page.records import PaperRecord, check_identifiers, make_record
 from etude.page.search.lexical import index_matches, reindex
-from etude.page.security import limit, new_token, safe_next, token_hash
-from etude.page.web.context import check_form, count, may_change, reader, require_account, site
-from etude.page.web.pages import find_paper
+from etude.page.security import TooMany, limit, new_token, safe_next, token_hash
+from etude.page.web.context import Forbidden, Site, check_form, count, may_change, reader, require_account, site
+from etude.page.web.pages import find_paper, may_withdraw
 from etude.page.web.render import render
 
 router = APIRouter(include_in_schema=False)
@@ -57,6 +60,18 @@ def run_here(request: Request, slug: str, csrf: Token, tier: Token = "quick") ->
         raise UsageError(f"tier {tier!r} cannot be asked for here: quick or laptop")
     count(request, "run")
     request_id = s.queue.ask(slug, tier, asked_by=account["handle"])
+    return RedirectResponse(f"/runs/{request_id}", status_code=303)
+
+
+@router.post("/runs/{request_id}/withdraw")
+def withdraw(request: Request, request_id: str, csrf: Token) -> Response:
+    """Take back a study that waits; one that runs goes on, as the page then says."""
+    check_form(request, csrf)
+    account = require_account(request)
+    s = site(request)
+    if not may_withdraw(account, s.queue.get(request_id)):
+        raise Forbidden("a request is taken back by whoever asked, and by moderators")
+    s.queue.cancel(request_id)
     return RedirectResponse(f"/runs/{request_id}", status_code=303)
 
 
@@ -109,11 +124,36 @@ def import_confirm(request: Request, csrf: Token, token: Token) -> Response:
         index_matches(c, matches)
         c.execute(sa.delete(t.pending_import).where(p.token_hash == token_hash(token)))
 
+    records, left_out = _within_limits(s, account, reading.records)
     store.add_all(
-        s.db, reading.records, source=reading.format, now=s.now, by=account["handle"], after=after,
+        s.db, records, source=reading.format, now=s.now, by=account["handle"], after=after,
         may_change=may_change(s, account),
     )  # fmt: skip
+    if left_out:
+        new = {"papers read": len(records), LEFT_OUT: left_out}
+        return render(request, "imported.html.j2", new=new, problem=None)
     return RedirectResponse("/?sort=new", status_code=303)
+
+
+def _within_limits(
+    s: Site, account: dict[str, Any], records: Sequence[PaperRecord]
+) -> tuple[list[PaperRecord], int]:  # fmt: skip
+    """The records that a member may import today, and how many are left out: a new paper counts as one by hand."""
+    if s.settings.mode == "single" or account["role"] in MODERATORS:
+        return list(records), 0
+    matches = store.preview(s.db, records, may_change(s, account))
+    kept: list[PaperRecord] = []
+    full = False
+    with s.db.begin() as c:
+        for match in matches:
+            if match.status == "new" and not full:
+                try:
+                    limit(c, "submit", str(account["id"]), s.now)
+                except TooMany:
+                    full = True
+            if match.status != "new" or not full:
+                kept.append(match.record)
+    return kept, len(matches) - len(kept)
 
 
 @router.post("/submit")

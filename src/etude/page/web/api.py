@@ -164,7 +164,7 @@ def daily(row: dict[str, Any], notes: dict[int, int], stars: dict[int, int], han
 def daily_papers(
     request: Request, date: str | None = None, week: str | None = None, month: str | None = None,
     sort: Literal["publishedAt", "trending"] = "publishedAt", limit: Limit = 50,
-    p: Annotated[int, Query(ge=0, le=10_000)] = 0,
+    p: Annotated[int, Query(ge=0, le=10_000)] = 0, submitter: str | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Papers of a day, week or month, or the newest, in the shape of the Hugging Face daily papers."""
     s, c = site(request), t.paper.c
@@ -175,6 +175,10 @@ def daily_papers(
         raise HTTPException(400, str(error)) from error
     if span:
         query = query.where(c.submitted_at >= span.start, c.submitted_at < span.end)
+    if submitter is not None:  # as `submittedBy` names them
+        person = sa.select(t.account.c.id).where(t.account.c.handle == submitter)
+        nobody = sa.and_(c.submitted_by.is_(None), c.source == submitter)
+        query = query.where(sa.or_(c.submitted_by.in_(person), nobody))
     order = c.heat_72 if sort == "trending" else c.submitted_at
     rows = s.db.rows(query.order_by(order.desc(), c.id.desc()).limit(limit).offset(p * limit))
     aside = _aside(s, rows)

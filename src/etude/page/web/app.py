@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from fastapi import FastAPI, Request, Response
@@ -110,7 +109,7 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
     request.state.cookie = cookie = secrets.token_urlsafe(32) if fresh else cookie
     if request.method not in SAFE and not _exempt(request):
         origin = request.headers.get("origin")
-        if origin not in (None, "null") and urlsplit(origin).netloc.lower() not in s.settings.allowed_hosts:
+        if origin not in (None, "null") and not _ours(s.settings, origin):
             return await _etude_error(request, Forbidden("this form was sent from another site"))
     if request.method not in SAFE and "transfer-encoding" in request.headers:
         return PlainTextResponse("say how long it is", status_code=411)
@@ -127,6 +126,9 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
         response = await _without_body(response)
     if readable and request.method == "GET":
         response.headers.update(CORS)
+    who = getattr(request.state, "reader", None)
+    if who is not None and who.account is not None:
+        response.headers.setdefault("Cache-Control", "private, no-cache")  # for no proxy's other readers
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     given = getattr(request.state, "given", None)
@@ -152,6 +154,13 @@ async def _tagged(request: Request, response: Any) -> Response:
         return Response(status_code=304, headers={"ETag": tag})
     kept = {k: v for k, v in response.headers.items() if k != "content-length"}
     return Response(body, response.status_code, kept | {"ETag": tag})
+
+
+def _ours(settings: Settings, origin: str) -> bool:
+    """Whether an origin is one of this page's; compared as text, so nothing that a client sends can break it."""
+    scheme, _, host = origin.lower().partition("://")
+    served, _, name = settings.address.lower().partition("://")
+    return host in settings.allowed_hosts and scheme in (("http", "https") if host != name else (served,))
 
 
 def _exempt(request: Request) -> bool:

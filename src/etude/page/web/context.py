@@ -12,7 +12,6 @@ from fastapi import Request
 from etude.errors import EtudeError
 from etude.lab.ledger import Ledger
 from etude.lab.queue import Queue
-from etude.lab.registry import present_digest
 from etude.page import tables as t
 from etude.page.accounts import rotate, session_of
 from etude.page.authorship import authors_of
@@ -44,7 +43,6 @@ class Site:
     kept: Kept = field(init=False)
     searches: dict[str, list[int]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _digests: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.settings.database)
@@ -83,12 +81,6 @@ class Site:
             if c.execute(_ME).first() is None:  # another process may have been quicker
                 c.execute(sa.insert(t.account).values(handle="me", role="admin", created_at=0, for_you=False))
         return self.db.rows(_ME)[0]
-
-    def digest(self, slug: str, tier: str) -> str | None:
-        """Today's code digest of a study at a tier, None where there is none; computed once a process."""
-        if (slug, tier) not in self._digests:
-            self._digests[slug, tier] = present_digest(slug, tier)
-        return self._digests[slug, tier]
 
     def verdicts(self, slugs: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         """The verdicts of the newest run of every paper and tier, by slug, largest tier first."""

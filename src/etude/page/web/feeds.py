@@ -1,5 +1,6 @@
 """Atom for the list, every filter of it and every search; an entry's `updated` is its last verdict change."""
 
+import hashlib
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
@@ -12,7 +13,7 @@ from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, site
 from etude.page.web.finding import find
 from etude.page.web.pages import filters_of
-from etude.page.web.render import iso
+from etude.page.web.render import default_sort, feed_title, iso
 
 router = APIRouter(include_in_schema=False)
 
@@ -52,16 +53,16 @@ def atom(s: Site, rows: list[dict[str, Any]], title: str, address: str) -> str:
 
 
 @router.get("/feed.atom")
-def feed(request: Request, sort: str = "new", window: str = "all", q: str = "") -> Response:
+def feed(request: Request, sort: str | None = None, window: str = "all", q: str = "") -> Response:
     s = site(request)
     filters = filters_of(s, request)
     if q:
         count_search(request)
         rows = [h.row for h in find(s, parse(q), filters)]
-        title = f"Etude: {q}"
     else:
+        sort = sort or default_sort(request.query_params)
         rows = listing(s.db, sort=sort, window=window, filters=filters, limit=50, now=s.now).rows  # type: ignore[arg-type]
-        title = f"Etude: {sort}"
+    title = feed_title(request.query_params)
     query = f"?{request.url.query}" if request.url.query else ""
     text = atom(s, rows, title, f"{s.settings.address}/feed.atom{query}")
     tag = f'"{hash_of(text)}"'
@@ -73,6 +74,4 @@ def feed(request: Request, sort: str = "new", window: str = "all", q: str = "") 
 
 def hash_of(text: str) -> str:
     """A short digest for an ETag."""
-    import hashlib
-
     return hashlib.sha256(text.encode()).hexdigest()[:20]

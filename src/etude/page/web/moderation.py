@@ -13,6 +13,7 @@ from etude.errors import UsageError
 from etude.page import authorship, notes
 from etude.page import tables as t
 from etude.page.records import check_identifiers, make_record
+from etude.page.security import safe_next
 from etude.page.store import EditConflict
 from etude.page.web.context import Forbidden, Site, check_form, count, require_account, require_role, site
 from etude.page.web.pages import find_paper
@@ -58,13 +59,13 @@ def note_back(request: Request, note_id: int, csrf: Text, slug: Text) -> Respons
 
 
 @router.post("/notes/{note_id}/state")
-def note_state(request: Request, note_id: int, csrf: Text, state: Text) -> Response:
+def note_state(request: Request, note_id: int, csrf: Text, state: Text, next: Text = "") -> Response:
     check_form(request, csrf)
     by = require_role(request, *notes.MODERATORS)
     s = site(request)
     with s.db.begin() as c:
         notes.judge_note(c, note_id, state, by, s.now)
-    return RedirectResponse("/moderation", status_code=303)
+    return RedirectResponse(safe_next(next, "/moderation"), status_code=303)
 
 
 @router.get("/moderation", response_class=HTMLResponse)
@@ -79,9 +80,24 @@ def moderation_page(request: Request) -> Response:
         "moderation.html.j2",
         waiting=notes.waiting(s.db),
         marked=marked,
-        log=log,
+        log=_readable(s, log),
         claims=authorship.waiting(s.db),
     )
+
+
+def _readable(s: Site, log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of the log with the handle and the paper that their numbers mean, as far as these are still here."""
+    people, papers = ({r["record"].get(k) for r in log} - {None} for k in ("account", "paper"))
+    a, p = t.account.c, t.paper.c
+    handles = {r["id"]: r["handle"] for r in s.db.rows(sa.select(a.id, a.handle).where(a.id.in_(people)))}
+    slugs = {r["id"]: r["slug"] for r in s.db.rows(sa.select(p.id, p.slug).where(p.id.in_(papers)))}
+    return [
+        r | {
+            "handle": handles.get(r["record"].get("account")), "slug": slugs.get(r["record"].get("paper")),
+            "rest": {k: v for k, v in r["record"].items() if k not in ("account", "paper")},
+        }
+        for r in log
+    ]  # fmt: skip
 
 
 @router.post("/paper/{slug}/flag")

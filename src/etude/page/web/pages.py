@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 
 from etude import ROOMS, catalogue
 from etude.errors import UsageError
-from etude.lab.digest import is_stale
 from etude.lab.environment import cores
 from etude.lab.export import export_run
 from etude.lab.forest import forest_row
@@ -27,12 +26,12 @@ from etude.page.heat import FORMULA, HALF_LIVES, score
 from etude.page.identity import arxiv_id, doi
 from etude.page.library import saved_of
 from etude.page.listing import HALF_LIFE, Filters, by_ids, by_slugs, listing, spread, why
-from etude.page.notes import disputed, may_edit, notes_of
+from etude.page.notes import MODERATORS, disputed, may_edit, notes_of
 from etude.page.periods import archive, period_of
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, reader, site
 from etude.page.web.finding import find, with_verdict
-from etude.page.web.render import render, render_kept
+from etude.page.web.render import default_sort, render, render_kept
 
 router = APIRouter(include_in_schema=False)
 SORTS = {
@@ -102,13 +101,14 @@ def home(request: Request) -> Response:
 def _home(request: Request) -> dict[str, Any]:
     s, q = site(request), request.query_params
     filters, period = filters_of(s, request), period_of(q, s.now)
-    sort = q.get("sort") or ("top" if period else "trending")
+    sort = q.get("sort") or default_sort(q)
     window = "all" if period else q.get("window") or "all"
     seed = _seed(q.get("seed"), s.now)
     page = listing(
         s.db, sort=sort, window=window, filters=filters, cursor=q.get("cursor") or None, now=s.now, seed=seed  # type: ignore[arg-type]
     )  # fmt: skip
-    rows = spread(page.rows) if sort in HALF_LIFE else page.rows
+    first = 0 if q.get("cursor") else sum(r["pinned"] for r in page.rows)  # they lead the first page, as they are
+    rows = page.rows[:first] + spread(page.rows[first:]) if sort in HALF_LIFE else page.rows
     return {
         "rows": decorate(s, rows, reader(request).id, sort), "cursor": page.cursor, "sort": sort, "window": window,
         "sorts": SORTS, "windows": WINDOWS, "rooms": ROOMS, "verdict_words": VERDICTS, "formula": FORMULA,
@@ -246,7 +246,6 @@ def paper_page(request: Request, slug: str) -> Response:
         from etude.lab.vega import figure
 
         plots = [figure(p) for p in runs[0]["record"].get("plots", [])]
-    stale = bool(runs) and is_stale(runs[0]["record"], s.digest(slug, runs[0]["tier"]))
     log = t.verdict_log.c
     history = s.db.rows(
         sa.select(t.verdict_log).where(log.slug == slug, log.protocol != "user").order_by(log.id.desc())
@@ -261,8 +260,8 @@ def paper_page(request: Request, slug: str) -> Response:
         request, "paper.html.j2", related=related_of(s, row["id"], order), order=order, orders=RELATED,
         built=[(named[other], parts) for other, parts in built if other in named], paper=row, followed=followed,
         card=card, claims=claim_rows(s, slug) if card else [], runs=runs, known=known_elsewhere(s.db, row["id"]),
-        plots=plots, stale=stale, history=history[:60], versions=versions, requests=s.queue.recent(slug=slug, limit=5),
-        parts=why(s.db, row["id"], s.now), bibtex=citations.bibtex(row), notes=notes_of(s.db, row["id"], who.id),
+        plots=plots, history=history[:60], versions=versions, requests=s.queue.recent(slug=slug, limit=5),
+        parts=why(s.db, row["id"], s.now), bibtex=citations.bibtex(row), notes=notes_of(s.db, row["id"], who.account),
         saved=saved_of(s.db, row["id"], who.id), editable=editable, authors=authors, author_token=own,
         mine_state=authorship.state_of(s.db, row["id"], who.id), disputed=disputed(s.db, row["id"]), costs=costs(runs),
     )  # fmt: skip
@@ -295,17 +294,26 @@ def runs_page(request: Request) -> Response:
 
 @router.get("/runs/{request_id}", response_class=HTMLResponse)
 def run_page(request: Request, request_id: str) -> Response:
-    """Progress of one request; htmx asks for the fragment, without JavaScript the page refreshes itself."""
+    """Progress of one request; htmx asks for the fragment, without JavaScript the page refreshes itself.
+
+    The fragment has the page's own address: a browser must not keep it and show it for the page.
+    """
     s = site(request)
     try:
         it = s.queue.get(request_id)
     except UsageError as error:
         raise HTTPException(404) from error
     open_ = it["state"] in ("queued", "running")
-    if not open_:
-        s.refresh_verdicts()
     part = request.headers.get("hx-request") == "true"
-    return render(request, "_progress.html.j2" if part else "run.html.j2", it=it, open=open_)
+    mine = it["state"] == "queued" and may_withdraw(reader(request).account, it)
+    page = render(request, "_progress.html.j2" if part else "run.html.j2", it=it, open=open_, withdraw=mine)
+    page.headers.update({"Cache-Control": "no-store", "Vary": "HX-Request"})
+    return page
+
+
+def may_withdraw(account: dict[str, Any] | None, it: dict[str, Any]) -> bool:
+    """Whoever asked for a study takes the request back, and moderators do."""
+    return account is not None and (account["role"] in MODERATORS or account["handle"] == it["asked_by"])
 
 
 @router.get("/import", response_class=HTMLResponse)

@@ -1,6 +1,6 @@
 """Templates: everything is text and escaped; filters for times, numbers and plain addresses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -61,6 +61,30 @@ def with_query(request: Request, **changes: Any) -> str:
     return f"{request.url.path}?{urlencode(kept)}" if kept else request.url.path
 
 
+PERIODS = ("date", "week", "month")
+FEED = ("q", "sort", "window", "room", "tag", "year", "verdict", "runs", *PERIODS)
+
+
+def default_sort(query: Mapping[str, str]) -> str:
+    """The order of a list without one in its address: a day, week or month shows what was liked most."""
+    return "top" if any(query.get(k) for k in PERIODS) else "trending"
+
+
+def feed_title(query: Mapping[str, str]) -> str:
+    """What a feed holds, in words, from the parameters of its address."""
+    first = query.get("q") or query.get("sort") or default_sort(query)
+    rest = ["runs here" if k == "runs" else query[k] for k in FEED[2:] if query.get(k)]
+    return f"Etude: {', '.join([first, *rest])}"
+
+
+def _feed(request: Request, static: bool) -> tuple[str, str]:
+    """Title and address of the feed of this page's list; of trending on pages without one."""
+    params = request.query_params
+    listed = request.url.path in ("/", "/search") and not static  # a site without a server has the one feed
+    query = {k: params[k] for k in FEED if params.get(k)} if listed else {}
+    return feed_title(query), f"/feed.atom?{urlencode(query)}" if query else "/feed.atom"
+
+
 def authors(row: dict[str, Any], most: int = 8) -> str:
     """Names, cut with a count where there are very many."""
     names = [a["name"] for a in row["authors"]]
@@ -99,7 +123,7 @@ def _text(request: Request, name: str, who: Reader, values: dict[str, Any]) -> s
     values = values | {
         "request": request, "here": here, "body": body, "reader": who, "settings": s.settings, "now": s.now,
         "version": __version__,
-        "feed": not s.settings.static or bool(s.settings.base_url),
+        "feed": _feed(request, s.settings.static) if not s.settings.static or s.settings.base_url else None,
         "link": lambda **changes: with_query(request, **changes),
     }  # fmt: skip
     return _env.get_template(name).render(**values)

@@ -5,6 +5,7 @@ from etude.training.metrics.classification import auroc as auroc
 from etude.training.metrics.classification import brier as brier
 from etude.training.metrics.classification import class_accuracy as class_accuracy
 from etude.training.metrics.classification import confusion as confusion
+from etude.training.metrics.classification import error_consistency as error_consistency
 from etude.training.metrics.classification import expected_calibration_error as expected_calibration_error
 from etude.training.metrics.classification import nll as nll
 from etude.training.metrics.retrieval import RetrievalScore as RetrievalScore

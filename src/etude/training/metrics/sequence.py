@@ -77,11 +77,14 @@ def bleu(
 def masked_accuracy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> float:
     """Share of right labels among the steps that have a target.
 
-    `logits` (..., C), `targets` (...); ValueError where no step has a target.
+    `logits` (..., C), `targets` (...); ValueError where no step has a target. NaN among the logits of such steps gives
+    NaN: a net that diverged is right nowhere.
     """
     asked = targets != ignore_index
     if not bool(asked.any()):
         raise ValueError("no step has a target: the accuracy has no denominator")
+    if bool(logits[asked].isnan().any()):
+        return math.nan
     return float((logits.argmax(-1) == targets)[asked].double().mean())
 
 

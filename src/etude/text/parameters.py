@@ -1,0 +1,32 @@
+"""Checks of the parameters that the text models share."""
+
+from collections.abc import Iterable, Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+
+def check_parameters(
+    model: Any,
+    *,
+    choices: Mapping[str, tuple[str, ...]] | None = None,
+    positive: Iterable[str] = (),
+    integers: Iterable[str] = (),
+) -> None:
+    """Raise ValueError for an attribute that is none of its choices, not above 0, or neither an integer nor None.
+
+    Raises TypeError where `random_state` is numpy's Generator, which has no place among the seeds.
+    """
+    if isinstance(getattr(model, "random_state", None), np.random.Generator):
+        raise TypeError("random_state cannot be numpy's Generator: pass an int drawn from it")
+    for name, allowed in (choices or {}).items():
+        if (value := getattr(model, name)) not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    for name in positive:
+        if not (value := getattr(model, name)) > 0:
+            raise ValueError(f"{name} must be positive, got {value!r}")
+    for name in integers:
+        value = getattr(model, name)
+        if value is not None and not isinstance(value, Integral):
+            raise ValueError(f"{name} must be an integer, got {value!r}")
