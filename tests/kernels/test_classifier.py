@@ -128,6 +128,18 @@ def test_rows_of_any_length_are_normalised():
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("lift", [False, True])
+@pytest.mark.parametrize("scale", [1e-170, 1e200])
+def test_the_scale_of_the_data_means_nothing_however_extreme(scale, lift):
+    X, y, Z, _ = _data(60, 20)
+    clf = DeepKernelClassifier(dim=4, lift=lift)
+    expected = clf.fit(X, y).decision_function(Z)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = clf.fit(X * scale, y).decision_function(Z * scale)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
+
+
 def test_a_score_does_not_depend_on_the_rest_of_the_batch(monkeypatch):
     X, y, Z, _ = _data()
     clf = DeepKernelClassifier(dim=4).fit(X, y)
@@ -148,6 +160,16 @@ def test_state_is_read_back(tmp_path):
         again = DeepKernelClassifier.load(path)
         np.testing.assert_allclose(again.decision_function(Z), clf.decision_function(Z), rtol=1e-9, atol=1e-12)
         np.testing.assert_array_equal(again.predict(Z), clf.predict(Z))
+
+
+def test_the_columns_of_a_data_frame_are_read_back(tmp_path):
+    pd = pytest.importorskip("pandas")
+    X, y, _, _ = _data(20, 5)
+    frame = pd.DataFrame(X, columns=list("abcde"))
+    DeepKernelClassifier().fit(frame, y).save(tmp_path / "deep")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(DeepKernelClassifier.load(tmp_path / "deep").predict(frame)) == 20
 
 
 def test_saving_refuses_what_it_cannot_write(tmp_path):
@@ -194,8 +216,10 @@ def test_an_empty_row_of_counts_is_taken_with_a_warning():
 def test_negative_inner_products_warn_and_lift_mends_it():
     X = np.array([[1.0, 0.0], [-1.0, 0.1], [0.5, 1.0], [-0.3, -1.0]])
     y = [0, 1, 0, 1]
-    with pytest.warns(UserWarning, match=r"inner products are negative.*lift=True"):
-        DeepKernelClassifier(dim=2).fit(X, y).predict(X)
+    clf = DeepKernelClassifier(dim=2).fit(X, y)
+    with pytest.warns(UserWarning, match=r"inner products are negative.*lift=True") as caught:
+        clf.predict(X)
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clf = DeepKernelClassifier(dim=2, lift=True).fit(X, y)

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from etude.data import Split, Task, dirichlet_on_sphere, load_images
-from etude.kernels import SphereRules, compare_on_rows, comparison, dual_activation, kernel_profile
+from etude.kernels import (
+    DeepKernelClassifier,
+    SphereRules,
+    compare_on_rows,
+    comparison,
+    dual_activation,
+    kernel_profile,
+)
 
 PAIR = ([3, 1, 2], [1, 2, 2])
 
@@ -88,7 +95,7 @@ def test_profile_gives_the_order():
 @pytest.mark.parametrize("lift", [False, True])
 def test_real_rows(lift):
     task = load_images("digits").task(0, (300, 0, 200))
-    found = compare_on_rows(task, lift=lift, depths={"one": 1}, ridge=1e-6)
+    found = compare_on_rows(task, lift=lift, depths={"one": 1}, ridges=(1e-6, 1e-1))
     assert set(found) == {"optimal", "erf", "one", "nearest", "hilbert", "majority"}
     assert found["majority"] < 0.2
     assert min(found["optimal"], found["nearest"], found["one"]) > 0.85
@@ -97,6 +104,23 @@ def test_real_rows(lift):
 def test_names_of_classes_survive_on_real_rows():
     x = torch.eye(4, dtype=torch.float32)
     task = Task("t", "table", Split(x, torch.tensor([3, 3, 7, 7])), None, Split(x, torch.tensor([3, 3, 7, 7])), 2)
-    found = compare_on_rows(task, lift=True, depths={}, ridge=0.0)
+    found = compare_on_rows(task, lift=True, depths={}, ridges=())
     assert found["optimal"] == found["nearest"] == 1
     assert found["majority"] == 0.5
+
+
+def test_a_finite_net_gets_a_dimension_and_a_ridge_of_its_own():
+    """Leave-one-out by refitting, as for the infinite net; a finite net with that net's dimension is worse here."""
+    task = load_images("digits").task(0, (60, 0, 0))
+    X, y = task.train.x.flatten(1).numpy(), task.train.y.numpy()
+    net = DeepKernelClassifier("optimal").fit(X, y)
+    ridges = (1e-6, 1e-1)
+
+    def left_out(dim, ridge):
+        one = DeepKernelClassifier(dim=dim, depth=1, ridge=ridge)
+        return sum(one.fit(np.delete(X, i, 0), np.delete(y, i)).predict(X[i : i + 1])[0] == y[i] for i in range(len(X)))
+
+    found = comparison.finite_net(net, 1, ridges)
+    scores = {(d, r): left_out(d, r) for d in net.candidate_dims() for r in ridges}
+    assert (found.dim, found.ridge) == max(scores, key=scores.get)
+    assert scores[found.dim, found.ridge] > scores[net.dim_, 1e-6]

@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from etude.kernels import HermiteActivation, PowerDual, SineDual, dual_activation, optimal_activation
+from etude.kernels import (
+    HermiteActivation,
+    PowerDual,
+    SineDual,
+    activation_report,
+    dual_activation,
+    optimal_activation,
+)
 
 NAMED = {"erf": torch.erf, "sin": torch.sin, "tanh": torch.tanh, "gelu": nn.functional.gelu, "silu": nn.functional.silu}
 DUALS = {
@@ -72,6 +79,20 @@ def test_classes_and_orders():
     assert DUALS["sine"].order == pytest.approx(8)
     assert DUALS["relu"].order is None
     assert PowerDual([0, 0, 1.0]).limit == "1-nn"
+
+
+@pytest.mark.parametrize("kinked", [nn.Hardtanh(), nn.Softshrink(0.3), nn.ReLU(), nn.LeakyReLU(0.1), torch.tanh])
+def test_the_dual_has_the_order_that_the_report_names(kinked):
+    activation = activation_report(kinked).centered()
+    dual, report = dual_activation(activation), activation_report(activation)
+    assert dual.order == pytest.approx(report.alpha, rel=1e-8)
+    near = torch.tensor(1e-9, dtype=torch.float64)
+    assert float(dual.complement(near)) == pytest.approx(report.B_prime * 1e-9, rel=1e-5)
+
+
+def test_a_jump_has_no_dual_of_finite_slope_and_says_so():
+    with pytest.warns(UserWarning, match="jumps or is too steep"):
+        assert dual_activation(torch.sign).slope_at_one < 20
 
 
 def test_every_way_to_name_an_activation():

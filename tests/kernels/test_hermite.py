@@ -53,6 +53,23 @@ def test_optimal_activations_have_the_order_of_the_sphere(d):
     assert report.scale == pytest.approx(1, rel=1e-9)
 
 
+@pytest.mark.parametrize("d", [118, 120, 500])
+def test_a_flat_optimal_activation_keeps_its_class(d):
+    report = activation_report(HermiteActivation(optimal_activation(d)))
+    assert report.class_ == "singular"
+    assert report.alpha == pytest.approx(d, rel=1e-9)
+
+
+@pytest.mark.parametrize("degree", [40, 100])
+def test_a_high_degree_is_counted_in_full(degree):
+    a = torch.zeros(degree + 1, dtype=torch.float64)
+    a[1], a[degree] = 1.2, 1.6
+    report = activation_report(HermiteActivation(a))
+    got = (report.A_prime, report.B_prime, report.scale)
+    assert got == pytest.approx((0.6, 0.36 + 0.64 * degree, 2.0), rel=1e-9)
+    assert activation_report(HermiteActivation([0.0, 3.0])).class_ == "linear"
+
+
 def test_optimal_activation_for_four_dimensions_is_the_papers():
     a = optimal_activation(4).tolist()
     assert a == pytest.approx([0, 0.5, math.sqrt(0.5), 0.5])
@@ -179,6 +196,7 @@ def test_hermite_activation_is_a_module_with_gradients_and_state():
         (lambda: optimal_activation(0), "dim must be at least 1 .*, got 0"),
         (lambda: optimal_activation(1.5), "dim must be 1 or at least 2"),
         (lambda: optimal_activation(float("nan")), "at least 1"),
+        (lambda: optimal_activation(float("inf")), "finite, got inf"),
         (lambda: sine_frequency(1), "orders above 1"),
         (lambda: HermiteActivation([]), "not all 0"),
         (lambda: HermiteActivation([0.0, 0.0]), "not all 0"),

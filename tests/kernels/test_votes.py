@@ -54,6 +54,12 @@ def test_a_chunk_changes_nothing(monkeypatch):
     torch.testing.assert_close(vote_shares(rows, points, labels, rule)["h"], whole)
 
 
+@pytest.mark.parametrize("depth", [60, 1100])
+def test_a_power_beyond_float64_leaves_the_nearest_and_a_row_orthogonal_to_all_takes_everyone(depth):
+    u = torch.tensor([[0.2, 0.1, 1.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    assert power_weights(u, 2, depth).tolist() == [[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
+
+
 def test_bad_powers_are_named():
     with pytest.raises(ValueError, match="degree must be at least 2"):
         power_weights(torch.zeros(1, 1), 1, 3)

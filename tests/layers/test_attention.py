@@ -182,6 +182,15 @@ def test_cache_rows_are_selected_and_a_wrong_number_is_refused():
         LayerCache().view()
 
 
+def test_masks_that_mean_nothing_are_refused():
+    q = randn(1, 2, 3, 4)
+    for call in (lambda: attention(q, q, q, mask="prefix"), lambda: attention_weights(q, q, mask="prefix")):
+        with pytest.raises(ValueError, match="'prefix'"):
+            call()
+    with pytest.raises(ValueError, match="head_mask needs one number a head"):
+        MultiHeadAttention(8, 4)(randn(2, 3, 8), head_mask=torch.ones(3))
+
+
 @pytest.mark.parametrize(
     ("sizes", "options", "text"),
     [
@@ -190,6 +199,7 @@ def test_cache_rows_are_selected_and_a_wrong_number_is_refused():
         ((9, 3), {"position": "rope"}, "even head size"),
         ((8, 2), {"position": "spiral"}, "spiral"),
         ((8, 0), {}, "positive"),
+        ((8, 2), {"dropout": 1.5}, "dropout"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(sizes, options, text):

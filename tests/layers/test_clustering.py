@@ -96,6 +96,15 @@ def test_farthest_first_is_within_twice_the_best_radius(seed: int) -> None:
     assert float(radius) <= 2 * best + 1e-6
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_random_centres_are_rows_that_weigh_something(seed: int) -> None:
+    x, weights = torch.arange(20.0)[:, None], torch.zeros(20)
+    weights[[3, 11]] = 1.0
+    found = kmeans(x, 2, generator=gen(seed), init="random", iters=1, weights=weights)
+    assert sorted(found.centers[:, 0].tolist()) == [3.0, 11.0]
+    assert len(set(found.labels[[3, 11]].tolist())) == 2
+
+
 def test_bad_input_is_named() -> None:
     x = torch.randn(5, 2, generator=gen(0))
     for call, message in [
@@ -109,6 +118,8 @@ def test_bad_input_is_named() -> None:
         (lambda: k_center(x, 5, 0), "no centre yet"),
         (lambda: k_center(x, 1, torch.tensor([], dtype=torch.long)), "at least one row"),
         (lambda: k_center(x, 1, 7), "at least one row in 0..4"),
+        (lambda: k_center(x, 1, torch.tensor([True, False, True, False, False])), "mask.nonzero"),
+        (lambda: k_center(x, 1, 1.7), "numbers of rows"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

@@ -90,6 +90,14 @@ def test_bad_input_is_named(x, y, chunk, text):
         squared_distances(x, y, chunk=chunk)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_small_differences_of_large_rows(dtype):
+    x, y = torch.tensor([[300.0, 300], [100, 1]], dtype=dtype), torch.tensor([[300.0, 300], [100, 2]], dtype=dtype)
+    found = squared_distances(x, y)
+    assert found.dtype == dtype
+    assert found.diagonal().tolist() == [0.0, 1.0]
+
+
 def test_cosine_equals_torch_and_is_scale_free():
     x, y = _pair(4, lead=(2,))
     expected = torch.nn.functional.cosine_similarity(x.unsqueeze(-2), y.unsqueeze(-3), dim=-1)

@@ -69,6 +69,32 @@ def test_zero_vectors_have_cosine_distance_one():
     assert distances.tolist() == [[1.0, 1.0]]
 
 
+@pytest.mark.parametrize(("scale", "dtype"), [(1e-30, np.float32), (1e30, np.float32), (1e-200, np.float64)])
+@pytest.mark.parametrize("search", ["exact", "signs"])
+def test_the_scale_of_vectors_does_not_change_their_cosines(scale, dtype, search):
+    X = numpy_stream(0, "x").normal(size=(300, 8)).astype(dtype)
+    small = (X.astype(np.float64) * scale).astype(dtype)
+    wanted = NearestNeighbors().fit(X).kneighbors(X[:50], 3)
+    found = NearestNeighbors(search=search, shortlist=300).fit(small).kneighbors(small[:50], 3)
+    np.testing.assert_array_equal(found[1], wanted[1])
+    np.testing.assert_allclose(found[0], wanted[0], atol=1e-6)
+
+
+def test_no_cosine_distance_is_negative():
+    X = numpy_stream(0, "x").normal(size=(200, 7))
+    assert NearestNeighbors().fit(3 * X).kneighbors(X, 1)[0].min() >= 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_reversed_and_read_only_arrays(tmp_path):
+    X = numpy_stream(0, "x").normal(size=(30, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", X)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for rows, place in ((X[::-1], 29), (mapped, 0), (np.broadcast_to(X[:1], (5, 4)), 0)):
+        index = NearestNeighbors("euclidean").fit(rows)
+        assert index.kneighbors(rows[place : place + 1], 1)[1].tolist() == [[place]]
+
+
 def test_exclude_and_padding():
     X = numpy_stream(0, "x").normal(size=(40, 3))
     index = NearestNeighbors("euclidean").fit(X)

@@ -328,6 +328,34 @@ def test_an_empty_batch_gives_empty_answers(beam_size, mask):
     assert [t.dtype for t in found] == [torch.int64, torch.float32, torch.bool]
 
 
+@pytest.mark.parametrize("mask", ["no_repeat", "permutation"])
+def test_named_masks_in_training_are_those_of_every_prefix(mask):
+    model, inputs = net(), x()
+    logits = model(inputs, TARGET, lengths=[4, 5, 6], mask=mask).logits
+    for row, (n, targets) in enumerate(zip([4, 5, 6], TARGET.tolist(), strict=True)):
+        for step in range(3):
+            used = [t for t in targets[:step] if t >= 0]
+            open_ = [j + 1 for j in range(n) if j not in used]
+            end = mask == "no_repeat" or len(used) == n
+            want = set(open_) | ({0} if end else set()) | {targets[step] + 1}
+            assert set(logits[row, step].isfinite().nonzero()[:, 0].tolist()) == want
+
+
+def test_symbols_of_an_empty_batch_and_sizes_of_nothing():
+    model = RecurrentSeq2Seq(4, 8, symbols=3)
+    nothing = torch.zeros(0, 4, dtype=torch.long)
+    assert model.generate(nothing).sequences.shape == (0, 0)
+    assert model(nothing, nothing).logits.shape == (0, 4, 4)
+    for size in ({"symbols": 0}, {"max_length": 0}):
+        with pytest.raises(ValueError, match="at least 1, got 0"):
+            RecurrentSeq2Seq(4, 8, **size)
+
+
+def test_target_lengths_are_whole():
+    with pytest.raises(ValueError, match="whole numbers"):
+        net()(x(), TARGET, target_lengths=[2.7, 1, 2])
+
+
 def test_targets_of_any_integer_type():
     net, x, target = PointerNetwork(2, 8), torch.rand(2, 4, 2), torch.tensor([[0, 2, 1], [3, 1, 0]])
     assert net(x, target.to(torch.uint8)).loss == net(x, target.int()).loss == net(x, target).loss

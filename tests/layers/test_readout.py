@@ -71,6 +71,14 @@ def test_lengths_reach_the_net():
     assert torch.allclose(model(X, lengths)[1, :4], alone[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_symbols_are_fed_in_the_nets_precision_and_torchs_own_net_takes_lengths(dtype):
+    model = SequenceReadout(torch.nn.GRU(5, 8, batch_first=True), 5, 3).to(dtype)
+    y = model(X, torch.tensor([9, 4, 1, 9, 9, 2]))
+    assert y.dtype == dtype and y.shape == (6, 9, 3)
+    torch.testing.assert_close(y[1, :4], model(X[1:2, :4])[0])
+
+
 @pytest.mark.parametrize("hidden", [4, 16, 48])
 def test_matched_parameters(hidden):
     def count(name):

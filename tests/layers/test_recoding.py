@@ -492,6 +492,24 @@ def test_signals_of_a_wrong_kind_say_what_is_expected(signal):
         Recoder(lm.rnn, lm.decoder, signal)(x)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("signal", ["surprisal", "predictive_entropy"])
+def test_works_under_autocast(kind, signal):
+    x, y = data(torch.float32)
+    lm = net(kind, signal=signal).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lm(x, targets=y)
+    assert lm.last_stats.delta_after.isfinite().all()
+
+
+def test_a_net_without_steps_drops_out_by_its_generator_between_layers_too():
+    x, _ = data(torch.float32)
+    lm = Recoder(nn.LSTM(D, H, 2, batch_first=True, dropout=0.5), nn.Linear(H, V), step_size=0.0)
+    state = torch.get_rng_state()
+    one, two = (lm(x, generator=gen(5))[0] for _ in range(2))
+    assert torch.equal(one, two) and torch.equal(state, torch.get_rng_state())
+
+
 def test_an_anchored_ensemble_is_its_generators():
     state = torch.get_rng_state()
     one, two = (AnchoredEnsemble(4, 5, 3, generator=torch.Generator().manual_seed(7)) for _ in range(2))

@@ -8,6 +8,7 @@ from torch import nn
 
 from etude.data.randomness import stream
 from etude.layers import TimeWindow, make_rnn, spectral_radius
+from etude.layers.recurrent import initialize
 
 KINDS = {
     "elman": {},
@@ -269,6 +270,14 @@ class TestRefusals:
     def test_input_width(self):
         with pytest.raises(ValueError, match="4"):
             rnn("jordan")(torch.randn(3, 7, 5))
+
+
+@pytest.mark.parametrize("init", [None, "orthogonal", "uniform", 0.9])
+def test_forget_biases_of_torchs_own_lstm_sum_to_one(init):
+    lstm = initialize(nn.LSTM(3, 4, num_layers=2, bidirectional=True), init)
+    for end in ("l0", "l1", "l0_reverse", "l1_reverse"):
+        total = getattr(lstm, f"bias_ih_{end}") + getattr(lstm, f"bias_hh_{end}")
+        assert torch.equal(total[4:8], torch.ones(4))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,6 +11,7 @@ from torch import nn
 from etude.data.randomness import stream
 from etude.layers import (
     RecurrentLM,
+    apply_masks,
     gradient_profile,
     make_rnn,
     norm_preserving_penalty,
@@ -351,6 +352,32 @@ def test_inference_mode_is_refused_and_no_grad_is_not(call):
         call(model, x())
     with torch.no_grad():
         call(model, x())
+
+
+def test_a_pruned_net_has_profiles_and_penalties_of_its_masked_weights():
+    pruned, plain = (make_rnn("elman", 4, 6, generator=stream(0, "p")) for _ in range(2))
+    apply_masks(pruned, {"weight_hh_l0": torch.eye(6)})
+    with torch.no_grad():
+        plain.weight_hh_l0 *= torch.eye(6)
+    assert gradient_profile(pruned, x()).spectral_radius == gradient_profile(plain, x()).spectral_radius
+    a, b = (norm_preserving_penalty(rnn, x(), torch.sum) for rnn in (pruned, plain))
+    torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match="make_permanent"):
+        rtrl(pruned, x(), torch.sum)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda rnn: tbptt(rnn, x(), 2.5, 4, loss_fn=mean_square), "whole numbers"),
+        (lambda rnn: next(tbptt(rnn, x(), 4, 4, loss_fn=lambda y, steps: y.sum(-1))), "one number"),
+        (lambda rnn: gradient_profile(rnn, x(batch=0)), "a row and two steps"),
+        (lambda rnn: gradient_profile(rnn, x() * math.nan), "NaN"),
+    ],
+)
+def test_bad_input_says_what_is_wrong(call, text):
+    with pytest.raises(ValueError, match=text):
+        call(make_rnn("elman", 4, 6))
 
 
 @pytest.mark.parametrize("loss", [torch.sum, torch.Tensor.sum, torch.mean])

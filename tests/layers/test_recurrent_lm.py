@@ -62,7 +62,14 @@ def test_tied_weights():
 
 
 def test_torch_modules_are_taken_as_they_are():
-    assert RecurrentLM(nn.GRU(5, 6, batch_first=True), 9, 5)(IDS).logits.shape == (4, 7, 9)
+    model, lengths = RecurrentLM(nn.GRU(5, 6, batch_first=True), 9, 5), torch.tensor([7, 3, 5, 2])
+    assert model(IDS).logits.shape == (4, 7, 9)
+    ours = make_rnn("gru", 5, 6)
+    ours.load_state_dict(model.rnn.state_dict())
+    found = model(IDS, lengths=lengths)
+    model.rnn = ours
+    want = model(IDS, lengths=lengths)
+    assert torch.equal(found.loss, want.loss) and torch.equal(found.state, want.state)
 
 
 def test_refusals():

@@ -28,5 +28,8 @@ def test_bad_input():
         SequenceClassifier(nn.GRU(4, 5, bidirectional=True, batch_first=True), 10, 3)
     with pytest.raises(ValueError, match="batch_first=True"):
         SequenceClassifier(nn.GRU(4, 5), 10, 3)
-    with pytest.raises(ValueError, match="at least 1"):
-        SequenceClassifier(GRU(4, 5, batch_first=True), 10, 3)(torch.zeros(1, 3, dtype=torch.long), torch.tensor([0]))
+    net, ids = SequenceClassifier(GRU(4, 5, batch_first=True), 10, 3), torch.zeros(1, 3, dtype=torch.long)
+    for length in (0, 4):
+        with pytest.raises(ValueError, match=rf"length {length} is not in 1\.\.3"):
+            net(ids, torch.tensor([length]))
+    assert torch.equal(net(ids, [2]), net(ids, torch.tensor([2])))

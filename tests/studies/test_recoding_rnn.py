@@ -11,6 +11,7 @@ from etude.lab.registry import study
 from etude.lab.runner import run_study
 from etude.lab.study import Job, Results
 from etude.studies import _recoding_problems as problems
+from etude.studies.recoding_rnn import RecodingConfig
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,30 @@ def test_the_thesis_settings_and_the_users_documents_run():
         found = list(the_study.measure(Job("trained", arm, (1,), config, task)))
         assert {m.arm for m in found} <= set(the_study.arms)
         assert {m.metric for m in found if m.arm == arm} >= {"perplexity", "perplexity_change", "signal_change"}
+
+
+def test_the_thesis_settings_reach_the_training(monkeypatch):
+    """The ensemble is pulled to its anchors, the net of dropped masks decays."""
+    from etude.studies import _recoding_measures as measures
+    from etude.studies._recoding_arms import GRID
+
+    asked = []
+    monkeypatch.setattr(measures, "train", lambda *_, **options: asked.append(options) or [])
+    the_study = study("recoding-rnn")
+    config = the_study.configs["quick"]
+    task = problems.Corpus(torch.arange(90), torch.arange(90), 90, ())
+    for arm in ("grid_nll", "grid_mc_dropout", "grid_ensemble"):
+        measures.trained(Job("trained", arm, (1,), config, task), 90, **GRID[arm])
+    plain, decayed, pulled = asked
+    assert plain["penalty"] is decayed["penalty"] is None
+    assert (plain["config"].weight_decay, decayed["config"].weight_decay) == (0.0, 4.8e-5)
+    lm = problems.language_model(90, config, **GRID["grid_ensemble"])
+    assert pulled["penalty"](lm) == lm.recoder.decoder.penalty(90) > 0
+
+
+def test_settings_that_cannot_be_are_refused_by_name():
+    with pytest.raises(ValueError, match="dropout"):
+        RecodingConfig(dropout=1)
 
 
 @pytest.mark.parametrize(("documents", "words", "part"), [(8, 50, "test"), (12, 4, "test"), (12, 1, "training")])

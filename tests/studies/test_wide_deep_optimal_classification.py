@@ -3,12 +3,25 @@
 import pytest
 
 from etude.lab.runner import run_study
+from etude.lab.study import Job
+from etude.studies import wide_deep_optimal_classification as module
+from etude.studies.wide_deep_optimal_classification import WideDeepStudy
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     ledger = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
     return run_study("wide-deep-optimal-classification", tier="quick", ledger=ledger, jobs=1)
+
+
+@pytest.mark.parametrize("tier", ["quick", "laptop", "gpu"])
+def test_there_are_as_many_digits_as_every_tier_asks_for(tier, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module.comparison, "compare_on_rows", lambda task, **_: asked.append(task) or {})
+    config = WideDeepStudy.configs[tier]
+    digits = WideDeepStudy().task("digits", config)
+    assert list(WideDeepStudy().measure(Job("digits", "optimal", (1000,), config, digits))) == []
+    assert (len(asked[0].train.x), len(asked[0].test.x)) == (1000, 700)
 
 
 def test_it_runs_whole(run):

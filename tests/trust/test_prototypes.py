@@ -1,6 +1,5 @@
 """The prototype network's loss, heads and report against hand-made cases."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn

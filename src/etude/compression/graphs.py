@@ -4,30 +4,20 @@ Sources: Darji 2021, arXiv 2407.20601; Watts & Strogatz 1998, Nature 393; Baraba
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import networkx as nx
 import numpy as np
 import torch
-from sklearn.base import clone
-from sklearn.dummy import DummyRegressor
-from sklearn.ensemble import AdaBoostRegressor, RandomForestRegressor
-from sklearn.linear_model import BayesianRidge
-from sklearn.metrics import r2_score
-from sklearn.model_selection import KFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler
+
+if TYPE_CHECKING:  # networkx and scikit-learn's forests load slowly, and pruning needs neither
+    import networkx as nx
 
 Graph = Any  # a networkx graph, or pairs of nodes
-REGRESSORS: Mapping[str, Any] = {
-    "mean": DummyRegressor(), "bayesian_ridge": BayesianRidge(), "random_forest": RandomForestRegressor(100),
-    "adaboost": AdaBoostRegressor(),
-}  # fmt: skip
 
 
 def random_graph(
     family: Literal["watts_strogatz", "barabasi_albert"], nodes: int, generator: torch.Generator
-) -> nx.Graph:
+) -> "nx.Graph":
     """A connected graph as the thesis draws it.
 
     Parameters
@@ -38,6 +28,8 @@ def random_graph(
     nodes
         At least 10.
     """
+    import networkx as nx
+
     if nodes < 10:
         raise ValueError(f"nodes must be at least 10, got {nodes}")
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
@@ -57,6 +49,8 @@ def oriented(graph: Graph) -> tuple[list[Hashable], list[tuple[int, int]]]:
         For no nodes, an edge from a node to itself, nodes that have no order among them, or a graph of several parts
         (a graph without any edge is one layer, and allowed).
     """
+    import networkx as nx
+
     graph = nx.Graph(graph if isinstance(graph, nx.Graph) else list(graph))  # parallel edges become one
     if len(graph) == 0:
         raise ValueError("the graph has no nodes")
@@ -90,6 +84,8 @@ def depths(nodes: int, edges: Sequence[tuple[int, int]]) -> list[int]:
 
 def graph_properties(graph: Graph) -> dict[str, float]:
     """The thesis' features: counts, distances and centralities of the undirected graph, layers of the directed one."""
+    import networkx as nx
+
     nodes, edges = oriented(graph)
     if len(nodes) > 1 and not edges:
         raise ValueError("distances need a connected graph, and this one has no edges")
@@ -121,14 +117,27 @@ def predict_from_graphs(
     it, in `folds` parts, and R2 over all rows is averaged over `repeats` shuffles. Features are scaled to [0, 1] on
     training rows.
     """
+    from sklearn.base import clone
+    from sklearn.dummy import DummyRegressor
+    from sklearn.ensemble import AdaBoostRegressor, RandomForestRegressor
+    from sklearn.linear_model import BayesianRidge
+    from sklearn.metrics import r2_score
+    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MinMaxScaler
+
+    regressors = {
+        "mean": DummyRegressor(), "bayesian_ridge": BayesianRidge(), "random_forest": RandomForestRegressor(100),
+        "adaboost": AdaBoostRegressor(),
+    }  # fmt: skip
     if len(features) != len(y) or len(y) < max(folds, 4):
         raise ValueError(f"need as many rows as folds and one y a row, got {len(features)} rows and {len(y)} y")
     names = list(features[0])
     x, target = np.array([[row[n] for n in names] for row in features]), np.asarray(y, dtype=float)
-    scores: dict[str, list[float]] = {name: [] for name in REGRESSORS}
+    scores: dict[str, list[float]] = {name: [] for name in regressors}
     for r in range(repeats):
         parts = KFold(folds, shuffle=True, random_state=seed + r)
-        for name, regressor in REGRESSORS.items():
+        for name, regressor in regressors.items():
             model = clone(regressor)
             if "random_state" in model.get_params():
                 model.set_params(random_state=seed + r)

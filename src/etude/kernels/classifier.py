@@ -42,6 +42,19 @@ def _is_integer(X: Any) -> bool:
     return np.issubdtype(getattr(X, "dtype", None) or object, np.integer)
 
 
+def _scaled(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows divided by a power of two near their largest entry, which rounds nothing, and the exponents: no square in a
+    row's length then leaves float64's range."""
+    exponents = np.frexp(np.abs(X).max(axis=1))[1]
+    return np.ldexp(X, -exponents[:, None]), exponents
+
+
+def _lengths(X: np.ndarray) -> np.ndarray:
+    scaled, exponents = _scaled(X)
+    with np.errstate(over="ignore"):  # infinite only where the length itself is beyond float64
+        return np.ldexp(np.linalg.norm(scaled, axis=1), exponents)
+
+
 class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
     """The classifier that an infinitely wide, deep net of a given activation becomes. Nothing is trained.
 
@@ -130,8 +143,8 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         if not isinstance(self.dim, str) and not 1 <= self.dim < math.inf:
             raise ValueError(f"dim must be at least 1 (the sphere's own dimension) and finite, got {self.dim}")
         self.classes_, codes = np.unique(y, return_inverse=True)
-        lengths = np.linalg.norm(X, axis=1)
-        self.constant_ = (float(lengths.max()) if self.normalize else 1.0) if self.lift else 0.0
+        longest = min(float(_lengths(X).max()), np.finfo(np.float64).max)
+        self.constant_ = (longest if self.normalize else 1.0) if self.lift else 0.0
         self.X_ = self.on_sphere(X, counts)
         self.Y_ = torch.eye(len(self.classes_), dtype=torch.float64)[torch.from_numpy(codes)].to(self.device)
         if len(self.classes_) == 1:
@@ -171,6 +184,7 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
                   if name != "activation"}  # fmt: skip
         params["activation"] = self._activation_by_name()
         meta = {"params": params, "classes": classes.tolist(), "kind": classes.dtype.str, "dim": float(self.dim_)}
+        meta["columns"] = getattr(self, "feature_names_in_", np.array([])).tolist()
         tensors = {"X": self.X_, "Y": self.Y_, "constant": torch.tensor(self.constant_, dtype=torch.float64)}
         tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
         save_file(tensors, str(path), {"deep_kernel_classifier": json.dumps(meta)})
@@ -198,6 +212,8 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         made.constant_ = float(tensors["constant"])
         made.classes_ = np.array(meta["classes"], dtype=meta["kind"])
         made.n_features_in_ = made.X_.shape[1] - bool(made.lift)
+        if columns := meta.get("columns"):  # of the data frame that it was fitted on
+            made.feature_names_in_ = np.array(columns, dtype=object)
         made._prepare(meta["dim"])
         return made
 
@@ -229,21 +245,21 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
 
     def on_sphere(self, X: np.ndarray, counts: bool = False) -> Tensor:
         """Rows as the fitted classifier sees them: lifted if asked for, length 1, float64. `counts`: see Notes."""
-        lengths = np.linalg.norm(X, axis=1)
+        lengths = _lengths(X)
         if not self.normalize and (off := np.abs(lengths - 1) > 1e-6).any():
             i = int(off.argmax())
             raise ValueError(f"row {i} has length {lengths[i]:.6g}, not 1: normalise the rows or use normalize=True")
         if self.constant_:
             X = np.column_stack([X, np.full(len(X), self.constant_)])
-            lengths = np.linalg.norm(X, axis=1)
+            lengths = _lengths(X)
         if (zero := lengths == 0).any():
             message = f"row {int(zero.argmax())} is zero and has no direction; drop it or use lift=True"
             if not counts:
                 raise ValueError(message)
             warnings.warn(f"{message}. As the data are integers it is taken as equal counts", stacklevel=4)
             X = np.where(zero[:, None], 1.0, X)
-            lengths = np.linalg.norm(X, axis=1)
-        return torch.from_numpy(X / lengths[:, None]).to(self.device)
+        X, _ = _scaled(X)
+        return torch.from_numpy(X / np.linalg.norm(X, axis=1)[:, None]).to(self.device)
 
     def _complement(self, rows: Tensor) -> Tensor:
         """1 - z of the given rows to the training rows."""
@@ -264,7 +280,9 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         X = _array(X)
         counts = _is_integer(X)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        parts = [self._vote(self._complement(rows)) for rows in self._chunks(self.on_sphere(X, counts))]
+        parts = []
+        for rows in self._chunks(self.on_sphere(X, counts)):  # no comprehension: a frame that warnings would count
+            parts.append(self._vote(self._complement(rows)))
         return torch.cat(parts).cpu().numpy()
 
     def _vote(self, u: Tensor) -> Tensor:
@@ -283,19 +301,27 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
             scores[lost] = self.Y_.mean(0)
         return scores
 
-    def _find_dim(self) -> float:
+    def candidate_dims(self) -> list[float]:
+        """The dimensions that `dim="auto"` chooses from, for the rows that were fitted."""
         ambient = float(max(1, self.X_.shape[1] - 1))
+        candidates = [2.0**k for k in range(12) if 2.0**k < ambient] + [ambient]
+        if self.activation == "sine":
+            candidates = [c for c in candidates if 1 < c < 1000] or [2.0]
+        return [c for c in candidates if within_float64(self.activation, c)]
+
+    def tuning_rows(self) -> tuple[Tensor, Tensor]:
+        """The fitted rows (n, columns) and their one-hot labels (n, classes) that `dim="auto"` looks at."""
+        stride = -(-len(self.X_) // _TUNING_ROWS)
+        return self.X_[::stride], self.Y_[::stride]
+
+    def _find_dim(self) -> float:
         if not isinstance(self.dim, str):
             return float(self.dim)
         named = isinstance(self.activation, str) and self.activation in ("optimal", "sine")
         if self.dim == "ambient" or self.depth is not None or not named:
-            return ambient
-        candidates = [2.0**k for k in range(12) if 2.0**k < ambient] + [ambient]
-        if self.activation == "sine":
-            candidates = [c for c in candidates if 1 < c < 1000] or [2.0]
-        candidates = [c for c in candidates if within_float64(self.activation, c)]
-        stride = -(-len(self.X_) // _TUNING_ROWS)
-        rows, labels = self.X_[::stride], self.Y_[::stride]
+            return float(max(1, self.X_.shape[1] - 1))
+        candidates = self.candidate_dims()
+        rows, labels = self.tuning_rows()
         u = squared_distances(rows, rows, exact=True).div_(2)
         scored = []
         for dim in candidates:

@@ -5,6 +5,7 @@ normal u, v of correlation z. Near z = 1 everything is also available in u = 1 -
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from etude.kernels.hermite import (
 )
 
 _MAX_DEGREE = 200
+_STEEPEST = 20_000  # the highest degree that stands in for what is left out of a series
 FLATTEST = 1e-146  # a smaller phi^'(0) leaves float64's range before phi^ is linear
 
 
@@ -167,7 +169,9 @@ def dual_activation(
     ----------
     activation
         "optimal" or "sine" (both made for the sphere of dimension `dim`), "sin", "erf", "relu", "tanh", "gelu",
-        "silu", "linear"; Hermite coefficients a_0, a_1, ...; or any elementwise function, expanded to degree 200.
+        "silu", "linear"; Hermite coefficients a_0, a_1, ...; or any elementwise function, expanded to degree 200; what
+        is left goes to the one higher degree that makes the slope at 1 E phi'^2 (a warning where phi jumps, so that it
+        is infinite).
     dim
         Dimension of the sphere, for "optimal" and "sine" alone.
 
@@ -236,8 +240,20 @@ def _expand(activation: Activation) -> PowerDual:
     a[0] = report.A**2  # exactly 0 where the report says so: depth would blow up what is left
     a[1] = report.A_prime**2
     a[a < 1e-20] = 0.0
-    if float(left := 1 - a.sum()) > 1e-12:
-        a[-1] += left  # what the series left out belongs to higher degrees
+    if (left := float(1 - a.sum())) > 1e-12:  # belongs to higher degrees: the one that makes the slope at 1 B'
+        slope = float((torch.arange(len(a), dtype=a.dtype) * a).sum())
+        degree = max((report.B_prime - slope) / left, float(_MAX_DEGREE))
+        if degree > _STEEPEST:
+            warnings.warn(
+                f"the activation jumps or is too steep for a series (E phi'^2 = {report.B_prime:.3g}): at infinite "
+                "depth its kernel is that of a less steep one",
+                stacklevel=3,
+            )
+            degree = float(_MAX_DEGREE)
+        below = int(degree)
+        a = torch.cat([a, a.new_zeros(below + 2 - len(a))])
+        a[below] += left * (below + 1 - degree)
+        a[below + 1] += left * (degree - below)
     return PowerDual(a / a.sum())
 
 

@@ -189,8 +189,8 @@ class ScaledActivation(nn.Module):
 
 
 def _check_dim(d: float) -> None:
-    if not d >= 1:
-        raise ValueError(f"dim must be at least 1 (the sphere's own dimension), got {d}")
+    if not 1 <= d < math.inf:
+        raise ValueError(f"dim must be at least 1 (the sphere's own dimension) and finite, got {d}")
 
 
 def optimal_activation(d: int) -> Tensor:
@@ -202,7 +202,7 @@ def optimal_activation(d: int) -> Tensor:
     Raises
     ------
     ValueError
-        If `d` is below 1 or between 1 and 2.
+        If `d` is below 1, between 1 and 2, or infinite.
     """
     _check_dim(d)
     a = torch.zeros(8 if d == 1 else 4, dtype=torch.float64)
@@ -268,20 +268,8 @@ class ActivationReport:
         return {"A": self.A, "A'": self.A_prime, "B'": self.B_prime, "alpha": self.alpha, "class": self.class_}
 
 
-def activation_report(activation: Activation) -> ActivationReport:
-    """Which classifier an infinitely wide and deep net of this activation becomes.
-
-    Parameters
-    ----------
-    activation
-        Any elementwise function of a tensor (or of a numpy array); modules (in eval mode) and built-in functions alike,
-        with up to eight kinks or jumps that are no multiples of 0.5.
-
-    Raises
-    ------
-    ValueError
-        If it is not elementwise, not finite, or zero.
-    """
+def _moments(activation: Activation) -> tuple[float, float, float, float]:
+    """A, A', B' after scaling, and the scale, by quadrature."""
     x, w, value, slope = _sample(activation)
     scale = math.sqrt(float(w @ value.square()))
     if scale < _ZERO:
@@ -291,19 +279,52 @@ def activation_report(activation: Activation) -> ActivationReport:
     b_prime = float(w @ slope.square())
     if b_prime < 1 - a**2 - _ZERO or b_prime < a_prime**2 - _ZERO:  # sum k a_k^2 >= sum_{k>0} a_k^2: it jumps
         b_prime = math.inf
+    return a, a_prime, b_prime, scale
+
+
+def _moments_of_series(coefficients: Tensor) -> tuple[float, float, float, float]:
+    """The same from Hermite coefficients: the quadrature ends before high degrees do."""
+    a = coefficients.detach().cpu().double()
+    scale = float(a.norm())
+    a = a / scale
+    degrees = torch.arange(len(a), dtype=a.dtype)
+    return float(a[0]), float(a[1]) if len(a) > 1 else 0.0, float((degrees * a.square()).sum()), scale
+
+
+def activation_report(activation: Activation) -> ActivationReport:
+    """Which classifier an infinitely wide and deep net of this activation becomes.
+
+    Parameters
+    ----------
+    activation
+        Any elementwise function of a tensor (or of a numpy array); modules (in eval mode) and built-in functions alike,
+        with up to eight kinks or jumps that are no multiples of 0.5. Of a `HermiteActivation` without clip everything
+        is exact, at any degree.
+
+    Raises
+    ------
+    ValueError
+        If it is not elementwise, not finite, or zero.
+    """
+    exact = isinstance(activation, HermiteActivation) and activation.clip is None
+    zero, flat = (0.0, 0.0) if exact else (_ZERO, _FLAT)
+    if isinstance(activation, HermiteActivation) and exact:
+        a, a_prime, b_prime, scale = _moments_of_series(activation.coefficients)
+    else:
+        a, a_prime, b_prime, scale = _moments(activation)
     warning = None
-    if abs(a) > _ZERO:
+    if abs(a) > zero:
         kind: Any = "majority"
         warning = (
             f"E phi = {a:.3g} is not 0, so depth turns this net into a majority vote; "
             "report.centered() is the same activation in another class"
         )
-    elif abs(a_prime) <= _FLAT:
+    elif abs(a_prime) <= flat:
         kind, a_prime = "1-nn", 0.0
-    elif abs(abs(a_prime) - 1) <= _ZERO:
+    elif abs(abs(a_prime) - 1) <= zero or b_prime <= 1:
         kind, warning = "linear", "a linear activation: every depth is the linear kernel"
     else:
         kind = "singular"
-    a = 0.0 if abs(a) <= _ZERO else a
+    a = 0.0 if abs(a) <= zero else a
     alpha = -4 * math.log(abs(a_prime)) / math.log(b_prime) if kind == "singular" else None
     return ActivationReport(a, a_prime, b_prime, alpha, kind, scale, warning, activation)

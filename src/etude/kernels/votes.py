@@ -3,6 +3,7 @@
 Each rule maps u = |x - x_i|^2 / 2, (rows, points), to weights of the points, scaled freely row by row.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -12,6 +13,7 @@ from etude.kernels.deep import COINCIDENT
 from etude.layers.distances import squared_distances
 
 Rule = Callable[[Tensor], Tensor]
+_HIGHEST = 1e300  # a power beyond which only the nearest points are left, and float64 ends
 CHUNK_PAIRS = 2**16  # pairs of points handled at once: stays in the cache
 
 
@@ -35,11 +37,15 @@ def nearest_weights(u: Tensor) -> Tensor:
 
 
 def power_weights(u: Tensor, degree: int, depth: int) -> Tensor:
-    """The NNGP kernel z^(degree^depth) of a net of the activation h_degree, in logarithms: it underflows at once."""
+    """The NNGP kernel z^(degree^depth) of a net of the activation h_degree, in logarithms: it underflows at once.
+
+    A row orthogonal to all points gives all the same weight.
+    """
     if degree < 2 or depth < 0:
         raise ValueError(f"degree must be at least 2 and depth at least 0, got {degree} and {depth}")
-    log_k = torch.log1p(-u.clamp(max=1)) * float(degree**depth)
-    return (log_k - log_k.amax(1, keepdim=True)).exp()
+    log_k = torch.log1p(-u.clamp(max=1)) * float(min(degree**depth, _HIGHEST))
+    top = log_k.amax(1, keepdim=True)
+    return torch.where(top == -math.inf, 1.0, (log_k - top).exp())
 
 
 def vote_shares(rows: Tensor, points: Tensor, labels: Tensor, rules: Mapping[str, Rule]) -> dict[str, Tensor]:

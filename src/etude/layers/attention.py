@@ -58,8 +58,7 @@ def attention(
     k, v = _repeat_heads(q, k, v)
     T, S = q.shape[-2], k.shape[-2]
     if isinstance(mask, str):
-        if mask != "causal":
-            raise ValueError(f"mask must be a Boolean tensor, 'causal' or None, got {mask!r}")
+        _check_mask_name(mask)
         if bias is None and T == S:
             return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         mask = None if T == 1 else make_mask("causal", T, S, device=q.device)
@@ -82,6 +81,7 @@ def attention_weights(
     if bias is not None:
         scores = scores + bias
     if isinstance(mask, str):
+        _check_mask_name(mask)
         mask = make_mask("causal", q.shape[-2], k.shape[-2], device=q.device)
     if mask is None:
         return scores.softmax(-1)
@@ -190,6 +190,8 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         check_heads(hidden_dim, num_heads, num_kv_heads, rotary=position == "rope")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must lie in [0, 1], got {dropout}")
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim, self.dropout = hidden_dim // num_heads, dropout
         self.q_proj = nn.Linear(hidden_dim, hidden_dim, bias=bias)
@@ -252,6 +254,8 @@ class MultiHeadAttention(nn.Module):
             mask = mask.unsqueeze(1)
         y = attention(q, k, v, mask=mask, bias=bias, dropout=self.dropout if self.training else 0.0)
         if head_mask is not None:
+            if head_mask.shape[-1:] != (self.num_heads,):
+                raise ValueError(f"head_mask needs one number a head ({self.num_heads}), got {tuple(head_mask.shape)}")
             y = y * head_mask.to(y.dtype).reshape(-1, self.num_heads, 1, 1)
         y = self.out_proj(self.merged(y.transpose(1, 2).flatten(2)))
         return Attended(y, attention_weights(q, k, mask=mask, bias=bias) if need_weights else None)
@@ -280,6 +284,11 @@ def _repeat_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads are not a multiple of {kv_heads} key heads")
     return k.repeat_interleave(heads // kv_heads, -3), v.repeat_interleave(heads // kv_heads, -3)
+
+
+def _check_mask_name(mask: str) -> None:
+    if mask != "causal":
+        raise ValueError(f"mask must be a Boolean tensor, 'causal' or None, got {mask!r}")
 
 
 def _check_mask(mask: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def kmeans(
             raise ValueError(f"init must have shape (..., {k}, {dim}), got {tuple(init.shape)}")
         centers = init.to(points).expand(*lead, k, dim).reshape(sets, k, dim).clone()
     elif init in ("k-means++", "random"):
-        rows = _seed(points, k, generator, load) if init == "k-means++" else _random_rows(points, k, generator)
+        rows = _seed(points, k, generator, load) if init == "k-means++" else _random_rows(points, k, generator, load)
         centers = points.gather(1, rows[..., None].expand(-1, -1, dim))
     else:
         raise ValueError(f'init must be "k-means++", "random" or a tensor of centres, got {init!r}')
@@ -104,11 +104,14 @@ def k_center(x: Tensor, k: int, start: int | Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If `start` is empty or reaches beyond the rows, or fewer than `k` other rows are left.
+        If `start` is empty, no row numbers or reaches beyond the rows, or fewer than `k` other rows are left.
     """
     if x.ndim != 2:
         raise ValueError(f"x must have shape (rows, dim), got {tuple(x.shape)}")
-    given = torch.as_tensor(start, dtype=torch.long, device=x.device).reshape(-1).unique()
+    named = torch.as_tensor(start)
+    if named.dtype == torch.bool or named.is_floating_point():
+        raise ValueError(f"start must be numbers of rows, got {named.dtype}: of a mask give mask.nonzero()")
+    given = named.to(x.device, torch.long).reshape(-1).unique()
     if len(given) == 0 or int(given.min()) < 0 or int(given.max()) >= len(x):
         raise ValueError(f"start must name at least one row in 0..{len(x) - 1}")
     if not 0 <= k <= len(x) - len(given):
@@ -166,8 +169,10 @@ def _means(points: Tensor, labels: Tensor, distances: Tensor, load: Tensor, cent
     return torch.where(empty[..., None], fresh, new)
 
 
-def _random_rows(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(points.shape[:2], generator=generator).argsort(-1)[:, :k].to(points.device)
+def _random_rows(points: Tensor, k: int, generator: torch.Generator, load: Tensor) -> Tensor:
+    order = torch.rand(points.shape[:2], generator=generator)
+    order = order.masked_fill(load.cpu() == 0, 2.0)  # rows of no weight come last
+    return order.argsort(-1)[:, :k].to(points.device)
 
 
 def _draw(mass: Tensor, generator: torch.Generator) -> Tensor:

@@ -36,6 +36,8 @@ def _by_differences(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _by_product(x: Tensor, y: Tensor) -> Tensor:
+    if x.dtype in (torch.float16, torch.bfloat16):  # the difference of large numbers has no digits there
+        return _by_product(x.float(), y.float()).to(x.dtype)
     squares_x, squares_y = x.square().sum(-1, keepdim=True), y.square().sum(-1, keepdim=True)
     cross = torch.matmul(x, (-2.0 * y).mT)
     if torch.is_grad_enabled() and cross.requires_grad:

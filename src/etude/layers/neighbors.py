@@ -5,6 +5,7 @@ comparing: whatever lies within the product's error bound of the k-th best is me
 differences for Euclidean metrics, so that equal vectors get equal distances and ties go to the lowest index.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -25,10 +26,18 @@ _PAIRS = 1 << 15  # pairs at a time in float64
 
 def as_matrix(x: Any, what: str) -> Tensor:
     """A tensor of one vector a row, sharing the memory of `x` where it can."""
-    tensor = x if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x))
+    tensor = x if isinstance(x, Tensor) else _from_numpy(np.asarray(x))
     if tensor.ndim != 2:
         raise ValueError(f"{what} must be a matrix with one vector a row, got shape {tuple(tensor.shape)}")
     return tensor.detach()
+
+
+def _from_numpy(x: np.ndarray) -> Tensor:
+    if any(stride < 0 for stride in x.strides):  # a reversed view, which torch cannot share
+        x = x.copy()
+    with warnings.catch_warnings():  # a read-only array or memory map: nothing here writes to it
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(x)
 
 
 class _Candidates(NamedTuple):
@@ -106,7 +115,7 @@ class NearestNeighbors:
         norms = []
         for low, high in self._blocks():
             block = self._rows(slice(low, high))
-            norm = block.norm(dim=1)
+            norm = self._norm(block)
             if not bool(norm.isfinite().all()):
                 row = low + int((~norm.isfinite()).nonzero()[0, 0])
                 raise ValueError(f"X has a value that is not finite in row {row}")
@@ -158,8 +167,8 @@ class NearestNeighbors:
 
     def _exact(self, queries: Tensor, k: int, out_query: Tensor, out_index: Tensor) -> _Candidates:
         euclidean = self.metric in ("euclidean", "sqeuclidean")
-        norms = queries.norm(dim=1, keepdim=True)
-        left = _unit(queries, norms) if self.metric == "cosine" else queries
+        norms = self._norm(queries)[:, None]
+        left = _divided(queries, norms) if self.metric == "cosine" else queries
         longest = 1.0 if self.metric == "cosine" else float(self._norms.max())
         scale = (left.norm(dim=1, keepdim=True) + euclidean * longest) * longest
         error = 2 * (queries.shape[1] + 4) * torch.finfo(queries.dtype).eps * scale  # of a product, both sides
@@ -168,7 +177,7 @@ class NearestNeighbors:
         for low, high in self._blocks():
             block = self._rows(slice(low, high))
             if self.metric == "cosine":
-                block = _unit(block, self._norms[low:high, None])
+                block = _divided(block, self._norms[low:high, None])
             score = left @ block.T
             if euclidean:
                 score -= self._norms[low:high] ** 2 / 2
@@ -210,8 +219,10 @@ class NearestNeighbors:
             if self.metric == "dot":
                 parts.append(-(a * b).sum(1))
             elif self.metric == "cosine":
+                if queries.dtype == torch.float64:  # squares of float32 numbers stay within float64 as they are
+                    a, b = _scaled(a)[0], _scaled(b)[0]
                 norms = ((a * a).sum(1) * (b * b).sum(1)).sqrt()
-                parts.append(1 - torch.where(norms > 0, (a * b).sum(1) / norms, 0.0))
+                parts.append(1 - torch.where(norms > 0, (a * b).sum(1) / norms, 0.0).clamp_max(1.0))
             else:
                 squared = ((a - b) ** 2).sum(1)
                 parts.append(squared.sqrt() if self.metric == "euclidean" else squared)
@@ -223,11 +234,11 @@ class NearestNeighbors:
         self._rotation = torch.linalg.qr(torch.randn(d, d, generator=generator)).Q.to(self._vectors.device)
         total = torch.zeros(d, dtype=torch.float64, device=self._vectors.device)
         for low, high in self._blocks():
-            block = _unit(self._rows(slice(low, high)), self._norms[low:high, None])
+            block = _divided(self._rows(slice(low, high)), self._norms[low:high, None])
             total += block.sum(0, dtype=torch.float64)
         self._mean = (total / self.n_samples_fit_).float()
         codes = [
-            self._signs(_unit(self._rows(slice(low, high)), self._norms[low:high, None]))
+            self._signs(_divided(self._rows(slice(low, high)), self._norms[low:high, None]))
             for low, high in self._blocks()
         ]
         self._codes = HammingIndex().fit(np.concatenate(codes), n_bits=d)
@@ -237,7 +248,7 @@ class NearestNeighbors:
 
     def _by_signs(self, queries: Tensor, k: int, out_query: Tensor, out_index: Tensor) -> _Candidates:
         size = min(max(self.shortlist, k), self.n_samples_fit_)
-        codes = self._signs(_unit(queries, queries.norm(dim=1, keepdim=True)))
+        codes = self._signs(_divided(queries, self._norm(queries)[:, None]))
         exclude: list[list[int]] = [[] for _ in queries]
         for q, i in zip(out_query.tolist(), out_index.tolist(), strict=True):
             exclude[q].append(i)
@@ -251,6 +262,12 @@ class NearestNeighbors:
     def _blocks(self) -> Iterator[tuple[int, int]]:
         for low in range(0, self.n_samples_fit_, _BLOCK):
             yield low, min(low + _BLOCK, self.n_samples_fit_)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        if self.metric != "cosine":
+            return x.norm(dim=1)
+        scaled, exponents = _scaled(x)
+        return torch.ldexp(scaled.norm(dim=1), exponents[:, 0])
 
     def _rows(self, which: slice | Tensor) -> Tensor:
         rows = self._vectors[which]
@@ -274,5 +291,12 @@ class NearestNeighbors:
 _DTYPES = (torch.int64, torch.float64, torch.int64)
 
 
-def _unit(x: Tensor, norms: Tensor) -> Tensor:
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows divided by a power of two near their largest entry, which rounds nothing, and the exponents (n, 1): no
+    square of an entry that counts then leaves the range of floats."""
+    exponents = torch.frexp(x.abs().amax(1, keepdim=True)).exponent
+    return torch.ldexp(x, -exponents), exponents
+
+
+def _divided(x: Tensor, norms: Tensor) -> Tensor:
     return x / torch.where(norms > 0, norms, 1.0)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etude.layers.cross_entropy import masked_cross_entropy
-from etude.layers.recurrent import make_rnn
+from etude.layers.recurrent import make_rnn, run_rnn
 from etude.layers.recurrent_cells import JordanRNN, check_batch_first
 from etude.layers.recurrent_gradients import tbptt
 from etude.layers.time_window import TimeWindow
@@ -45,7 +45,9 @@ class SequenceReadout(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Symbols one-hot, numbers as they are."""
-        return x if x.is_floating_point() else F.one_hot(x, self.num_inputs).float()
+        if x.is_floating_point():
+            return x
+        return F.one_hot(x, self.num_inputs).to(next(self.parameters()).dtype)
 
     def read(self, y: Tensor) -> Tensor:
         """Logits of the recurrent net's outputs."""
@@ -54,7 +56,7 @@ class SequenceReadout(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits (batch, time, num_outputs)."""
         inputs = self.encode(x)
-        y, _ = self.rnn(inputs) if lengths is None else self.rnn(inputs, None, lengths)
+        y, _ = self.rnn(inputs) if lengths is None else run_rnn(self.rnn, inputs, None, lengths)
         return self.read(y)
 
     def loss(self, x: Tensor, target: Tensor, *, truncate: int | None = None) -> Tensor:

@@ -13,11 +13,13 @@ Source: Ulmer 2019, arXiv 2101.00674. Differs: gradients are in closed form thro
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from etude.data.randomness import fork_global
 from etude.layers.recoding_cells import CellStack, State
 from etude.layers.recoding_signals import (
     AnchoredEnsemble,
@@ -34,6 +36,7 @@ from etude.layers.recoding_signals import (
 )
 from etude.layers.recoding_stats import IGNORE, RecodingStats, StepLog
 from etude.layers.recoding_steps import StepSizes
+from etude.layers.recurrent_gradients import detach
 
 
 class Recoder(nn.Module):
@@ -180,7 +183,7 @@ class Recoder(nn.Module):
             if torch.is_inference_mode_enabled():
                 raise RuntimeError("recoding takes gradients: use torch.no_grad() instead of torch.inference_mode()")
             logits, state = self._recoded(vectors, state, gold, recode, generator)
-        return logits, _cut(state) if detach_state else state
+        return logits, detach(state) if detach_state else state
 
     def _gold(self, x: Tensor, targets: Tensor | None) -> Tensor | None:
         if targets is None:
@@ -208,7 +211,9 @@ class Recoder(nn.Module):
             y, state = torch.stack(hidden, 1), self.stack.join(layers)
         else:
             self.stack.split(state, x)  # its shape is checked
-            y, state = self.rnn(x if self.rnn.batch_first else x.transpose(0, 1), state)
+            own = self.training and self.stack.dropout and generator is not None  # dropout of torch's own
+            with fork_global(generator) if own and generator is not None else nullcontext():
+                y, state = self.rnn(x if self.rnn.batch_first else x.transpose(0, 1), state)
             y = y if self.rnn.batch_first else y.transpose(0, 1)
         if self.training and self.dropout:
             y = y * self._mask(y, self.dropout, generator)
@@ -242,7 +247,7 @@ class Recoder(nn.Module):
                 target = None if gold is None else gold[:, t]
                 layers = self._move(layers, caches, masks, read, logits.detach(), target, generator, log)
             else:
-                log.skip(top)
+                log.skip()
             hidden.append(layers[-1][0])
             reads.append(read)
             outputs.append(logits)
@@ -352,10 +357,6 @@ def _random_like(g: Tensor, generator: torch.Generator | None) -> Tensor:
     """Rows of random direction and the same norms."""
     noise = torch.randn(g.shape, generator=generator, device=g.device, dtype=g.dtype)
     return noise * (g.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12))
-
-
-def _cut(state: Any) -> Any:
-    return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
 
 
 __all__ = [

@@ -32,10 +32,11 @@ class StepLog:
     """Collects what becomes `RecodingStats`."""
 
     def __init__(self, stack: CellStack) -> None:
-        self.stack, self.sizes = stack, []  # type: tuple[CellStack, list[Tensor]]
+        self.stack = stack
+        self.sizes: list[Tensor] = []
         self.rows: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None] | None] = []
 
-    def skip(self, like: Tensor) -> None:
+    def skip(self) -> None:
         self.rows.append(None)
 
     def add(
@@ -70,7 +71,7 @@ class StepLog:
                 kept = [self.rows[t][2] for t in chunk]  # type: ignore[index]
                 same = None if kept[0] is None else torch.stack(kept, 1).flatten(0, 1)  # type: ignore[arg-type]
                 value = signal.measure(seen.flatten(0, 1), decoder, same).view(batch, len(chunk))
-                after[:, chunk] = value
+                after[:, chunk] = value.to(after.dtype)  # under autocast the decoder's is another
             for t in steps:
                 real = self.rows[t][3]  # type: ignore[index]
                 if real is not None:

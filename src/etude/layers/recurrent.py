@@ -8,7 +8,7 @@ Source: Lipton, Berkowitz & Elkan 2015, arXiv 1506.00019, sections 3 and 4.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -36,14 +36,25 @@ class _WithLengths:
         """``y (batch, time, directions * hidden), state``; `lengths` (batch,) in any order, None: all steps."""
         if lengths is None:
             return super().forward(x, state)  # type: ignore[misc]
-        size = check_lengths(lengths, x)
-        if bool((size == x.shape[1]).all()):
-            return super().forward(x, state)  # type: ignore[misc]
-        if state is not None:  # packing would take some of the rows of a larger state
-            check_state(self, state, x)
-        packed = pack_padded_sequence(x, size.cpu(), batch_first=True, enforce_sorted=False)
-        y, state = super().forward(packed, state)  # type: ignore[misc]
-        return pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0], state
+        return _packed(super().forward, self, x, state, lengths)  # type: ignore[misc]
+
+
+def _packed(forward: Callable[..., Any], rnn: Any, x: Tensor, state: Any, lengths: Any) -> tuple[Tensor, Any]:
+    size = check_lengths(lengths, x)
+    if bool((size == x.shape[1]).all()):
+        return forward(x, state)
+    if state is not None:  # packing would take some of the rows of a larger state
+        check_state(rnn, state, x)
+    packed = pack_padded_sequence(x, size.cpu(), batch_first=True, enforce_sorted=False)
+    y, state = forward(packed, state)
+    return pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0], state
+
+
+def run_rnn(rnn: nn.Module, x: Tensor, state: Any, lengths: Lengths) -> tuple[Tensor, Any]:
+    """``rnn(x, state, lengths)``, also of a plain `torch.nn` module (batch first), which takes no lengths itself."""
+    if isinstance(rnn, nn.RNNBase) and not isinstance(rnn, _WithLengths):
+        return _packed(rnn, rnn, x, state, lengths)
+    return rnn(x, state, lengths)
 
 
 def check_state(rnn: Any, state: Any, x: Tensor) -> None:
@@ -191,7 +202,7 @@ def initialize(
                     block.mul_(float(init) / spectral_radius(block))
         elif init in ("orthogonal", "identity") and name.startswith("bias"):
             p.zero_()
-    if isinstance(rnn, LSTM) or (isinstance(rnn, PeepholeLSTM) and rnn.forget_gate):
+    if isinstance(rnn, nn.LSTM) or (isinstance(rnn, PeepholeLSTM) and rnn.forget_gate):
         h = rnn.hidden_size
         for name, p in rnn.named_parameters():
             if name.startswith("bias_ih"):

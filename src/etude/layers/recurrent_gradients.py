@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from etude.layers.recurrent import make_rnn, spectral_radius
 from etude.layers.recurrent_cells import LinearRNN, check_batch_first
@@ -88,6 +89,9 @@ def tbptt(
     ValueError
         If k1 < 1 or k2 < k1, for a net of two directions or not batch first, or when a loss is NaN or infinite.
     """
+    if k1 != int(k1) or k2 != int(k2):
+        raise ValueError(f"k1 and k2 are whole numbers of steps, got {k1} and {k2}")
+    k1, k2 = int(k1), int(k2)
     if k1 < 1 or k2 < k1:
         raise ValueError(f"need 1 <= k1 <= k2 (a step is first seen in the window that scores it), got {k1} and {k2}")
     if x.dim() < 2 or x.shape[1] < 1:
@@ -125,6 +129,8 @@ def _windows(
             loss = loss_fn(y, steps)
         else:
             loss = y.square().mean() / 2 if own is None else own(y, steps, x)
+        if loss.numel() != 1:
+            raise ValueError(f"the loss of a window must be one number, got shape {tuple(loss.shape)}")
         if not bool(torch.isfinite(loss)):
             raise ValueError(f"loss {loss.item()} at steps {start}..{stop}: the run has diverged; clip or lower the lr")
         yield Window(loss, y, detach(running), start, stop, begin, rnn)
@@ -171,7 +177,7 @@ def gradient_profile(rnn: nn.Module, x: Tensor, *, lags: Tensor | None = None) -
     Raises
     ------
     ValueError
-        For bidirectional nets, nets that are not batch first, or fewer than two steps.
+        For bidirectional nets, nets that are not batch first, no rows, fewer than two steps, or x that is not finite.
     RuntimeError
         Under `torch.inference_mode()`, where no gradient can be taken; `torch.no_grad()` is fine.
     """
@@ -179,8 +185,12 @@ def gradient_profile(rnn: nn.Module, x: Tensor, *, lags: Tensor | None = None) -
     check_batch_first(rnn)
     if getattr(rnn, "bidirectional", False):
         raise ValueError("gradient_profile needs one direction: a bidirectional net has no last step")
-    if x.dim() != 3 or x.shape[1] < 2:
-        raise ValueError(f"x must have shape (batch, time, input) with at least two steps, got {tuple(x.shape)}")
+    if x.dim() != 3 or x.shape[0] < 1 or x.shape[1] < 2:
+        raise ValueError(
+            f"x must have shape (batch, time, input) with a row and two steps at least, got {tuple(x.shape)}"
+        )
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x holds NaN or infinite values, and so would every gradient")
     with _no_dropout(rnn):
         states, state = [], None
         with torch.no_grad():
@@ -254,7 +264,7 @@ def _slope(norm: Tensor, exponent: Tensor, lag: Tensor) -> float:
 
 def _radius(rnn: nn.Module, x: Tensor, states: list[State]) -> float:
     if isinstance(rnn, (nn.RNN, LinearRNN)):
-        return max(spectral_radius(rnn.get_parameter(f"weight_hh_l{i}")) for i in range(rnn.num_layers))
+        return max(spectral_radius(getattr(rnn, f"weight_hh_l{i}")) for i in range(rnn.num_layers))
     before, batch = states[0], x.shape[0]
     sizes = [p[:, 0].numel() for p in before]
     pieces = torch.eye(sum(sizes), dtype=x.dtype, device=x.device).split(sizes, dim=1)  # one unit vector a row
@@ -330,7 +340,7 @@ def norm_preserving_penalty(rnn: nn.RNN, x: Tensor, loss: Callable[[Tensor], Ten
         h = rnn(x[:, t : t + 1], h[None])[1][0]
         states.append(h)
     grads = torch.autograd.grad(loss(torch.stack(states, dim=1)), states, retain_graph=True)
-    u = rnn.get_parameter("weight_hh_l0")
+    u = rnn.weight_hh_l0  # as it is used, also where it is masked
     terms = []
     for h, g in zip(states[1:], grads[1:], strict=True):
         slope = 1 - h**2 if rnn.nonlinearity == "tanh" else (h > 0).to(h.dtype)
@@ -338,6 +348,13 @@ def norm_preserving_penalty(rnn: nn.RNN, x: Tensor, loss: Callable[[Tensor], Ten
         ratio = ((g * slope) @ u).norm(dim=-1) / size.clamp_min(1e-12)
         terms.append(torch.where(size > 1e-12, (ratio - 1) ** 2, 0.0))
     return torch.stack(terms).mean()
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "tanh": lambda a: (torch.tanh(a), 1 - torch.tanh(a) ** 2),
+    "relu": lambda a: (torch.relu(a), (a > 0).to(a.dtype)),
+    "linear": lambda a: (a, torch.ones_like(a)),
+}
 
 
 def rtrl(
@@ -367,7 +384,7 @@ def rtrl(
     Raises
     ------
     ValueError
-        For a cell that is not of this kind, or x of another shape.
+        For a cell that is not of this kind or whose weights are parametrized, or x of another shape.
     RuntimeError
         Under `torch.inference_mode()`, where every gradient would be 0.
     """
@@ -378,11 +395,13 @@ def rtrl(
         raise ValueError("rtrl needs one layer and one direction")
     if x.dim() != 3 or x.shape[-1] != cell.input_size:
         raise ValueError(f"x must have shape (batch, time, {cell.input_size}), got {tuple(x.shape)}")
+    if is_parametrized(cell):
+        raise ValueError("the cell's weights are parametrized, as by pruning: make them plain first (make_permanent)")
     named = {name.removesuffix("_l0"): p.detach() for name, p in cell.named_parameters()}
     h_size, d = cell.hidden_size, cell.input_size
     w, u = named["weight_ih"], named["weight_hh"]
     bias = named.get("bias_ih", w.new_zeros(h_size)) + named.get("bias_hh", w.new_zeros(h_size))
-    kind = getattr(cell, "nonlinearity", "linear")
+    activate, with_step = _ACTIVATIONS[getattr(cell, "nonlinearity", "linear")], _takes_step(loss_fn)
     h = x.new_zeros(x.shape[0], h_size) if state is None else state.detach().reshape(x.shape[0], h_size)
     sensitivity = x.new_zeros(x.shape[0], h_size, h_size, d + h_size + 1)
     total = x.new_zeros(h_size, d + h_size + 1)
@@ -390,17 +409,13 @@ def rtrl(
     for t in range(x.shape[1]):
         z = torch.cat([x[:, t].detach(), h, x.new_ones(x.shape[0], 1)], dim=1)
         a = x[:, t].detach() @ w.T + h @ u.T + bias
-        h, slope = {
-            "tanh": lambda a: (torch.tanh(a), 1 - torch.tanh(a) ** 2),
-            "relu": lambda a: (torch.relu(a), (a > 0).to(a.dtype)),
-            "linear": lambda a: (a, torch.ones_like(a)),
-        }[kind](a)
+        h, slope = activate(a)
         sensitivity = torch.einsum("im,bmkj->bikj", u, sensitivity)
         sensitivity[:, own, own] += z[:, None]
         sensitivity = slope[:, :, None, None] * sensitivity
         leaf = h.clone().requires_grad_(True)
         with torch.enable_grad():
-            value = loss_fn(leaf, t) if _takes_step(loss_fn) else loss_fn(leaf)
+            value = loss_fn(leaf, t) if with_step else loss_fn(leaf)
         if value.requires_grad:
             (error,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
             total += torch.einsum("bi,bikj->kj", error, sensitivity)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from etude.layers.cross_entropy import masked_cross_entropy
 from etude.layers.decoding import Decoded, decode
-from etude.layers.recurrent import swap_rows
+from etude.layers.recurrent import run_rnn, swap_rows
 from etude.layers.recurrent_cells import check_batch_first
 
 
@@ -86,7 +86,7 @@ class RecurrentLM(nn.Module):
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size):
             raise ValueError(f"ids must lie in 0..{self.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}")
         x = self.dropout(self.embed(ids))
-        return self.rnn(x, state) if lengths is None else self.rnn(x, state, lengths)
+        return self.rnn(x, state) if lengths is None else run_rnn(self.rnn, x, state, lengths)
 
     def window_loss(self, y: Tensor, steps: slice, ids: Tensor) -> Tensor:
         """Loss of the hidden states y of some steps, each against the symbol after it (see `tbptt`)."""

@@ -215,7 +215,8 @@ class EncoderDecoder(nn.Module, ABC):
             outputs = torch.where(prefix >= 0, prefix - 1, -1)
             if callable(mask):
                 return mask(outputs)
-            return self._named(mask, outputs, memory)
+            used = torch.zeros(len(prefix), self._slots(n), dtype=torch.bool, device=prefix.device)
+            return self._named(mask, used.scatter_(1, (outputs + 1).clamp_min(0), True), memory)
 
         start = torch.full((batch,), -1, dtype=torch.int64, device=x.device)
         found = decode(
@@ -238,7 +239,10 @@ class EncoderDecoder(nn.Module, ABC):
         if target_lengths is None:
             sizes = real.sum(1)
         else:
-            sizes = torch.as_tensor(target_lengths, dtype=torch.int64, device=target.device)
+            given = torch.as_tensor(target_lengths, device=target.device)
+            sizes = given.to(torch.int64)
+            if given.is_floating_point() and bool((given != sizes).any()):
+                raise ValueError(f"target_lengths must be whole numbers of steps, got {given.tolist()}")
             if sizes.shape != (batch,) or bool(((sizes < 0) | (sizes > target.shape[1])).any()):
                 raise ValueError(
                     f"target_lengths must be {batch} integers in 0..{target.shape[1]}, got {sizes.tolist()}"
@@ -283,25 +287,28 @@ class EncoderDecoder(nn.Module, ABC):
         self._check_mask_name(mask)
         if mask == "none":
             return None
-        prefixes = [target[:, :i] for i in range(target.shape[1] + 1)]
-        parts = [mask(p) if callable(mask) else self._named(mask, p, memory) for p in prefixes]
-        allowed = torch.stack(parts, dim=1)
+        (batch, m), slots = target.shape, self._slots(memory.x.shape[1])
+        if callable(mask):
+            allowed = torch.stack([mask(target[:, :i]) for i in range(m + 1)], dim=1)
+        else:
+            used = torch.zeros(batch, m + 1, slots, dtype=torch.int32, device=target.device)
+            used[:, 1:].scatter_(2, (target + 1).clamp_min(0)[..., None], 1)
+            allowed = self._named(mask, used.cumsum(1) > 0, memory)
         if memory.slots is not None:
             allowed = allowed & memory.slots[:, None]
         due = labels.clamp_min(0)[..., None]
         return allowed.scatter(2, due, True)
 
-    def _named(self, mask: str, prefix: Tensor, memory: Memory) -> Tensor:
-        """(R, slots): what a named mask allows after outputs (R, t); R is batch or batch * beams."""
-        rows, slots = prefix.shape[0], self._slots(memory.x.shape[1])
-        used = torch.zeros(rows, slots, dtype=torch.bool, device=prefix.device)
-        used.scatter_(1, (prefix + 1).clamp_min(0), True)
-        used[:, 0] = False
+    def _named(self, mask: str, used: Tensor, memory: Memory) -> Tensor:
+        """What a named mask allows where the slots `used` (R, ..., slots) are taken; R is batch or batch * beams."""
+        used[..., 0] = False
         allowed = ~used
         if mask == "permutation":
-            n = memory.x.shape[1]
-            want = n if memory.sizes is None else memory.sizes.repeat_interleave(rows // memory.sizes.shape[0])
-            allowed[:, 0] = used.sum(1) == want
+            want: Any = memory.x.shape[1]
+            if memory.sizes is not None:
+                want = memory.sizes.repeat_interleave(used.shape[0] // memory.sizes.shape[0])
+                want = want.view(-1, *[1] * (used.dim() - 2))
+            allowed[..., 0] = used.sum(-1) == want
         return allowed
 
 
@@ -314,7 +321,8 @@ def make_attention(hidden_size: int, init: Init) -> PointerAttention:
         if init == "uniform":
             nn.init.uniform_(p, -0.08, 0.08)
         elif init == "scaled":
-            p.data.mul_(2.0 if name == "v" else 8.0)
+            with torch.no_grad():
+                p.mul_(2.0 if name == "v" else 8.0)
     return attention
 
 
@@ -350,6 +358,8 @@ class RecurrentSeq2Seq(EncoderDecoder):
         super().__init__(input_size, hidden_size, num_layers=num_layers, init=init)
         size = max_length if max_length is not None else symbols
         assert size is not None
+        if size < 1:
+            raise ValueError(f"max_length and symbols must be at least 1, got {size}")
         self.size, self.feeds_back_inputs, self.reverse_source = size, symbols is None, reverse_source
         self.embed = None if symbols is None else nn.Embedding(symbols, input_size)
         self.attention = make_attention(hidden_size, init) if attention else None
@@ -365,7 +375,7 @@ class RecurrentSeq2Seq(EncoderDecoder):
                 raise ValueError(f"{x.shape[1]} inputs, but the output layer has {self.size} positions")
         elif x.dim() != 2 or x.is_floating_point() or x.shape[1] < 1:
             raise ValueError(f"x must be symbols (batch, n >= 1), got {x.dtype} {tuple(x.shape)}")
-        elif int(x.min()) < 0 or int(x.max()) >= self.size:
+        elif x.numel() and (int(x.min()) < 0 or int(x.max()) >= self.size):
             raise ValueError(f"symbols must lie in 0..{self.size - 1}, got {int(x.min())}..{int(x.max())}")
 
     def _embed(self, x: Tensor) -> Tensor:

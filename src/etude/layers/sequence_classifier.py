@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from etude.layers.recurrent_cells import check_batch_first
+from etude.layers.recurrent_cells import check_batch_first, check_lengths
 
 
 class SequenceClassifier(nn.Module):
@@ -21,7 +21,8 @@ class SequenceClassifier(nn.Module):
     Raises
     ------
     ValueError
-        For a bidirectional rnn, whose last step has not read the row, or one that is not batch first.
+        For a bidirectional rnn, whose last step has not read the row, or one that is not batch first; in use, for a
+        length outside of 1..time.
     """
 
     def __init__(
@@ -41,6 +42,5 @@ class SequenceClassifier(nn.Module):
         y = y[0] if isinstance(y, tuple) else y
         if lengths is None or self.pad_read:
             return self.head(y[:, -1])
-        if bool((lengths < 1).any()):
-            raise ValueError("lengths must be at least 1: an empty row has no last step")
-        return self.head(y[torch.arange(len(y), device=y.device), lengths.to(y.device) - 1])
+        last = check_lengths(lengths, ids).to(y.device) - 1
+        return self.head(y[torch.arange(len(y), device=y.device), last])

@@ -21,6 +21,7 @@ TESTED["random_direction_entropy"] = KEPT | RANDOM | {"step_size": 1.0}
 TESTED["random_direction_redecoded"] = ENTROPY | RANDOM | {"step_size": 1.0}
 GRID = {  # the thesis' settings
     "grid_surprisal": OFFICIAL | {"step_size": 5.0, "dropout": 0.169}, "grid_nll": NLL | {"step_size": 0.1},
-    "grid_mc_dropout": {"signal": recoding.predictive_entropy(0.21, 10), "step_size": 0.001, "dropout": 0.155},
+    "grid_mc_dropout": {"signal": recoding.predictive_entropy(0.21, 10), "step_size": 0.001, "dropout": 0.155,
+                        "weight_decay": 4.8e-5},
     "grid_ensemble": {"signal": "ensemble_entropy", "members": 10, "step_size": 0.001, "dropout": 0.155},
 }  # fmt: skip

@@ -13,9 +13,11 @@ from etude.studies._recoding_arms import NLL, RANDOM, TESTED
 from etude.training import TrainConfig, train
 
 LAGS = 5
+TRAINED_WITH = ("dropout", "members", "weight_decay")  # settings that the tests have no use for
 
 
-def trained(job: Job, tokens: int, **options: Any) -> dict[int, problems.StatefulLM]:
+def trained(job: Job, tokens: int, *, weight_decay: float = 0.0, **options: Any) -> dict[int, problems.StatefulLM]:
+    """A net a seed, made with the recoder's `options`; the members of an ensemble are pulled to their anchors."""
     c, text = job.config, job.task
     ids = text.train[:tokens]
 
@@ -24,10 +26,12 @@ def trained(job: Job, tokens: int, **options: Any) -> dict[int, problems.Statefu
             ids, c.batch_size, c.bptt, int(torch.randint(len(ids), (), generator=stream(seed, "cut")))
         )
 
-    config = TrainConfig(epochs=c.epochs, lr=c.lr, clip_norm=0.5)
+    config = TrainConfig(epochs=c.epochs, lr=c.lr, clip_norm=0.5, weight_decay=weight_decay)
+    penalty = (lambda lm: lm.recoder.decoder.penalty(len(ids))) if "members" in options else None
     done = train(
         lambda seed: problems.language_model(text.vocab_size, c, **options), batches, loss=problems.lm_loss,
-        config=config, seeds=job.seeds, device=job.device, plan="sequential",  # a net that carries its state along
+        config=config, seeds=job.seeds, device=job.device, penalty=penalty,
+        plan="sequential",  # a net that carries its state along
     )  # fmt: skip
     return {d.seed: d.module for d in done}
 
@@ -103,7 +107,7 @@ def _speed(
 def two_by_two(
     job: Job, seed: int, lm: problems.StatefulLM, options: Any, with_name: str, without_name: str
 ) -> Iterator[Measurement]:
-    test, track = _windows(job), {k: v for k, v in options.items() if k not in ("dropout", "members")}
+    test, track = _windows(job), {k: v for k, v in options.items() if k not in TRAINED_WITH}
     without = problems.read(problems.recoded(lm, step_size=0.0), test, _draws(job, seed))
     arms: dict[str, Any] = {with_name: track}
     if with_name == "trained_with_tested_with":

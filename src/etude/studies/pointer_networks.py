@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import altair as alt
 import torch
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from etude.data import planar
@@ -32,7 +32,7 @@ class PointerConfig(StudyConfig):
     n: PositiveInt = 10
     """Points of a hull; `ptr_range` trains on n_low to n."""
     n_low: PositiveInt = 5
-    n_small: PositiveInt = 5
+    n_small: int = Field(5, ge=2)
     """Points of a triangulation and cities of a tour (protocols "delaunay" and "tsp")."""
     steps: PositiveInt = 1500
     """Updates; protocol "hull_long", arm `ptr_range` and its rival `lstm` have twice as many."""
@@ -47,6 +47,8 @@ class PointerConfig(StudyConfig):
     def _in_order(self) -> "PointerConfig":
         if self.n_low > self.n:
             raise ValueError(f"n_low must be at most n (the sizes of `ptr_range`), got {self.n_low} and {self.n}")
+        if "delaunay" in self.protocols and self.n_small < 3:
+            raise ValueError(f"n_small must be at least 3 for protocol delaunay, a triangle, got {self.n_small}")
         return self
 
 

@@ -7,7 +7,7 @@ models is trained with and without the recoder. The control takes steps of the s
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.studies import _recoding_measures as measures
@@ -24,7 +24,7 @@ class RecodingConfig(StudyConfig):
     vocab: PositiveInt = 3000
     hidden_size: PositiveInt = 128
     num_layers: PositiveInt = 1
-    dropout: NonNegativeFloat = 0.2
+    dropout: float = Field(0.2, ge=0, lt=1)
     train_tokens: PositiveInt = 75_000
     twin_tokens: PositiveInt = 30_000
     """For the pair that is trained with and without the recoder."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import altair as alt
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from etude.data import Split, load_images, load_texts, seeded_build, stream
 from etude.data import sequence_problems as problems
@@ -36,6 +36,12 @@ class ReviewConfig(StudyConfig):
     window: PositiveInt = 10
     """Inputs that the time window sees."""
     test_rows: PositiveInt = 512
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> "ReviewConfig":
+        if "truncation" in self.protocols and self.longest < 12:
+            raise ValueError(f"longest must be at least 12 for protocol truncation (delays from 6), got {self.longest}")
+        return self
 
 
 class ReviewStudy(Study):

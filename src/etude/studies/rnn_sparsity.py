@@ -38,7 +38,7 @@ class SparsityConfig(StudyConfig):
     """Updates after pruning, with an optimiser of its own; the thesis' epoch has 586."""
     graphs: Annotated[int, Field(ge=2)] = 8
     """Randomly wired nets a seed, half of each family."""
-    graph_nodes: tuple[PositiveInt, PositiveInt] = (10, 24)
+    graph_nodes: tuple[Annotated[int, Field(ge=10)], Annotated[int, Field(ge=10)]] = (10, 24)
     graph_epochs: PositiveInt = 2
     graph_rows: PositiveInt = 3000
     graph_lr: PositiveFloat = 1e-2

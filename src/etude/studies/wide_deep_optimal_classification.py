@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from etude.data import dirichlet_on_sphere, load_images, numpy_stream
 from etude.kernels import SphereRules, comparison, kernel_profile
@@ -30,9 +30,11 @@ class WideDeepConfig(StudyConfig):
     """Training points; the slope is taken over all of them, accuracies at the last."""
     n_test: PositiveInt = 2000
     n_depth: PositiveInt = 1000
-    """Training points where depths and classifiers are compared; one of `sizes`."""
+    """Training points where depths and classifiers are compared; one of `sizes`. Of the 1,797 digits at most 1000."""
     ridge: NonNegativeFloat = 1e-6
-    """On the diagonal of kernels of finite depth."""
+    """On the diagonal of kernels of finite depth, on spheres."""
+    ridges: tuple[PositiveFloat, ...] = Field((1e-6, 1e-1), min_length=1)
+    """On real rows: the nets of finite depth take the best of these for the training rows."""
     relu_layers: PositiveInt = 1000
     relu_test: PositiveInt = 200
     n_regression: PositiveInt = 500
@@ -157,7 +159,7 @@ def _profiles(job: Job, seed: int) -> Iterator[Measurement | Artifact]:
 
 def _real(job: Job, seed: int) -> Iterator[Measurement]:
     c, digits = job.config, job.protocol == "digits"
-    task = job.task.task(seed, (c.n_depth, 0, 700) if digits else (c.train_share, 0.0, 1 - c.train_share))
-    found = comparison.compare_on_rows(task, lift=job.task.kind == "table", depths=LAYERS, ridge=c.ridge)
+    task = job.task.task(seed, (min(c.n_depth, 1000), 0, 700) if digits else (c.train_share, 0.0, 1 - c.train_share))
+    found = comparison.compare_on_rows(task, lift=job.task.kind == "table", depths=LAYERS, ridges=c.ridges)
     for arm, value in found.items():
         yield from (Measurement(arm, seed, metric, value) for metric in ("depth_accuracy", "accuracy"))
