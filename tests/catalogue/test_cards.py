@@ -68,9 +68,12 @@ def study_arms(paper: Paper) -> set[str] | None:
     return set(own[0].arms)
 
 
-def test_the_catalogue_is_the_52_papers_of_the_design() -> None:
+def test_the_52_papers_of_the_design_are_in_the_catalogue() -> None:
+    """Others may be there too: `etude new` adds them."""
     assert len(ROOM_OF) == 52
-    assert [p.slug for p in papers()] == sorted(ROOM_OF)
+    slugs = [p.slug for p in papers()]
+    assert set(ROOM_OF) <= set(slugs)
+    assert slugs == SLUGS
 
 
 def test_rooms_are_those_of_the_package() -> None:
@@ -81,7 +84,8 @@ def test_rooms_are_those_of_the_package() -> None:
 def test_card_loads_into_its_room(slug: str) -> None:
     paper = load(slug)
     assert paper.slug == slug
-    assert paper.room == ROOM_OF[slug]
+    assert paper.room in ROOMS
+    assert paper.room == ROOM_OF.get(slug, paper.room)
 
 
 @pytest.mark.parametrize("slug", SLUGS)

@@ -2,14 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+import etude as library
+from etude.catalogue import papers
+from etude.errors import UsageError
+from etude.lab.scaffold import scaffold
 
 SLUG = "prototype-network"
 SHORT = "calibrated-hallucination"
@@ -75,7 +82,7 @@ def test_help_says_what_each_command_does(tmp_path):
 
 def test_papers_as_json(tmp_path):
     found = json.loads(etude("papers", "--json", cwd=tmp_path).stdout)
-    assert len(found) == 52
+    assert len(found) == len(papers()) >= 52
     assert set(found[0]) == {"slug", "title", "room", "kind", "year", "runs", "claims"}
     some = json.loads(etude("papers", "--json", "--room", "trust", "--runs", cwd=tmp_path).stdout)
     assert {p["room"] for p in some} == {"trust"}
@@ -280,6 +287,26 @@ def test_an_interrupt_says_which_command_continues(monkeypatch, capsys, options,
     monkeypatch.setattr(cli, "app", interrupted)
     assert cli.main(["run", SLUG, *options]) == 130
     assert text in " ".join(capsys.readouterr().err.split())
+    assert cli.main(["data", "fetch", *options]) == 130
+    assert "continues it" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["verdicts", "report", "export"])
+def test_looking_makes_no_ledger(command, tmp_path, monkeypatch):
+    from etude import cli
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command])
+    assert ended.value.code == 0
+    assert not (tmp_path / "etude.sqlite").exists()
+
+
+def test_doctor_knows_every_extra():
+    from etude.lab.doctor import EXTRAS
+
+    project = tomllib.loads((Path(library.__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS) == set(project["optional-dependencies"])
 
 
 def test_doctor_and_data_list_as_json(tmp_path):
@@ -289,13 +316,19 @@ def test_doctor_and_data_list_as_json(tmp_path):
     assert {"mnist", "digits"} <= names
 
 
-def test_new_paper_in_a_copy_of_the_checkout(tmp_path):
-    import shutil
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the checkout's source, with the tests that hold for every card."""
+    root, cards = Path(library.__file__).parents[2], Path("tests", "catalogue", "test_cards.py")
+    shutil.copytree(root / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    (tmp_path / cards).parent.mkdir(parents=True)
+    shutil.copy(root / cards, tmp_path / cards)
+    return tmp_path
 
-    import etude as library
 
-    source = Path(library.__file__).parent
-    shutil.copytree(source, tmp_path / "src" / "etude", ignore=shutil.ignore_patterns("__pycache__"))
+def test_new_paper_in_a_copy_of_the_checkout(checkout):
+    tmp_path = checkout
     env = {"PYTHONPATH": str(tmp_path / "src")}
     made = etude("new", "my-paper", "--room", "trust", "--folder", tmp_path, cwd=tmp_path, env=env)
     assert made.returncode == 0, made.stderr
@@ -307,12 +340,71 @@ def test_new_paper_in_a_copy_of_the_checkout(tmp_path):
     assert json.loads(run.stdout)[0]["state"] == "done"
     test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "tests")]
     assert subprocess.run(test, cwd=tmp_path, env=os.environ | env, check=False).returncode == 0
+    ruff_is_clean(tmp_path)
     study = tmp_path / "src" / "etude" / "studies" / "my_paper.py"
     study.write_text(study.read_text() + "def broken(:\n")
     one_line(etude("run", "my-paper", cwd=tmp_path, env=env), 3, "my_paper.py", "line")
     said = etude("verdicts", "my-paper", "--json", cwd=tmp_path, env=env)  # what was measured is still shown
     assert said.returncode == 0, said.stderr
     assert all(v["stale"] for v in json.loads(said.stdout))
+
+
+def ruff_is_clean(folder):
+    ruff = shutil.which("ruff", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for rule in (("check",), ("format", "--check")) if ruff else ():
+        said = subprocess.run([ruff, *rule, "--no-cache", "."], cwd=folder, capture_output=True, text=True, check=False)
+        assert said.returncode == 0, said.stdout + said.stderr
+
+
+def everything(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_new_papers_of_every_room_are_sorted_in(checkout):
+    for room in library.ROOMS:
+        scaffold(f"new-{room}", room, checkout)
+    for slug, room in (("a-b", "training"), ("z-trick", "training"), ("a" * 40, "hypernetworks"), ("set2", "text")):
+        assert len(scaffold(slug, room, checkout)) == 5
+    ruff_is_clean(checkout)
+    exports = (checkout / "src" / "etude" / "generative" / "__init__.py").read_text()
+    assert "from etude.generative.new_generative import NewGenerative as NewGenerative\n" in exports
+
+
+@pytest.mark.parametrize(
+    ("slug", "room", "text"),
+    [("pointer-network", "layers", "'PointerNetwork' already"), ("prune", "compression", "'prune' already"),
+     ("arm", "layers", "'Arm' already"), ("train", "layers", "'TrainConfig' already"), ("none", "layers", "word of Py"),
+     ("a" * 41, "layers", "shorten it to 40"), ("x", "data", "unknown room 'data'")],
+)  # fmt: skip
+def test_a_new_paper_replaces_no_name(checkout, slug, room, text):
+    before = everything(checkout)
+    with pytest.raises(UsageError, match=text):
+        scaffold(slug, room, checkout)
+    assert everything(checkout) == before
+
+
+def test_a_folder_that_is_no_checkout_gets_no_paper(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path, tmp_path / "file", tmp_path / "none"):
+        with pytest.raises(UsageError, match="is no checkout of etude .*give --folder"):
+            scaffold("my-paper", "layers", folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("last", ["test_my_paper.py", "__init__.py"])
+def test_a_new_paper_on_a_full_disk_leaves_nothing(checkout, monkeypatch, last):
+    before, write = everything(checkout), Path.write_text
+
+    def full(path, text, **options):
+        write(path, text[:10], **options)
+        if last in path.name:
+            raise OSError(28, "No space left on device")
+        return write(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UsageError, match="my-paper cannot be written: .*No space left"):
+        scaffold("my-paper", "trust", checkout)
+    assert everything(checkout) == before
 
 
 def test_settings_of_a_study(tmp_path):

@@ -139,6 +139,10 @@ def test_clearing_frees_one_kind(folder):
     cached("b", {}, value([1.0]))
     assert cache_module.clear("a") > 0
     assert [p.parent.name for p in stored(folder)] == ["b"]
+    for kind in ("..", ".", "", "a/..", "/tmp", "..\\.."):
+        with pytest.raises(ValueError, match="no kind of cached array"):
+            cache_module.clear(kind)
+    assert stored(folder)
 
 
 def test_a_hash_is_taken_anew_when_the_file_changes(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import numpy as np
 import pytest
@@ -103,6 +104,26 @@ def test_gzip_and_another_encoding(write):
     assert load_user(write(accents.encode("latin-1")), target="y").classes == ("é", "ü")
 
 
+@pytest.mark.parametrize("tail", [",", ",,"])
+def test_separators_at_the_ends_of_the_rows_shift_no_name(write, tail):
+    text = "y,a,b\n" + "".join(f"{'pq'[i % 2]},{i % 3},{i * 1.5}{tail if i != 4 else ''}\n" for i in range(12))
+    data = load_user(write(text))
+    assert data.classes == ("p", "q")
+    assert data.columns["a"].tolist() == [i % 3 for i in range(12)]
+    assert data.columns["b"].tolist() == [i * 1.5 for i in range(12)]
+
+
+def test_fields_without_a_name_are_refused_or_left_out(write):
+    rows = [f"{'pq'[i % 2]},{i},{'more' if i in (0, 3) else ''}\n" for i in range(9)]
+    with pytest.raises(DataError, match=r"row 1 of my.csv has more fields than its header has names \(2\)"):
+        load_user(write("y,a\n" + "".join(rows)))
+    data = load_user(write("y,a\n" + "".join(rows)), on_bad="skip")
+    assert data.columns["a"].tolist() == [1, 2, 4, 5, 6, 7, 8]
+    assert data.meta["left_out_rows"] == ["row 1 has too many fields", "row 4 has too many fields"]
+    with pytest.raises(DataError, match="row 1 of"):
+        load_user(write("y,a\n" + rows[0] * 4), on_bad="skip")
+
+
 def test_numbered_classes_keep_their_order_and_booleans_work(write):
     data = load_user(write("a,y\n" + "".join(f"{i},{i % 3 + 9}.0\n" for i in range(9))), target="y")
     assert data.classes == ("9", "10", "11")
@@ -151,6 +172,7 @@ def test_skipping_leaves_out_what_cannot_be_used(write):
         ("a,y\n1,x\n2,x\n4,z\n5,z\n6,q\n", "y", r"classes with a single row: q; they cannot stand"),
         ("a,y\n1,x\n2,x,3\n", "y", r"cannot be read as a table: .*Expected 2 fields in line 3, saw 3"),
         ("a,b,a,y\n1,2,3,x\n4,5,6,x\n", "y", r"my.csv has two columns named 'a': rename one"),
+        ("a,y\n1,x\n".encode("utf-16"), "y", r"my.csv is UTF-16 .*: save it as CSV in UTF-8"),
         (b"a,y\n1,\x8d\x81\n", "y", r"my.csv is not text: save the table as CSV in UTF-8"),
         ("y\nx\nz\nx\nz\n", "y", r"no column to learn from \('y' is its only column\)"),
         ("a,y\n" + "".join(f"{i},{i * 0.37}\n" for i in range(50)), "y", r"looks like a measurement \(50 different"),
@@ -174,6 +196,16 @@ def test_a_damaged_parquet_file_is_named(write):
         load_user(write(b"PAR1 not really", "my.parquet"), target="y")
     with pytest.raises(DataError, match=r"my.parquet is empty"):
         load_user(write(b"", "my.parquet"), target="y")
+
+
+@pytest.mark.parametrize("name", ["my.csv.gz", "my.jsonl.gz"])
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_gzip_is_named(write, name, damage):
+    whole = gzip.compress("".join(f"{i},{i * i % 977}\n" for i in range(4000)).encode())
+    middle = len(whole) // 2
+    bad = whole[:middle] if damage == "cut" else whole[:middle] + bytes(64) + whole[middle + 64 :]
+    with pytest.raises(DataError, match=f"{name} cannot be read"):
+        load_user(write(bad, name), target="y")
 
 
 @pytest.mark.parametrize("name", ["MY.PARQUET", "shards/A.Parquet"])
@@ -283,6 +315,19 @@ def test_a_damaged_image_is_named_or_skipped(folder):
     data = load_user(folder, on_bad="skip")
     assert len(data.x) == 12
     assert [text.split()[0] for text in data.meta["left_out_files"]] == ["cat/bad.png", "dog/cut.png"]
+
+
+def test_a_class_folder_that_cannot_be_listed_is_named(folder, monkeypatch):
+    whole = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match="pets cannot be read: .*Permission denied.*dog"):
+        load_user(folder)
 
 
 @pytest.mark.parametrize(

@@ -190,3 +190,7 @@ def test_other_statistics():
         wilson(11, 10)
     with pytest.raises(ValueError, match="at least 2"):
         t_interval([1.0])
+
+
+def test_sign_flip_does_not_depend_on_the_unit():
+    assert sign_flip([1e-30] * 5) == sign_flip([1.0] * 5) == 0.0625

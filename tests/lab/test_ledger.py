@@ -11,6 +11,7 @@ from etude.errors import LedgerError, UsageError
 from etude.lab.export import ResultError, export, import_results
 from etude.lab.ledger import Ledger
 from etude.lab.registry import study
+from etude.lab.report import write_report
 from etude.lab.runner import run_study
 from etude.lab.study import Artifact, Measurement
 from etude.lab.verdicts import verdicts
@@ -163,6 +164,7 @@ def test_a_run_with_a_diverged_seed_is_exported_and_imported(toy, tmp_path, monk
         (lambda t: t.replace('"schema_version": 1', '"schema_version": 9'), "schema 9.*update Etude"),
         (lambda t: t.replace('"slug"', '"slog"', 1), "damaged at"),
         (lambda t: t.replace('"seed":1000', '"seed":"x"', 1), "damaged at jobs.0.seed"),
+        (lambda t: t.replace('"seed":1000', '"seed":1' + "0" * 30, 1), "damaged at jobs.0.seed"),
         (lambda t: "[1, 2]", "damaged"),
         (lambda t: json.dumps(json.loads(t) | {"jobs": []}), "damaged at jobs: no job measured protocol"),
     ],
@@ -251,7 +253,8 @@ def test_passwords_are_not_shown(url):
         ("tier", "weird"), ("state", "hm"), ("started", "yesterday"), ("started", "2026-01-02T03:00:00"),
         ("started", "9999-12-31T23:59:59Z"), ("seconds", float("inf")), ("seconds", -1.0),
         ("record", {"plots": [{"name": "x"}]}), ("record", {"plots": [{"name": "x", "caption": "y", "spec": "z"}]}),
-        ("record", {"plots": {}}),
+        ("record", {"plots": {}}), ("record", {"confirmed": [{}]}), ("record", {"confirmed": 3}),
+        ("record", {"environment": []}),
     ],
 )  # fmt: skip
 def test_result_files_of_other_words_are_refused(tmp_path, field, bad):
@@ -271,6 +274,31 @@ def test_result_files_of_other_words_are_refused(tmp_path, field, bad):
 
 def test_a_paper_that_left_the_catalogue_hides_no_other(tmp_path):
     ledger = Ledger(tmp_path / "l.sqlite")
+    results = Path(__file__).parents[2] / "results"
+    import_results(ledger, results / "mip-hypernetworks" / "laptop.json")
+    there = verdicts(ledger)
     run = ledger.begin("gone", "quick", "key", {"config": {}})
     ledger.update(run, state="done")
-    assert verdicts(ledger) == []
+    assert there and verdicts(ledger) == there
+    assert "mip-hypernetworks" in write_report(ledger, tmp_path / "report").read_text()
+    assert [p.parent.name for p in export(ledger, tmp_path / "out")] == ["mip-hypernetworks"]
+
+
+def test_the_same_run_twice_in_a_folder_is_stored_once(toy, tmp_path):
+    ledger = Ledger(tmp_path / "a.sqlite")
+    run_study(toy, ledger=ledger, jobs=1)
+    (file,) = export(ledger, tmp_path / "results")
+    (tmp_path / "results" / "copy.json").write_text(file.read_text())
+    assert import_results(Ledger(tmp_path / "b.sqlite"), tmp_path / "results") == (1, 1)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "9" * 5000])
+def test_json_that_python_cannot_hold_is_no_result_file(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(ResultError, match="not a result file"):
+        import_results(Ledger(tmp_path / "l.sqlite"), tmp_path / "r.json")
+
+
+def test_a_path_with_signs_of_an_address_is_the_file_of_that_name(tmp_path):
+    Ledger(tmp_path / "a?b.sqlite")
+    assert [p.name for p in tmp_path.iterdir()] == ["a?b.sqlite"]

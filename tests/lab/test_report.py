@@ -1,11 +1,13 @@
 """The report in a real headless Chromium: self-contained, filters, light and dark, phone."""
 
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from etude.errors import UsageError
+from etude.lab.jobs import UserData
 from etude.lab.judge import judge
 from etude.lab.ledger import Ledger
 from etude.lab.report import write_report
@@ -114,6 +116,19 @@ def test_text_of_cards_is_escaped(toy, tmp_path, monkeypatch):
 def test_an_empty_ledger_still_gives_a_page(tmp_path):
     text = write_report(Ledger(tmp_path / "l.sqlite"), tmp_path / "r").read_text()
     assert "Also in the catalogue" in text
+
+
+def test_runs_on_two_files_have_articles_of_their_own(toy, tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.csv").write_text("a,b,y\n" + "\n".join(f"{i},{i % 3},{i % 2}" for i in range(40)))
+        run_study(toy, ledger=ledger, jobs=1, user=UserData(str(tmp_path / f"{name}.csv"), "y"))
+    html = write_report(ledger, tmp_path / "report").read_text()
+    anchors = re.findall(r'<article id="([^"]+)"', html)
+    assert len(set(anchors)) == 2
+    assert all(f'href="#{a}"' in html for a in anchors)
+    assert "one.csv" in html
+    assert "two.csv" in html
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -8,11 +8,12 @@ import textwrap
 
 import pytest
 
+import etude
 from etude.errors import UsageError
 from etude.lab.jobs import UserData, tickets
 from etude.lab.ledger import Ledger
 from etude.lab.registry import study
-from etude.lab.runner import configure, run_studies, run_study
+from etude.lab.runner import _content_digest, configure, run_studies, run_study
 from etude.lab.study import Arm
 
 
@@ -227,8 +228,48 @@ def test_own_data(toy, ledger, tmp_path):
     record = ledger.run(result.run_id)["record"]
     assert record["user_data"]["digest"]
     assert "--data" in record["command"]
+    assert "your data: own.csv, target y" in result.verdicts[0].notes
     table.write_text(table.read_text() + "\n50,1,y")
-    assert not run_study(toy, ledger=ledger, jobs=1, user=UserData(str(table), "y")).reused
+    again = run_study(toy, ledger=ledger, jobs=1, user=UserData(str(table), "y"))
+    assert not again.reused
+    assert len(ledger.latest()) == 1  # the newest run of an edited file stands for it
+
+
+def test_an_edited_file_in_the_home_folder_is_a_new_run(toy, ledger, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    table = tmp_path / "own.csv"
+    table.write_text("a,b,y\n" + "\n".join(f"{i},{i % 3},{'yn'[i % 2]}" for i in range(40)))
+    user = UserData("~/own.csv", "y")
+    run_study(toy, ledger=ledger, jobs=1, user=user)
+    assert run_study(toy, ledger=ledger, jobs=1, user=user).reused
+    table.write_text(table.read_text() + "\n50,1,y")
+    assert not run_study(toy, ledger=ledger, jobs=1, user=user).reused
+
+
+def test_seconds_are_the_workers_time_of_all_finished_jobs(toy, ledger):
+    broken = run_study(toy, ledger=ledger, jobs=1, settings={"crash": "shuffled"})
+    assert broken.seconds == pytest.approx(sum(j["seconds"] for j in ledger.jobs(broken.run_id)))
+
+
+@pytest.mark.parametrize("options", [{"target": "y"}, {"data": ""}, {"seeds": "5"}])
+def test_arguments_of_the_library_that_cannot_be(toy, ledger, options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        etude.run(toy, ledger=ledger, **options)
+
+
+def test_the_digest_of_own_data_reads_what_the_loader_takes(tmp_path, monkeypatch):
+    for name, text in (("x/1.txt", "one"), ("y/2.txt", "two"), ("y/.DS_Store", "finder"), ("film.mp4", "large")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    first = _content_digest(tmp_path)
+    (tmp_path / "film.mp4").write_text("another")
+    (tmp_path / "notes.bin").write_text("stray")
+    assert _content_digest(tmp_path) == first
+    (tmp_path / "y" / "2.txt").write_text("three")
+    assert _content_digest(tmp_path) != first
+    assert _content_digest(tmp_path / "film.mp4") != _content_digest(tmp_path / "notes.bin")
+    monkeypatch.setattr("os.access", lambda *_: False)  # on_bad="skip" leaves out what cannot be opened
+    assert _content_digest(tmp_path) != first
 
 
 def test_undeclared_arms_and_missing_seeds_break(toy, ledger, monkeypatch):

@@ -148,7 +148,7 @@ def test_follows_come_back_with_the_zip_and_go_with_the_person(page):
 
 def test_the_digest_of_what_is_followed(page):
     put(page.db, make_record(title="Wanted", tags=["graphs"]), make_record(title="Other"))
-    row = {"id": 1, "email": "a@x.org", "frequency": "weekly", "zone": "UTC", "filters": {"following": True}}
+    row = {"id": 1, "email": "a@x.org", "frequency": "weekly", "zone": "UTC", "hour": 8, "filters": {"following": True}}
     row["confirmed_at"] = 1
     titles = lambda owner: {
         p["title"] for p in contents(page.db, row | {"account_id": owner}, NOW, page.site.settings)[0]

@@ -135,7 +135,7 @@ def test_the_real_dump_holds_52_papers_of_the_catalogue():
     assert len(got.records) == 52
     assert got.unreadable == ()
     titles = {title_key(p.title) for p in catalogue.papers()}
-    assert {title_key(r.title) for r in got.records} == titles
+    assert {title_key(r.title) for r in got.records} <= titles
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EtudeError as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
+        if given[:1] != ["run"]:
+            return _complain("interrupted", 130)
         how = "the same command without --fresh" if "--fresh" in given else "the same command"
         return _complain(f"interrupted: what is finished stays in the ledger; {how} continues it", 130)
     except BrokenPipeError:

@@ -26,10 +26,10 @@ def verdicts(
     json_
         One JSON document on standard output.
     """
-    from etude.lab.ledger import Ledger
+    from etude.lab.paperview import known_ledger
     from etude.lab.verdicts import verdicts as read
 
-    said = read(Ledger(ledger), slug, tier=tier)
+    said = read(known_ledger(ledger), slug, tier=tier)
     if json_:
         return emit([v.record() for v in said])
     if not said:
@@ -47,10 +47,10 @@ def report(folder: Path = Path("etude-report"), *, ledger: LedgerOption = None) 
     ledger
         Path or URL of the ledger (default: ETUDE_LEDGER or etude.sqlite).
     """
-    from etude.lab.ledger import Ledger
+    from etude.lab.paperview import known_ledger
     from etude.lab.report import write_report
 
-    out.print(f"Report: {write_report(Ledger(ledger), folder)}", soft_wrap=True)
+    out.print(f"Report: {write_report(known_ledger(ledger), folder)}", soft_wrap=True)
 
 
 def export(
@@ -73,11 +73,11 @@ def export(
         Path or URL of the ledger (default: ETUDE_LEDGER or etude.sqlite).
     """
     from etude.lab.export import export as write
-    from etude.lab.ledger import Ledger
+    from etude.lab.paperview import known_ledger
 
     if slug is not None:
         catalogue.load(slug)
-    files = write(Ledger(ledger), folder, slug=slug, tier=tier, own_data=own_data)
+    files = write(known_ledger(ledger), folder, slug=slug, tier=tier, own_data=own_data)
     for path in files:
         out.print(str(path), soft_wrap=True)
     if not files:

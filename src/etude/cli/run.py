@@ -77,12 +77,7 @@ def run(
             slugs or runnable(), tier, ledger=store, seeds=seeds, settings=settings, user=user, jobs=jobs, on=on,
             fresh=fresh, on_event=progress,
         )  # fmt: skip
-    page = None
-    if not no_report:
-        from etude.lab.report import write_report
-
-        page = write_report(store, report)
-    said = [v for r in results for v in r.verdicts]
+    said = [v for r in results if r.state != "broken" for v in r.verdicts]
     if json_:
         emit([r.record() for r in results])
     else:
@@ -98,8 +93,12 @@ def run(
             if user is not None:
                 more += f"; if your data are too few for it, set smaller sizes: etude show {r.slug} --settings"
             err.print(f"[red]broken[/] {r.slug}: {escape(r.errors[0])}{escape(more)}", soft_wrap=True)
-    if page is not None and not json_:
-        out.print(f"Report: {page}", soft_wrap=True)
+    if not no_report:  # last: what was measured is told even where the report cannot be written
+        from etude.lab.report import write_report
+
+        page = write_report(store, report)
+        if not json_:
+            out.print(f"Report: {page}", soft_wrap=True)
     wholly_skipped = [r for r in results if r.state == "skipped" and r.slug in slugs]
     return 3 if any(r.state == "broken" for r in results) or wholly_skipped else 0
 
@@ -161,7 +160,7 @@ def _setting(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set {text!r}: write it as name=value")
     try:
         return name.strip(), json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, an integer of too many digits, or lists too deep
         return name.strip(), value
 
 

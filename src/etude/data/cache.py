@@ -111,7 +111,15 @@ def cached(kind: str, key: Mapping[str, Any], make: Callable[[], dict[str, Tenso
 
 
 def clear(kind: str | None = None) -> int:
-    """Remove cached arrays (of one kind, or all) and return how many bytes that freed."""
+    """Remove cached arrays (of one kind, or all) and return how many bytes that freed.
+
+    Raises
+    ------
+    ValueError
+        If the kind is not the name of a folder in the cache: it must not lead out of it.
+    """
+    if kind is not None and (kind in ("", ".", "..") or re.search(r"[/\\]", kind)):
+        raise ValueError(f"{kind!r} is no kind of cached array: give its folder's name, e.g. 'embeddings'")
     folder = cache_root() / "arrays" / (kind or "")
     freed = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,11 +1,13 @@
 """The user's own files: a table, a folder of images, a set of documents."""
 
+import os
+import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from etude.data.image_files import SUFFIXES, read_images
 from etude.data.images import ImageSet
-from etude.data.table_files import read_frame, read_table, shards
+from etude.data.table_files import BINARY, read_frame, read_table, shards
 from etude.data.tables import TableSet
 from etude.data.text import TextDataset
 from etude.data.text_files import read_json_lines, read_text_folder, read_text_table
@@ -15,6 +17,8 @@ from etude.errors import DataError, UsageError
 Kind = Literal["images", "table", "documents"]
 TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 DOCUMENTS = (".jsonl", ".ndjson", ".json")
+IN_FOLDERS = (*SUFFIXES, *BINARY, ".txt")
+"""What is read out of a folder; other files may lie beside them."""
 
 
 def load_user(
@@ -56,7 +60,8 @@ def load_user(
     ------
     DataError
         If the data cannot be used: nothing there, empty, no such column or field (the nearest is named), no
-        value in the target, one class only, a class of a single row, an unreadable file.
+        value in the target, one class only, a class of a single row, more fields in a row than in the header, a
+        file or folder that cannot be read.
     MissingExtra
         If the package that reads such files is not installed.
     """
@@ -65,6 +70,22 @@ def load_user(
     source = Path(path).expanduser()
     if not source.exists():
         raise DataError(f"{source} does not exist")
+    try:
+        if source.is_dir():
+            _check_listing(source)
+        return _load(source, target, kind, text, size, on_bad)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{source} cannot be read: {str(error) or type(error).__name__}") from error
+
+
+def _load(
+    source: Path,
+    target: str | None,
+    kind: Kind | None,
+    text: str | None,
+    size: int | tuple[int, int] | None,
+    on_bad: OnBad,
+) -> ImageSet | TableSet | TextDataset:
     found = kind or ("documents" if text else _kind(source))
     if found == "images":
         if not source.is_dir():
@@ -72,7 +93,7 @@ def load_user(
         return read_images(source, size=size, on_bad=on_bad)
     if found == "table":
         try:
-            return read_table(source, target=target, on_bad=on_bad)
+            return read_table(source, target=target, on_bad=on_bad, frame=_frame(source, on_bad))
         except OverflowError as error:  # a hole among the features, but no class
             raise DataError(
                 f"the column of classes of {source.name} holds an infinite number: leave its rows out or name their "
@@ -83,8 +104,53 @@ def load_user(
     if source.is_dir() and not shards(source):
         return read_text_folder(source, on_bad=on_bad)
     if source.is_dir() or _suffix(source) in TABLES:
-        return read_text_table(source, read_frame(source, on_bad), text=text, target=target, on_bad=on_bad)
+        return read_text_table(source, _frame(source, on_bad), text=text, target=target, on_bad=on_bad)
     return read_json_lines(source, text=text, target=target, on_bad=on_bad)
+
+
+def _frame(source: Path, on_bad: OnBad) -> Any:
+    """The table as a pandas frame in which every field stands under the name that its header gives it."""
+    is_text = source.is_file() and source.suffix.lower() not in BINARY
+    if is_text:
+        with source.open("rb") as stream:
+            if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                raise DataError(f'{source} is UTF-16 (Excel\'s "Unicode text"): save it as CSV in UTF-8')
+    frame = read_frame(source, on_bad)
+    return _unshifted(source, frame, on_bad) if is_text else frame
+
+
+def _unshifted(source: Path, frame: Any, on_bad: OnBad) -> Any:
+    """Where rows are longer than the header, pandas takes their first fields for an index: every name moves along.
+
+    Separators at the ends of the rows are harmless; fields that have no name are not.
+    """
+    import pandas as pd
+
+    if isinstance(frame.index, pd.RangeIndex):
+        return frame
+    names, extra = list(frame.columns), frame.index.nlevels
+    rows = frame.reset_index(allow_duplicates=True)
+    nameless = rows.iloc[:, -extra:].notna().any(axis=1).to_numpy()
+    if nameless.any() and (on_bad == "raise" or nameless.all()):
+        raise DataError(
+            f"row {int(nameless.argmax()) + 1} of {source.name} has more fields than its header has names "
+            f"({len(names)}): name every column, and put a field that holds the separator into quotes"
+        )
+    left_out = [f"row {i + 1} has too many fields" for i in nameless.nonzero()[0]]
+    rows = rows.iloc[~nameless, :-extra].reset_index(drop=True)
+    rows.columns = names
+    rows.attrs["left_out"] = [*frame.attrs.get("left_out", []), *left_out]
+    return rows
+
+
+def _check_listing(folder: Path) -> None:
+    """Raises the OSError of a folder that cannot be listed: its class would be missing without a word."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for _, folders, _ in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
 
 
 def _suffix(path: Path) -> str:

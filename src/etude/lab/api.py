@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from etude.errors import UsageError
 from etude.lab.jobs import UserData
 from etude.lab.judge import Verdict
 from etude.lab.ledger import Ledger
@@ -58,6 +59,10 @@ def run(
         If a study broke; what was measured stays in the ledger.
     """
     slugs = [slug] if isinstance(slug, str) else list(runnable() if slug is None else slug)
+    if target is not None and data is None:
+        raise UsageError(f"target {target!r} names a column of your data: give data as well")
+    if data == "":
+        raise UsageError("data is empty: give the path of your data")
     user = UserData(str(data), target, on_bad) if data is not None else None
     results = run_studies(
         slugs, tier, ledger=ledger, seeds=seeds, settings=settings, user=user, jobs=jobs, on=on, fresh=fresh,

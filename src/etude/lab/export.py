@@ -17,7 +17,7 @@ from etude.errors import EtudeError, UsageError
 from etude.lab.finite import finite
 from etude.lab.ledger import Ledger
 from etude.lab.study import Artifact, Measurement
-from etude.lab.verdicts import run_verdicts
+from etude.lab.verdicts import in_catalogue, run_verdicts
 
 RESULT_SCHEMA = 1
 
@@ -30,8 +30,22 @@ def _date(text: str) -> str:
     return text
 
 
+# Parts of a record that are read, and what they must be where they are there.
+_RECORD: dict[str, type] = {"config": dict, "environment": dict, "data": list, "plots": list}
+
+
 def _record(record: dict[str, Any]) -> dict[str, Any]:
-    """A run's record, of which the page shows the plots."""
+    """A run's record, as far as verdicts, report and page read it."""
+    for name, kind in _RECORD.items():
+        if not isinstance(record.get(name, kind()), kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {type(record[name]).__name__}")
+    if not isinstance(record.get("environment", {}).get("packages", {}), dict):
+        raise ValueError("environment.packages must be a dict")
+    confirmed = record.get("confirmed") or []
+    if not isinstance(confirmed, list) or not all(
+        isinstance(c, dict) and {"code_digest", "date", "numbers", "jobs"} <= c.keys() for c in confirmed
+    ):
+        raise ValueError("every confirmation needs a code_digest, a date, numbers and jobs")
     plots = record.get("plots", [])
     if not isinstance(plots, list) or not all(_is_plot(p) for p in plots):
         raise ValueError("every plot needs a name, a caption and a spec")
@@ -46,11 +60,14 @@ def _is_plot(plot: Any) -> bool:
 Seconds = Annotated[float, Field(ge=0, lt=1e9)]  # a lifetime at most: NaN and infinity are no durations
 
 
+Seed = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # what every database holds
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid")
     protocol: str
     arm: str
-    seed: int
+    seed: Seed
     metric: str
     value: float | Literal["nan", "inf", "-inf"]
     unit: str
@@ -60,15 +77,15 @@ class _Row(BaseModel):
 class _JobRow(BaseModel):
     protocol: str
     arm: str
-    seed: int
+    seed: Seed
     seconds: Seconds
-    peak_bytes: int
+    peak_bytes: Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _ArtifactRow(BaseModel):
     protocol: str
     arm: str
-    seed: int
+    seed: Seed
     name: str
     value: Any
 
@@ -92,7 +109,8 @@ class ResultFile(BaseModel):
     verdicts: list[dict[str, Any]] = []
 
 
-def _atomic(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
@@ -132,12 +150,12 @@ def export(
     written = []
     for run in ledger.latest(slug):
         user = run["record"].get("user_data")
-        if (tier not in (None, run["tier"])) or (user and not own_data):
+        if (tier not in (None, run["tier"])) or (user and not own_data) or not in_catalogue(run["slug"]):
             continue
         name = f"{run['tier']}.json" if not user else f"{run['tier']}-user-{run['id'][:8]}.json"
         path = Path(folder) / run["slug"] / name
         try:
-            _atomic(path, _dump(export_run(ledger, run["id"])))
+            write_text(path, _dump(export_run(ledger, run["id"])))
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}; give another folder") from error
         written.append(path)
@@ -171,7 +189,7 @@ def read_result(path: Path) -> ResultFile:
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also an integer of too many digits, lists too deep
         raise ResultError(f"{path} is not a result file: {error}; export it again with etude export") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > RESULT_SCHEMA:
@@ -215,6 +233,7 @@ def import_results(ledger: Ledger, folder: str | Path = "results") -> tuple[int,
                 ledger.update(result.run, confirmed=confirmed)
             continue
         _store(ledger, result)
+        known[result.run] = result.record  # a copy of the file may lie beside it
         new += 1
     return new, len(read) - new
 

@@ -120,6 +120,8 @@ class Ledger:
         shown = "address"
         try:
             address = sa.make_url(self.url)
+            if "://" not in text:  # a path may hold what an address gives a meaning, such as ?
+                address = sa.URL.create("sqlite", database=str(Path(text).expanduser().absolute()))
             shown = address.render_as_string(hide_password=True)
             kind = address.get_backend_name()
             self.engine: Engine = sa.create_engine(
@@ -295,10 +297,14 @@ class Ledger:
         return {(r["id"], r["state"]) for r in self._rows(sa.select(run_table.c.id, run_table.c.state))}
 
     def latest(self, slug: str | None = None, *, states: Sequence[str] = ("done",)) -> list[dict[str, Any]]:
-        """The newest run of every (slug, tier, own data or not) in one of `states`."""
+        """The newest run of every (slug, tier, place and target of one's own data) in one of `states`.
+
+        A file that was edited is the same place: its newest run stands for it.
+        """
         seen, out = set(), []
         for r in self.runs(slug):
-            mark = (r["slug"], r["tier"], canonical(r["record"].get("user_data")))
+            user = r["record"].get("user_data") or {}
+            mark = (r["slug"], r["tier"], user.get("path"), user.get("target"))
             if r["state"] in states and mark not in seen:
                 seen.add(mark)
                 out.append(r)
@@ -313,7 +319,8 @@ class Ledger:
         }
 
     def jobs(self, run_id: str) -> list[dict[str, Any]]:
-        return self._rows(sa.select(job_table).where(job_table.c.run_id == run_id))
+        rows = self._rows(sa.select(job_table).where(job_table.c.run_id == run_id))
+        return sorted(rows, key=lambda r: (r["protocol"], r["arm"], r["seed"]))  # the same from every database
 
     def measurements(self, run_id: str) -> list[dict[str, Any]]:
         """Records with protocol, arm, seed, metric, value, unit, step, in the order they came."""

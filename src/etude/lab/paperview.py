@@ -19,10 +19,17 @@ from etude.lab.verdicts import verdicts
 
 def known_verdicts(url: str | None, slug: str) -> list[Verdict]:
     """The ledger's verdicts, or none when there is no ledger yet (looking must not create one)."""
+    return verdicts(known_ledger(url), slug)
+
+
+def known_ledger(url: str | None) -> Ledger:
+    """The ledger, or an empty one in memory where the folder has none yet (looking must not create one)."""
     place = url or default_url()
-    if "://" not in place and not Path(place).exists():
-        return []
-    return verdicts(Ledger(place), slug)
+    if "://" not in place:
+        path = Path(place).expanduser()
+        if not path.exists() and path.absolute().parent.is_dir():
+            return Ledger("sqlite://")
+    return Ledger(place)
 
 
 def print_paper(console: Console, paper: Paper, said: Sequence[Verdict]) -> None:

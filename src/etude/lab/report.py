@@ -1,7 +1,5 @@
 """The report: one self-contained HTML page of everything that the ledger holds."""
 
-import os
-import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -12,12 +10,13 @@ import jinja2
 from etude import __version__, catalogue
 from etude.errors import UsageError
 from etude.lab.console import interval, number, rule
+from etude.lab.export import write_text
 from etude.lab.forest import forest_row
 from etude.lab.judge import Verdict
 from etude.lab.ledger import Ledger, now
 from etude.lab.registry import runnable
 from etude.lab.vega import figure
-from etude.lab.verdicts import run_verdicts
+from etude.lab.verdicts import in_catalogue, own_data, run_verdicts
 
 _ORDER = {"gpu": 0, "laptop": 1, "quick": 2}
 GLYPH = {"holds": "✓", "fails": "✗", "inconclusive": "~", None: "!"}
@@ -58,7 +57,9 @@ def _section(ledger: Ledger, run: Mapping[str, Any]) -> dict[str, Any]:
     by_id = {c.id: c for c in paper.claims}
     said = run_verdicts(ledger, run)
     record = run["record"]
+    own = own_data(run)
     return {
+        "own": own, "anchor": f"{paper.slug}-{run['tier']}" + (f"-{run['id'][:8]}" if own else ""),
         "paper": paper, "run": run, "record": record, "tier": run["tier"],
         "rows": [_claim_row(v, by_id[v.claim]) for v in said],
         "untested": [c for c in paper.claims if c.status == "not_testable"],
@@ -73,7 +74,7 @@ def _section(ledger: Ledger, run: Mapping[str, Any]) -> dict[str, Any]:
 
 def report_html(ledger: Ledger) -> str:
     """The page as text: no request leaves it."""
-    runs = ledger.latest(states=("done", "broken", "skipped"))
+    runs = [r for r in ledger.latest(states=("done", "broken", "skipped")) if in_catalogue(r["slug"])]
     runs.sort(key=lambda r: (r["slug"], _ORDER[r["tier"]]))
     sections = [_section(ledger, r) for r in runs]
     words = [row["word"] for s in sections for row in s["rows"]]
@@ -98,12 +99,7 @@ def write_report(ledger: Ledger, folder: str | Path = "etude-report") -> Path:
     target = Path(folder) / "index.html"
     html = report_html(ledger)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            f.write(html)
-        Path(name).chmod(0o644)
-        os.replace(name, target)
+        write_text(target, html)
     except OSError as error:
-        raise UsageError(f"cannot write the report to {target}: {error.strerror}; give --report FOLDER") from error
+        raise UsageError(f"cannot write the report to {target}: {error.strerror}; give another folder") from error
     return target

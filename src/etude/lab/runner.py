@@ -3,8 +3,8 @@
 import difflib
 import hashlib
 import json
+import os
 import shlex
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +39,7 @@ class RunResult:
     state: str
     """done, broken, skipped, or running (interrupted)."""
     seconds: float
+    """Worker time of its finished jobs."""
     verdicts: list[Verdict]
     skipped: dict[str, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
@@ -65,13 +66,10 @@ class _Active:
     run_id: str
     todo: int
     total: int
-    seconds_before: float
-    seconds: float = 0.0
     peak_bytes: int = 0
     errors: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
-    plans: Counter[str] = field(default_factory=Counter)
 
 
 def configure(
@@ -89,6 +87,8 @@ def configure(
     base = the_study.configs[tier]
     changes = dict(settings or {})
     if seeds is not None:
+        if not isinstance(seeds, int):
+            raise UsageError(f"seeds {seeds!r} is no whole number")
         if seeds < 3:
             raise UsageError(f"--seeds {seeds}: a verdict needs at least 3 seeds")
         if changes.get("n_seeds", seeds) != seeds:
@@ -152,14 +152,20 @@ def check_user_data(the_study: Study, user: UserData, config: StudyConfig) -> st
         the_study.user_task(data, config)
     except ValueError as error:  # too few rows or classes, say
         raise UsageError(f"{the_study.slug} cannot use {user.path}: {error}") from error
-    return _content_digest(Path(user.path))
+    return _content_digest(Path(user.path).expanduser())
 
 
 def _content_digest(path: Path) -> str:
+    """Digest of the files that are read as data; what else lies in the folder makes no run a new one."""
+    from etude.data.cache import file_sha256
+    from etude.data.user import IN_FOLDERS
+
     total = hashlib.sha256()
-    for file in sorted(p for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file()):
+    inside = (p for p in path.rglob("*") if p.suffix.lower() in IN_FOLDERS)
+    for file in sorted(p for p in ([path] if path.is_file() else inside) if p.is_file()):
         total.update(str(file.relative_to(path.parent)).encode())
-        total.update(hashlib.sha256(file.read_bytes()).digest())
+        if os.access(file, os.R_OK):  # otherwise it was left out, or refused, when the data were loaded
+            total.update(bytes.fromhex(file_sha256(file)))
     return total.hexdigest()[:16]
 
 
@@ -228,7 +234,7 @@ def run_studies(
         todo = tickets(found, config, tier, device=device, workers=workers, done=done, user=user)
         total = sum(len(t.seeds) for t in tickets(found, config, tier, user=user))
         left = sum(len(t.seeds) for t in todo)
-        active[slug] = _Active(found, tier, config, run_id, left, total, old["seconds"] if old else 0.0)
+        active[slug] = _Active(found, tier, config, run_id, left, total)
         queue += todo
         tell("start", slug, total - left, total)
         if not todo:
@@ -274,7 +280,6 @@ def _drain(
     results: dict[str, RunResult],
     tell: Event,
 ) -> None:
-    clock = time.perf_counter()
     try:
         for ticket in queue:
             pool.submit(execute, ticket, key=ticket)
@@ -289,12 +294,10 @@ def _drain(
     finally:
         pool.close()
         for state in active.values():  # interrupted: the ledger keeps what is finished
-            spent = state.seconds_before + time.perf_counter() - clock
-            store.update(state.run_id, seconds=spent, plans=_plans(state, store.run(state.run_id)["record"]))
+            store.update(state.run_id, seconds=_spent(store, state.run_id))
 
 
 def _take(store: Ledger, state: _Active, ticket: Ticket, outcome: Finished) -> None:
-    state.seconds += outcome.seconds
     state.peak_bytes = max(state.peak_bytes, outcome.peak_bytes)
     if isinstance(outcome.error, SourceUnavailable):
         state.skipped[ticket.protocol] = str(outcome.error)
@@ -304,13 +307,14 @@ def _take(store: Ledger, state: _Active, ticket: Ticket, outcome: Finished) -> N
         kind = "" if isinstance(outcome.error, EtudeError) else f"{type(outcome.error).__name__}: "
         state.errors.append(f"{ticket.protocol}/{ticket.arm}/seed {seeds}: {kind}{outcome.error}")
         return
-    state.plans.update(outcome.value.plans)
     for entry in outcome.value.provenance:
         state.provenance[canonical(entry)] = entry
     store.commit(
         state.run_id, ticket.protocol, ticket.arm, ticket.seeds, outcome.value.items,
         seconds=outcome.seconds, peak_bytes=outcome.peak_bytes,
     )  # fmt: skip
+    plans = Counter(store.run(state.run_id)["record"].get("plans")) + Counter(outcome.value.plans)
+    store.update(state.run_id, plans=dict(plans))  # at once: a run that is killed must not lose them
 
 
 def _finish(store: Ledger, state: _Active, tell: Event) -> RunResult:
@@ -326,18 +330,17 @@ def _finish(store: Ledger, state: _Active, tell: Event) -> RunResult:
     record = store.run(state.run_id)["record"]
     old = {canonical(e): e for e in record.get("data", [])}
     store.update(
-        state.run_id, state=word, seconds=state.seconds_before + state.seconds, plots=plots,
+        state.run_id, state=word, seconds=_spent(store, state.run_id), plots=plots,
         data=list((old | state.provenance).values()), skipped=state.skipped, error=state.errors or None,
-        plans=_plans(state, record),
         peak_bytes=max(state.peak_bytes, max((j["peak_bytes"] for j in store.jobs(state.run_id)), default=0)),
     )  # fmt: skip
     tell("end", state.the_study.slug, state.total, state.total)
     return _result(store, state.run_id)
 
 
-def _plans(state: _Active, record: Mapping[str, Any]) -> dict[str, int]:
-    """Seeds trained under each plan of the engine: now, and before the run was interrupted."""
-    return dict(state.plans + Counter(record.get("plans")))
+def _spent(store: Ledger, run_id: str) -> float:
+    """Worker time of all finished jobs, before an interruption and after it."""
+    return float(sum(j["seconds"] for j in store.jobs(run_id)))
 
 
 def _result(store: Ledger, run_id: str, reused: bool = False) -> RunResult:

@@ -1,11 +1,16 @@
 """`etude new SLUG`: the files of a new paper, ready to be filled in."""
 
+import ast
 import keyword
 import re
 from importlib import resources
 from pathlib import Path
 
+from etude.data.cache import written
 from etude.errors import UsageError
+
+LONGEST_SLUG = 40
+LINE = 120  # as ruff is set in pyproject.toml
 
 CARD = '''slug = "{slug}"
 title = "{title}"
@@ -68,12 +73,7 @@ from typing import Any
 
 from torch import nn
 
-from etude.data.images import load_images
-from etude.layers import mlp
-from etude.lab.study import Arm, Job, Measurement, Study, StudyConfig
-from etude.training import TrainConfig, train
-from etude.training.metrics import accuracy
-from etude.{room} import {name}
+{imports}
 
 
 class {name}Config(StudyConfig):
@@ -133,42 +133,115 @@ def test_wrong_shape_is_named() -> None:
 """
 
 
+STUDY_IMPORTS = (
+    ("etude.data.images", "load_images"),
+    ("etude.lab.study", "Arm, Job, Measurement, Study, StudyConfig"),
+    ("etude.layers", "mlp"),
+    ("etude.training", "TrainConfig, train"),
+    ("etude.training.metrics", "accuracy"),
+)
+TAKEN = frozenset(["Any", "Arm", "Iterator", "Job", "Measurement", "Study", "StudyConfig", "Tensor", "TrainConfig"])
+"""Classes that the templates import."""
+
+
 def scaffold(slug: str, room: str, folder: str | Path | None = None) -> list[Path]:
     """Write card, method, study and test of a new paper; the room's `__init__` gets the export line.
 
     Raises
     ------
     UsageError
-        For a slug that is not lower-case words joined by hyphens, an unknown room, or a file that exists.
+        For a slug that is not lower-case words joined by hyphens or is too long, an unknown room, a folder that is
+        no checkout, a file or a name of the room that exists, or a file that cannot be written: then none is left.
     """
     from etude import ROOMS
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", slug):
         raise UsageError(f"{slug!r} is no slug: lower-case words joined by hyphens, e.g. pointer-networks")
-    if keyword.iskeyword(slug):
+    if len(slug) > LONGEST_SLUG:
+        raise UsageError(f"the slug {slug!r} has {len(slug)} characters: shorten it to {LONGEST_SLUG}")
+    module = slug.replace("-", "_")
+    name = "".join(w.capitalize() for w in slug.split("-"))
+    if keyword.iskeyword(slug) or keyword.iskeyword(name):
         raise UsageError(f"{slug!r} is a word of Python itself and cannot name a module: add a word to it")
     if room not in ROOMS:
         raise UsageError(f"unknown room {room!r}: choose one of {', '.join(ROOMS)}")
-    package = Path(folder) / "src" / "etude" if folder else Path(str(resources.files("etude")))
-    tests = package.parent.parent / "tests"
-    module = slug.replace("-", "_")
-    name = "".join(w.capitalize() for w in slug.split("-"))
+    checkout = Path(folder) if folder else Path(str(resources.files("etude"))).parent.parent
+    package = checkout / "src" / "etude"
+    init = package / room / "__init__.py"
+    if not (package / "__init__.py").is_file() or not init.is_file():
+        raise UsageError(f"{checkout} is no checkout of etude (it has no {init.relative_to(checkout)}): give --folder")
     words = dict(
         slug=slug, room=room, name=name, function=module + "_forward", title=slug.replace("-", " ").capitalize()
     )
+    words["imports"] = _study_imports(room, name)
     files = {
         package / "catalogue" / "papers" / f"{slug}.toml": CARD,
         package / room / f"{module}.py": METHOD,
         package / "studies" / f"{module}.py": STUDY,
-        tests / room / f"test_{module}.py": TEST,
+        checkout / "tests" / room / f"test_{module}.py": TEST,
     }
-    existing = [p for p in files if p.exists()]
+    existing = [p for p in (*files, package / room / module) if p.exists()]
     if existing:
         raise UsageError(f"{existing[0]} exists already; choose another slug")
-    for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.format(**words), encoding="utf-8")
-    init = package / room / "__init__.py"
-    line = f"from etude.{room}.{module} import {name} as {name}\n"
-    init.write_text((init.read_text(encoding="utf-8") if init.exists() else "") + line, encoding="utf-8")
+    try:
+        exports = _with_export(init.read_text(encoding="utf-8"), room, module, name)
+        for path, text in files.items():
+            _write(path, text.format(**words))
+        _write(init, exports)
+    except OSError as error:
+        for path in files:  # none was there before
+            path.unlink(missing_ok=True)
+        raise UsageError(f"the files of {slug} cannot be written: {error}") from error
     return [*files, init]
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: a full disk must not cut the room's exports short."""
+    with written(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _study_imports(room: str, name: str) -> str:
+    """The study's imports in the order that the linter asks for."""
+    names = {module: text.split(", ") for module, text in STUDY_IMPORTS}
+    own = names.setdefault(f"etude.{room}", [])
+    own.append(name)
+    own.sort(key=lambda n: (len(n) == 1 or not n.isupper(), n[0].islower(), n.lower()))  # constants, classes, functions
+    return "\n".join(f"from {module} import {', '.join(names[module])}" for module in sorted(names))
+
+
+def _with_export(source: str, room: str, module: str, name: str) -> str:
+    """The room's `__init__` with the new name among its sorted exports.
+
+    Raises
+    ------
+    UsageError
+        If the class or its module would replace a name that the room has, or that the study imports.
+    """
+    tree = ast.parse(source)
+    bound = set(TAKEN)
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {a.asname or a.name for a in node.names}
+    twins = sorted(bound & {name, module, f"{name}Config", f"{name}Study"})
+    if twins:
+        raise UsageError(f"etude.{room} or the new study has the name {twins[0]!r} already; choose another slug")
+    own = f"etude.{room}.{module}"
+    line = f"from {own} import {name} as {name}\n"
+    if len(line) > LINE + 1:
+        line = f"from {own} import (\n    {name} as {name},\n)\n"
+    lines = source.splitlines(keepends=True)
+    imports = [n for n in tree.body if isinstance(n, ast.ImportFrom) and str(n.module).startswith("etude.")]
+    later = [n for n in imports if _natural(str(n.module)) > _natural(own)]
+    if later:
+        lines.insert(later[0].lineno - 1, line)
+    elif imports:
+        lines.insert(int(imports[-1].end_lineno or 0), line)
+    else:
+        lines += ["\n", line]
+    return "".join(lines)
+
+
+def _natural(module: str) -> list[str | int]:
+    """Sorts numbers in names by their size, as the linter does."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", module)]

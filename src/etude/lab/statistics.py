@@ -70,7 +70,7 @@ def sign_flip(gain: ArrayLike) -> float:
         raise ValueError(f"the exact test takes 1 to 20 pairs, got {g.size}")
     bits = (np.arange(2**g.size)[:, None] >> np.arange(g.size)) & 1
     means = np.abs((1 - 2 * bits) @ g)
-    return float((means >= abs(g.sum()) - 1e-12 * max(1.0, float(np.abs(g).max()))).mean())
+    return float((means >= abs(g.sum()) - 1e-12 * float(np.abs(g).max())).mean())
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> Interval:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from etude import catalogue
@@ -20,15 +21,25 @@ def run_verdicts(ledger: Ledger, run: Mapping[str, Any]) -> list[Verdict]:
     by_protocol: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_protocol.setdefault(row["protocol"], []).append(row)
+    own = own_data(run)
     stale = is_stale(run["record"], present_digest(slug, run["tier"]))
     out = []
     for claim in paper.claims:
         for protocol, mine in by_protocol.items():
             verdict = verdict_for(claim, mine, slug=slug, protocol=protocol, tier=run["tier"])
             if verdict is not None:
-                notes = (*verdict.notes, "stale: the code moved since") if stale else verdict.notes
+                notes = (*verdict.notes, *([f"your data: {own}"] if own else ()))
+                notes = (*notes, "stale: the code moved since") if stale else notes
                 out.append(replace(verdict, stale=stale, run=run["id"], notes=notes))
     return out
+
+
+def own_data(run: Mapping[str, Any]) -> str | None:
+    """Which data of the user's a run is on, by name and target; None where it is on the study's own."""
+    user = run["record"].get("user_data")
+    if not user:
+        return None
+    return Path(user["path"]).name + (f", target {user['target']}" if user.get("target") else "")
 
 
 def verdicts(ledger: Ledger, slug: str | None = None, *, tier: str | None = None) -> list[Verdict]:
@@ -49,12 +60,12 @@ def verdicts(ledger: Ledger, slug: str | None = None, *, tier: str | None = None
 def newest_runs(ledger: Ledger, slug: str | None = None) -> list[dict[str, Any]]:
     """The newest finished run of every paper of the catalogue and tier, by slug, the largest tier first."""
     order = {"gpu": 0, "laptop": 1, "quick": 2}
-    runs = [r for r in ledger.latest(slug) if _in_catalogue(r["slug"])]
+    runs = [r for r in ledger.latest(slug) if in_catalogue(r["slug"])]
     return sorted(runs, key=lambda r: (r["slug"], order[r["tier"]]))
 
 
-def _in_catalogue(slug: str) -> bool:
-    """Whether a run's paper still has a card: one that has left it must not hide the verdicts of the others."""
+def in_catalogue(slug: str) -> bool:
+    """Whether a run's paper still has a card: one that has left it must not hide the runs of the others."""
     try:
         catalogue.load(slug)
     except UsageError:
