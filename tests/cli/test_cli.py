@@ -204,7 +204,7 @@ def test_data_with_too_few_classes_for_the_study_are_refused_before_it_runs(tmp_
         file = tmp_path / "mine" / "ab"[i % 2] / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (12, 12), 20 * i).save(file)
-    words = ("fast-slow-memory cannot use mine", "3 classes")
+    words = ("fast-slow-memory cannot use mine", "has 2 classes and needs 6")
     one_line(etude("run", "fast-slow-memory", "--data", "mine", cwd=tmp_path), 2, *words)
     assert json.loads(etude("verdicts", "--json", cwd=tmp_path).stdout) == []
 
