@@ -90,10 +90,11 @@ def _overview(runs: list[dict[str, Any]]) -> str:
         "# All verdicts",
         "",
         f"{len(runs)} papers measured, {sum(count.values())} verdicts: {count['holds']} hold, {count['fails']} fail, "
-        f"{count['inconclusive']} inconclusive, {count[None]} without a word because the control did not lose. What was found of the reasons stands on each paper's page.",
+        f"{count['inconclusive']} inconclusive, {count[None]} without a word because the control did not lose. "
+        "What was found of the reasons stands on each paper's page.",
         "",
-        f"Intervals are of 95 % (90 % for `within`), each by itself: they are not corrected for the number of {sum(count.values())} verdicts, "
-        "so among so many some words are chance.",
+        f"Intervals are of 95 % (90 % for `within`), each by itself: they are not corrected for the number of "
+        f"{sum(count.values())} verdicts, so among so many some words are chance.",
     ]
     lines += ["", "## Not as expected", "", "Expected to hold and failing, or the other way round.", "", *head]
     lines += [*surprises, "", "## Expected to hold, not shown", "", "Inconclusive, or without a verdict.", "", *head]

@@ -13,6 +13,7 @@ from etude.data.randomness import numpy_stream
 from etude.data.senses import pseudo_words
 from etude.data.topics import topic_documents
 from etude.text import DisambiguatedSkipGram, MultiSenseSkipGram
+from etude.text.model_files import read_model, write_model
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,15 @@ def test_senses_without_mass_are_saved_and_numbers_of_numpy_too(kind, instances,
     again = kind.load(tmp_path / "m")
     np.testing.assert_array_equal(again.active_senses_, model.active_senses_)
     assert again.active_senses_.all()
+
+
+def test_a_file_without_active_senses_is_read_as_before(fitted, tmp_path):
+    fitted.save(tmp_path / "m")
+    tensors, state = read_model(tmp_path / "m", "DisambiguatedSkipGram")
+    del tensors["active"]
+    write_model(tmp_path / "old", tensors, state)
+    again = DisambiguatedSkipGram.load(tmp_path / "old")
+    np.testing.assert_array_equal(again.active_senses_, fitted.sense_priors_ > 0)
 
 
 def test_documents_may_come_from_a_generator(instances):

@@ -26,7 +26,7 @@ def verdicts(
     json_
         One JSON document on standard output.
     """
-    from etude.lab.paperview import known_ledger
+    from etude.lab.ledger import known_ledger
     from etude.lab.verdicts import verdicts as read
 
     said = read(known_ledger(ledger), slug, tier=tier)
@@ -47,7 +47,7 @@ def report(folder: Path = Path("etude-report"), *, ledger: LedgerOption = None) 
     ledger
         Path or URL of the ledger (default: ETUDE_LEDGER or etude.sqlite).
     """
-    from etude.lab.paperview import known_ledger
+    from etude.lab.ledger import known_ledger
     from etude.lab.report import write_report
 
     out.print(f"Report: {write_report(known_ledger(ledger), folder)}", soft_wrap=True)
@@ -73,7 +73,7 @@ def export(
         Path or URL of the ledger (default: ETUDE_LEDGER or etude.sqlite).
     """
     from etude.lab.export import export as write
-    from etude.lab.paperview import known_ledger
+    from etude.lab.ledger import known_ledger
 
     if slug is not None:
         catalogue.load(slug)

@@ -384,12 +384,14 @@ class ContinualHypernet(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({prefix + n: t for n, t in held_state(self).items()})
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: list[str], *problems: Any
+    ) -> None:
         """Go on where the state was taken, on an object built alike: it grows to the state's tasks and width."""
-        missing, masks = take_state(self, state_dict, prefix)
+        absent, masks = take_state(self, state_dict, prefix)
         self._masks = masks or self._masks
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-        rest[2].extend(missing)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *problems)
+        missing.extend(absent)
 
     def _loaded(self) -> None:
         """The parameters have come in, too."""

@@ -46,8 +46,7 @@ def _record(record: dict[str, Any]) -> dict[str, Any]:
         isinstance(c, dict) and {"code_digest", "date", "numbers", "jobs"} <= c.keys() for c in confirmed
     ):
         raise ValueError("every confirmation needs a code_digest, a date, numbers and jobs")
-    plots = record.get("plots", [])
-    if not isinstance(plots, list) or not all(_is_plot(p) for p in plots):
+    if not all(_is_plot(p) for p in record.get("plots", [])):
         raise ValueError("every plot needs a name, a caption and a spec")
     return record
 
@@ -58,8 +57,6 @@ def _is_plot(plot: Any) -> bool:
 
 
 Seconds = Annotated[float, Field(ge=0, lt=1e9)]  # a lifetime at most: NaN and infinity are no durations
-
-
 Seed = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # what every database holds
 
 
@@ -112,14 +109,15 @@ class ResultFile(BaseModel):
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            f.write(text)
-        Path(name).chmod(0o644)
-        os.replace(name, path)
+        part.write_text(text, encoding="utf-8")
+        part.chmod(0o644)
+        part.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

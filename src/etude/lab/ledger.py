@@ -354,3 +354,13 @@ def _sqlite_pragmas(connection: Any, _: Any) -> None:
 def canonical(value: Any) -> str:
     """JSON text that is the same for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def known_ledger(url: str | None) -> Ledger:
+    """The ledger, or an empty one in memory where the folder has none yet (looking must not create one)."""
+    place = url or default_url()
+    if "://" not in place:
+        path = Path(place).expanduser()
+        if not path.exists() and path.absolute().parent.is_dir():
+            return Ledger("sqlite://")
+    return Ledger(place)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.syntax import Syntax
 from etude.catalogue.card import Paper
 from etude.lab.console import STYLE, interval, plain_table, rule
 from etude.lab.judge import Verdict
-from etude.lab.ledger import Ledger, default_url
+from etude.lab.ledger import known_ledger
 from etude.lab.registry import runnable, study
 from etude.lab.verdicts import verdicts
 
@@ -20,16 +19,6 @@ from etude.lab.verdicts import verdicts
 def known_verdicts(url: str | None, slug: str) -> list[Verdict]:
     """The ledger's verdicts, or none when there is no ledger yet (looking must not create one)."""
     return verdicts(known_ledger(url), slug)
-
-
-def known_ledger(url: str | None) -> Ledger:
-    """The ledger, or an empty one in memory where the folder has none yet (looking must not create one)."""
-    place = url or default_url()
-    if "://" not in place:
-        path = Path(place).expanduser()
-        if not path.exists() and path.absolute().parent.is_dir():
-            return Ledger("sqlite://")
-    return Ledger(place)
 
 
 def print_paper(console: Console, paper: Paper, said: Sequence[Verdict]) -> None:

@@ -6,8 +6,8 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from etude.data.cache import written
 from etude.errors import UsageError
+from etude.lab.export import write_text
 
 LONGEST_SLUG = 40
 LINE = 120  # as ruff is set in pyproject.toml
@@ -186,19 +186,13 @@ def scaffold(slug: str, room: str, folder: str | Path | None = None) -> list[Pat
     try:
         exports = _with_export(init.read_text(encoding="utf-8"), room, module, name)
         for path, text in files.items():
-            _write(path, text.format(**words))
-        _write(init, exports)
+            write_text(path, text.format(**words))
+        write_text(init, exports)  # whole or not at all: a full disk must not cut the exports short
     except OSError as error:
         for path in files:  # none was there before
             path.unlink(missing_ok=True)
         raise UsageError(f"the files of {slug} cannot be written: {error}") from error
     return [*files, init]
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a full disk must not cut the room's exports short."""
-    with written(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _study_imports(room: str, name: str) -> str:

@@ -1,5 +1,6 @@
 """Verdicts of recorded runs: computed on reading, from the measurements and the cards."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from etude import catalogue
 from etude.errors import UsageError
 from etude.lab.digest import is_stale
+from etude.lab.finite import finite
 from etude.lab.judge import Verdict, verdict_for
 from etude.lab.ledger import Ledger
 from etude.lab.registry import present_digest
@@ -32,6 +34,12 @@ def run_verdicts(ledger: Ledger, run: Mapping[str, Any]) -> list[Verdict]:
                 notes = (*notes, "stale: the code moved since") if stale else notes
                 out.append(replace(verdict, stale=stale, run=run["id"], notes=notes))
     return out
+
+
+def plain_record(verdict: Verdict) -> dict[str, Any]:
+    """A verdict's fields as the JSON of every database holds them: no NaN, which PostgreSQL refuses."""
+    record: dict[str, Any] = finite(json.loads(json.dumps(verdict.record(), default=str)))
+    return record
 
 
 def own_data(run: Mapping[str, Any]) -> str | None:

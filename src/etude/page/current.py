@@ -1,14 +1,12 @@
 """What the ledger's newest runs say now, for the page's tables and badges; the log beside it is their history."""
 
-import json
 import threading
 from datetime import datetime
 from typing import Any
 
-from etude.lab.finite import finite
 from etude.lab.judge import Verdict
 from etude.lab.ledger import Ledger
-from etude.lab.verdicts import newest_runs, run_verdicts
+from etude.lab.verdicts import newest_runs, plain_record, run_verdicts
 
 
 class CurrentVerdicts:
@@ -53,8 +51,7 @@ class CurrentVerdicts:
             ended = int(datetime.fromisoformat(r["started"]).timestamp() + (r["seconds"] or 0))
             for v in judged[r["id"]]:
                 if v.protocol != "user":
-                    record = finite(json.loads(json.dumps(v.record(), default=str)))
-                    record |= {"at": ended, "run": r["id"]}
+                    record = plain_record(v) | {"at": ended, "run": r["id"]}
                     by_slug.setdefault(r["slug"], []).append(record)
         self._judged, self._by_slug = judged, by_slug
         self._newest = [v for r in runs for v in judged[r["id"]]]

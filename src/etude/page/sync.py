@@ -1,6 +1,5 @@
 """The catalogue's papers as papers of the page, and the ledger's verdicts as its history."""
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,9 +7,9 @@ import sqlalchemy as sa
 
 from etude import catalogue
 from etude.catalogue import Paper
-from etude.lab.finite import finite
 from etude.lab.judge import Verdict
 from etude.lab.queue import Queue
+from etude.lab.verdicts import plain_record
 from etude.page import heat as h
 from etude.page import store
 from etude.page import tables as t
@@ -118,7 +117,7 @@ def sync_verdicts(db: Database, current: Iterable[Verdict], now: int) -> int:
             if key in latest and (latest[key][0] == v.verdict or latest[key][1] == v.run):
                 continue
             values: dict[str, Any] = dict(zip(("slug", "claim", "protocol", "tier"), key, strict=True))
-            record = finite(json.loads(json.dumps(v.record(), default=str)))  # PostgreSQL refuses NaN
+            record = plain_record(v)
             c.execute(
                 sa.insert(t.verdict_log).values(**values, verdict=v.verdict, record=record, run=v.run or "", at=now)
             )

@@ -209,7 +209,8 @@ class _SenseVectors(BaseEstimator, ABC):
         self.vocabulary_ = tuple(state["words"])
         self._number = {w: i for i, w in enumerate(self.vocabulary_)}
         self._keep, self.sense_priors_ = tensors.pop("keep"), tensors.pop("priors").numpy()
-        self.active_senses_ = tensors.pop("active").numpy()
+        active = tensors.pop("active", None)  # files of earlier versions lack it
+        self.active_senses_ = self.sense_priors_ > 0 if active is None else active.numpy()
         self._model = SenseModel(**tensors)
         return self
 

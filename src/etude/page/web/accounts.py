@@ -50,7 +50,8 @@ def login_form(request: Request, csrf: Text, email: Text, next: Text = "") -> Re
     s = site(request)
     accounts.ask_link(s.db, s.settings, email, network=reader(request).network, now=s.now)
     deliver(s)
-    page = render(request, "login.html.j2", answer=accounts.ANSWER, next=(target := safe_next(next, "")))
+    target = safe_next(next, "")
+    page = render(request, "login.html.j2", answer=accounts.ANSWER, next=target)
     if target:
         secure = s.settings.address.startswith("https")
         more: dict[str, Any] = {"httponly": True, "samesite": "lax", "secure": secure, "path": "/login"}

@@ -135,9 +135,7 @@ def import_confirm(request: Request, csrf: Token, token: Token) -> Response:
     return RedirectResponse("/?sort=new", status_code=303)
 
 
-def _within_limits(
-    s: Site, account: dict[str, Any], records: Sequence[PaperRecord]
-) -> tuple[list[PaperRecord], int]:  # fmt: skip
+def _within_limits(s: Site, account: dict[str, Any], records: Sequence[PaperRecord]) -> tuple[list[PaperRecord], int]:
     """The records that a member may import today, and how many are left out: a new paper counts as one by hand."""
     if s.settings.mode == "single" or account["role"] in MODERATORS:
         return list(records), 0
