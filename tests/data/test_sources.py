@@ -49,8 +49,16 @@ class Server:
                     if start >= len(body):
                         self.send_error(416)
                         return
+                if fault == "nonsense":
+                    self.wfile.write(b"no status line at all\r\n\r\n")
+                    self.close_connection = True
+                    return
+                if fault == "another range":
+                    start += 1
                 part = body[start:]
                 self.send_response(206 if start else 200)
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
                 self.send_header("Content-Length", str(len(part)))
                 self.end_headers()
                 if fault == "cut":
@@ -166,6 +174,13 @@ def test_an_interrupted_download_goes_on_where_it_stopped(table, server):
 def test_a_server_that_cannot_resume_starts_again(table, server):
     server.faults = ["cut", "ignore range"]
     assert fetch("toy").path.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("faults", [["nonsense"], ["cut", "nonsense"], ["cut", "another range"]])
+def test_an_answer_that_makes_no_sense_is_asked_for_again(table, server, faults):
+    server.faults = list(faults)
+    assert fetch("toy").path.read_bytes() == BODY
+    assert len(server.log) == len(faults) + 1
 
 
 def test_the_part_of_a_killed_process_is_used(table, server):

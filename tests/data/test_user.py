@@ -107,10 +107,12 @@ def test_gzip_and_another_encoding(write):
 @pytest.mark.parametrize("tail", [",", ",,"])
 def test_separators_at_the_ends_of_the_rows_shift_no_name(write, tail):
     text = "y,a,b\n" + "".join(f"{'pq'[i % 2]},{i % 3},{i * 1.5}{tail if i != 4 else ''}\n" for i in range(12))
-    data = load_user(write(text))
-    assert data.classes == ("p", "q")
-    assert data.columns["a"].tolist() == [i % 3 for i in range(12)]
-    assert data.columns["b"].tolist() == [i * 1.5 for i in range(12)]
+    for data in (load_user(write(text)), load_table(path=write(text))):
+        assert data.classes == ("p", "q")
+        assert data.columns["a"].tolist() == [i % 3 for i in range(12)]
+        assert data.columns["b"].tolist() == [i * 1.5 for i in range(12)]
+    counted = "n,y\n" + "".join(f"{i},{'pq'[i % 2]}{tail}\n" for i in range(6))  # pandas would take n for row numbers
+    assert load_user(write(counted)).columns["n"].tolist() == list(range(6))
 
 
 def test_fields_without_a_name_are_refused_or_left_out(write):
@@ -177,7 +179,11 @@ def test_skipping_leaves_out_what_cannot_be_used(write):
         ("y\nx\nz\nx\nz\n", "y", r"no column to learn from \('y' is its only column\)"),
         ("a,y\n" + "".join(f"{i},{i * 0.37}\n" for i in range(50)), "y", r"looks like a measurement \(50 different"),
         ("a,y\n,x\n,x\n,z\n,z\n", "y", r"no column to learn from \(a: empty\)"),
-        ("a,y\n1,0\n2,0\n3,1\n4,1\n5,inf\n6,-inf\n", "y", r"classes of my.csv holds an infinite number: leave its"),
+        (
+            "a,y\n1,0\n2,0\n3,1\n4,1\n5,inf\n6,-inf\n",
+            "y",
+            r"'y' of my.csv, the classes, holds an infinite number: leave",
+        ),
     ],
 )
 def test_bad_tables_are_named(write, text, target, message):

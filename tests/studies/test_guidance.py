@@ -1,13 +1,17 @@
 """The study at the quick tier shows what it must, its control loses, and it takes the user's table."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
+from etude.data.randomness import seeded_build, stream
 from etude.lab.jobs import UserData
 from etude.lab.runner import run_study
 from etude.lab.study import Job
-from etude.studies._guidance_problems import problem
+from etude.studies._guidance_problems import problem, trained_guide
 from etude.studies.guidance import GuidanceConfig, GuidanceStudy
 
 
@@ -46,6 +50,17 @@ def test_every_protocol_runs_and_its_guide_is_asked_for():
                 continue  # unguided: where a guide of so few updates is not better, it says so
             found = list(study.measure(Job(protocol, arm, (1000,), config, None)))
             assert any("accuracy_" in getattr(m, "metric", "") for m in found), (protocol, arm)
+
+
+def test_a_trained_guide_has_a_start_of_its_own():
+    p = problem("plain_cnn", GuidanceConfig(train_rows=100, cnn_depth=3))
+    still = replace(p, guide_config=replace(p.guide_config, steps=1, lr=0.0))
+    guide = trained_guide(still, 7, "a start of its own", "cpu").convs[0].weight
+    target = seeded_build(p.target, stream(7, "init")).convs[0].weight
+    assert guide.shape == target.shape
+    assert abs(torch.corrcoef(torch.stack([guide.flatten(), target.flatten()]))[0, 1]) < 0.5
+    again = trained_guide(still, 7, "the same seed again", "cpu").convs[0].weight
+    assert torch.equal(again, guide)
 
 
 def test_a_table_of_the_user(tmp_path):

@@ -455,3 +455,16 @@ def test_auto_runs_and_records(reference: dict[str, list[Trained]]) -> None:
     got = train(small, TRAIN, loss=cross_entropy, config=CASES["plain"].config, seeds=SEEDS, val=VAL, metric=score)
     same(reference["plain"], got)
     assert got[0].plan in plan_module.PLANS[1:]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_training_under_inference_mode_is_training(plan: str, reference: dict[str, list[Trained]]) -> None:
+    kwargs: dict[str, Any] = {"loss": cross_entropy, "config": CASES["plain"].config, "seeds": SEEDS, "plan": plan}
+    with torch.inference_mode():
+        made_inside = Split(TRAIN.x.clone(), TRAIN.y.clone())
+        got = train(small, made_inside, val=VAL, metric=score, **kwargs)
+        barren = small(0)
+    same(reference["plain"], got)
+    assert not any(p.is_inference() for t in got for p in t.module.parameters())
+    with pytest.raises(ValueError, match=r"made under torch\.inference_mode and cannot learn"):
+        train(barren, TRAIN, **kwargs)

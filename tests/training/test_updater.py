@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from etude.data import Split, stream
 from etude.layers import convnet, mlp
 from etude.training import EMA, TrainConfig, Updater, parameter_groups
+from etude.training.updater import StepUpdater
 
 BATCH = Split(torch.randn(20, 5, generator=stream(0, "x")), torch.arange(20) % 3)
 
@@ -48,6 +49,29 @@ def test_updates_are_torchs(name: str, settings: dict[str, Any], peer: Any) -> N
         assert got["loss"] == pytest.approx(value.item(), abs=1e-6)
     for x, y in zip(mine.parameters(), theirs.parameters()):
         torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-5)
+
+
+def test_a_callable_optimizer_is_told_the_rate_that_was_set() -> None:
+    own = lambda groups: torch.optim.SGD(groups, lr=0.25)
+    rate = lambda **settings: Updater(mlp((5, 3)), loss, TrainConfig(**settings)).optimizer.param_groups[0]["lr"]
+    assert rate(optimizer=torch.optim.SGD, lr=0.5) == 0.5  # torch's own default is 0.001
+    assert rate(optimizer=own) == 0.25
+    assert rate(optimizer=own, lr=0.5) == 0.5
+    step = lambda nets, optimizers, batch, generator: None
+    assert StepUpdater(mlp((5, 3)), step, TrainConfig(optimizer=own)).optimizers[""].param_groups[0]["lr"] == 0.25
+    nets = nn.ModuleDict({"a": mlp((5, 3)), "b": mlp((5, 3))})
+    made = StepUpdater(nets, step, TrainConfig(optimizer=own, lr={"a": 1e-3, "b": 0.5})).optimizers
+    assert [made[name].param_groups[0]["lr"] for name in "ab"] == [1e-3, 0.5]
+
+
+def test_an_update_learns_whatever_the_caller_switched_off() -> None:
+    one, other = twins()
+    wanted = Updater(one, loss, TrainConfig()).update(BATCH)
+    updater = Updater(other, loss, TrainConfig())
+    with torch.inference_mode():
+        assert updater.update(BATCH) == wanted
+    for x, y in zip(one.parameters(), other.parameters()):
+        assert torch.equal(x, y)
 
 
 def test_accumulated_batches_make_the_gradient_of_all() -> None:
@@ -134,6 +158,21 @@ def test_learning_rates_follow_the_schedule() -> None:
         (lambda: Updater(mlp((5, 3)), loss, TrainConfig(schedule="cosine")), "needs total_steps"),
         (lambda: Updater(mlp((5, 3)), lambda m, b: m(b.x), TrainConfig()).update(BATCH), "scalar"),
         (lambda: Updater(mlp((5, 3)), lambda m, b: 1.0, TrainConfig()).update(BATCH), "scalar"),
+        (
+            lambda: TrainConfig(momentum=0.9),
+            "momentum would change nothing in optimizer 'adam': momentum goes with rmsprop, sgd",
+        ),
+        (lambda: TrainConfig(optimizer="adagrad", betas=(0.8, 0.9)), "betas would change nothing"),
+        (lambda: TrainConfig(optimizer="sgd", eps=1e-6), "eps would change nothing"),
+        (lambda: TrainConfig(optimizer=torch.optim.SGD, momentum=0.9), "momentum would change nothing"),
+        (lambda: TrainConfig(optimizer="sgd", nesterov=True), "momentum above 0"),
+        (lambda: TrainConfig(optimizer="sgd", momentum=float("nan")), "momentum must be finite"),
+        (lambda: TrainConfig(weight_decay=float("nan")), "weight_decay must be finite"),
+        (lambda: TrainConfig(betas=(0.9, 1.0)), "betas are two numbers"),
+        (lambda: TrainConfig(eps=0.0), "eps must be positive"),
+        (lambda: TrainConfig(eval_every=2.5), "eval_every must be a whole number"),
+        (lambda: TrainConfig(batch_size=float("inf")), "batch_size must be a whole number"),
+        (lambda: TrainConfig(warmup_steps=-1), "warmup_steps must be finite and at least 0"),
     ],
 )
 def test_bad_input(make: Any, reason: str) -> None:

@@ -5,6 +5,7 @@ Nothing is trusted: callers compare what comes with the registry's checksum.
 
 import gzip
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
@@ -100,7 +101,7 @@ class Downloader:
                 if "Name or service" in reason or "name resolution" in reason or "nodename" in reason:
                     self._dead[host] = f"no network: {reason}"
                     raise Unreachable(self._dead[host]) from error
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, http.client.HTTPException) as error:
                 reason = str(error) or type(error).__name__
             if attempt == ATTEMPTS - 1:
                 raise Unreachable(f"{reason} ({ATTEMPTS} attempts)")
@@ -150,6 +151,9 @@ def _resume(url: str, part: Path) -> None:
         request.add_header("Range", f"bytes={have}-")
     with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
         going_on = have and response.status == 206
+        if going_on and not response.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-"):
+            part.unlink()  # a cache on the way answered another question
+            raise EOFError(f"asked for what follows byte {have}, got {response.headers.get('Content-Range')!r}")
         length = response.headers.get("Content-Length")
         total = None if length is None else int(length)
         received = 0

@@ -1,6 +1,7 @@
 """The user's table: a CSV or Parquet file with one column of classes."""
 
 import csv
+import io
 import re
 import warnings
 from collections import Counter
@@ -58,9 +59,9 @@ def read_frame(path: Path, on_bad: Literal["raise", "skip"] = "raise") -> Any:
     return frame
 
 
-def read_table(path: Path, *, target: str | None = None, on_bad: OnBad = "raise", frame: Any = None) -> TableSet:
+def read_table(path: Path, *, target: str | None = None, on_bad: OnBad = "raise") -> TableSet:
     """The user's table as a `TableSet`; see `etude.data.load_user`."""
-    frame = read_frame(path, on_bad) if frame is None else frame
+    frame = read_frame(path, on_bad)
     target = _target(path, list(frame.columns), target)
     labels, rows = _classes(path, frame[target], on_bad)
     without = np.setdiff1d(np.arange(len(frame)), rows)
@@ -111,7 +112,11 @@ def _binary(path: Path) -> Any:
 
 
 def _text(path: Path, on_bad: OnBad) -> Any:
-    """A delimited text file: the separator is the commonest of tab, semicolon and comma in the first line."""
+    """A delimited text file: the separator is the commonest of tab, semicolon and comma in the first line.
+
+    Separators at the ends of the rows are harmless. Fields that have no name are not: pandas would take the first
+    fields of such rows for an index, and every name would move along.
+    """
     import pandas as pd
 
     encoding = "utf-8-sig"
@@ -120,6 +125,8 @@ def _text(path: Path, on_bad: OnBad) -> Any:
         head = opened.handle.read(1 << 16)
     if not head.strip():
         raise DataError(f"{path} is empty")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f'{path} is UTF-16 (Excel\'s "Unicode text"): save it as CSV in UTF-8')
     try:
         text = head.decode(encoding, errors="strict" if len(head) < 1 << 16 else "ignore")
     except UnicodeDecodeError:
@@ -128,9 +135,16 @@ def _text(path: Path, on_bad: OnBad) -> Any:
     first = text.splitlines()[0]
     separator = max("\t;,", key=lambda s: (first.count(s), s == ","))
     comma = separator == ";" and re.search(r"\d,\d", text) and not re.search(r"\d\.\d", text)
+    named: dict[str, Any] = {}
+    extra = 0
     if "\n" in text:  # the header is whole; pandas would call the second "a" "a.1"
-        names = next(csv.reader([first], delimiter=separator, skipinitialspace=True), [])
+        rows = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+        names, row = next(rows, []), next((r for r in rows if r), [])
         _no_twins(path, [n for n in names if n])
+        extra = max(0, len(row) - len(names))
+        if extra:
+            all_names = [n or f"Unnamed: {i}" for i, n in enumerate([*names, *[""] * extra])]
+            named = {"names": all_names, "header": 0, "index_col": False}
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", pd.errors.ParserWarning)
         frame = pd.read_csv(
@@ -141,11 +155,25 @@ def _text(path: Path, on_bad: OnBad) -> Any:
             on_bad_lines="warn" if on_bad == "skip" else "error",
             skipinitialspace=True,
             low_memory=False,
+            **named,
         )
     # Which lines pandas skipped stands in the text of its warning alone.
     skipped = [n for w in said for n in re.findall(r"Skipping line (\d+)", str(w.message))]
     frame.attrs["left_out"] = [f"line {n} has too many fields" for n in skipped]
-    return frame
+    return _named_fields(path, frame, extra, on_bad) if extra else frame
+
+
+def _named_fields(path: Path, frame: Any, extra: int, on_bad: OnBad) -> Any:
+    """The frame without its last `extra` columns, which have no names: raises where they hold anything."""
+    nameless = frame.iloc[:, -extra:].notna().any(axis=1).to_numpy()
+    if nameless.any() and (on_bad == "raise" or nameless.all()):
+        raise DataError(
+            f"row {int(nameless.argmax()) + 1} of {path.name} has more fields than its header has names "
+            f"({frame.shape[1] - extra}): name every column, and put a field that holds the separator into quotes"
+        )
+    kept = frame.iloc[~nameless, :-extra].reset_index(drop=True)
+    kept.attrs["left_out"] += [f"row {i + 1} has too many fields" for i in nameless.nonzero()[0]]
+    return kept
 
 
 def _no_twins(path: Path, names: Sequence[str]) -> None:
@@ -184,6 +212,11 @@ def _classes(path: Path, series: Any, on_bad: OnBad) -> tuple[list[str], np.ndar
     numeric = pd.api.types.is_numeric_dtype(known) and not pd.api.types.is_bool_dtype(known)
     if numeric:
         values = known.to_numpy(dtype=float)
+        if not np.isfinite(values).all():  # a hole among the features, but no class
+            raise DataError(
+                f"column {series.name!r} of {path.name}, the classes, holds an infinite number: leave its rows out or "
+                "name their class"
+            )
         whole = bool((values == np.floor(values)).all())
         distinct = len(np.unique(values))
         if distinct > MAX_NUMERIC_CLASSES and (not whole or distinct > len(values) / 2):

@@ -3,7 +3,7 @@
 import os
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from etude.data.image_files import SUFFIXES, read_images
 from etude.data.images import ImageSet
@@ -92,55 +92,14 @@ def _load(
             raise DataError(f"{source} is not a folder: images lie in a folder with one sub-folder a class")
         return read_images(source, size=size, on_bad=on_bad)
     if found == "table":
-        try:
-            return read_table(source, target=target, on_bad=on_bad, frame=_frame(source, on_bad))
-        except OverflowError as error:  # a hole among the features, but no class
-            raise DataError(
-                f"the column of classes of {source.name} holds an infinite number: leave its rows out or name their "
-                "class"
-            ) from error
+        return read_table(source, target=target, on_bad=on_bad)
     if found != "documents":
         raise UsageError(f'kind must be "images", "table" or "documents", got {kind!r}')
     if source.is_dir() and not shards(source):
         return read_text_folder(source, on_bad=on_bad)
     if source.is_dir() or _suffix(source) in TABLES:
-        return read_text_table(source, _frame(source, on_bad), text=text, target=target, on_bad=on_bad)
+        return read_text_table(source, read_frame(source, on_bad), text=text, target=target, on_bad=on_bad)
     return read_json_lines(source, text=text, target=target, on_bad=on_bad)
-
-
-def _frame(source: Path, on_bad: OnBad) -> Any:
-    """The table as a pandas frame in which every field stands under the name that its header gives it."""
-    is_text = source.is_file() and source.suffix.lower() not in BINARY
-    if is_text:
-        with source.open("rb") as stream:
-            if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-                raise DataError(f'{source} is UTF-16 (Excel\'s "Unicode text"): save it as CSV in UTF-8')
-    frame = read_frame(source, on_bad)
-    return _unshifted(source, frame, on_bad) if is_text else frame
-
-
-def _unshifted(source: Path, frame: Any, on_bad: OnBad) -> Any:
-    """Where rows are longer than the header, pandas takes their first fields for an index: every name moves along.
-
-    Separators at the ends of the rows are harmless; fields that have no name are not.
-    """
-    import pandas as pd
-
-    if isinstance(frame.index, pd.RangeIndex):
-        return frame
-    names, extra = list(frame.columns), frame.index.nlevels
-    rows = frame.reset_index(allow_duplicates=True)
-    nameless = rows.iloc[:, -extra:].notna().any(axis=1).to_numpy()
-    if nameless.any() and (on_bad == "raise" or nameless.all()):
-        raise DataError(
-            f"row {int(nameless.argmax()) + 1} of {source.name} has more fields than its header has names "
-            f"({len(names)}): name every column, and put a field that holds the separator into quotes"
-        )
-    left_out = [f"row {i + 1} has too many fields" for i in nameless.nonzero()[0]]
-    rows = rows.iloc[~nameless, :-extra].reset_index(drop=True)
-    rows.columns = names
-    rows.attrs["left_out"] = [*frame.attrs.get("left_out", []), *left_out]
-    return rows
 
 
 def _check_listing(folder: Path) -> None:

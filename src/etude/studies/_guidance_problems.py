@@ -201,13 +201,14 @@ _guides: dict[Any, nn.Module] = {}  # trained once a process: four arms ask for 
 
 
 def trained_guide(p: Problem, seed: int, key: Any, device: str) -> nn.Module:
-    """The guide, trained on the target's own data."""
+    """The guide, trained on the target's own data; its start and the order of its batches are not the target's."""
     full = (p.name, seed, key, device)
     if full not in _guides:
         while len(_guides) >= 8:
             _guides.pop(next(iter(_guides)))
+        own = int(torch.randint(2**31, (1,), generator=stream(seed, "trained guide")))
         (done,) = train(
-            lambda s: p.guide(), p.data(seed), loss=p.loss, config=p.guide_config, seeds=(seed,), device=device
+            lambda s: p.guide(), p.data(seed), loss=p.loss, config=p.guide_config, seeds=(own,), device=device
         )  # fmt: skip
         _guides[full] = done.module
     return _guides[full]

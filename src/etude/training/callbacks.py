@@ -30,7 +30,8 @@ class Checkpoint:
     """Save a run so that it can go on where it was killed, bit for bit.
 
     Batches that are given as an iterable (a `DataLoader`) must come in the same order again: they are drawn anew up
-    to where the run stood. Give such a loader a ``generator=`` of its own for each call, or the rows themselves.
+    to where the run stood. Give a loader that shuffles a ``generator=`` of its own for each call, or the rows
+    themselves: one that draws its order from the global generator is refused.
 
     One file a seed, ``<folder>/seed-<n>.safetensors``, replaced as a whole. When `train` is called
     again with the same folder, each seed starts from its file; a finished seed is not trained again.
@@ -46,7 +47,7 @@ class Checkpoint:
     ------
     ValueError
         On resuming, if the file was made with another configuration or another net, holds more updates than the
-        run has, or cannot be read.
+        run has, or cannot be read, or if the batches cannot be drawn in the same order again.
     """
 
     portable = True

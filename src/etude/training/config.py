@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from etude.training.optimizers import OPTIMIZERS
+from etude.training.optimizers import OPTIMIZERS, SETTINGS
 from etude.training.schedules import KINDS
 
 PRECISIONS = ("fp32", "bf16", "auto")
@@ -25,7 +25,10 @@ class TrainConfig:
     optimizer
         A name of `OPTIMIZERS`, or a callable that makes an optimiser from parameter groups.
     lr
-        Learning rate; for a module of several nets under `step=` also a mapping from child to rate.
+        Learning rate; for a module of several nets under `step=` also a mapping from child to rate. A callable
+        optimiser is told it where it is not the default, and else keeps its own.
+    momentum, nesterov, betas, eps
+        Of the named optimisers that have them; None for `eps` is the optimiser's own. A callable brings its own.
     schedule, warmup_steps, boundaries
         See `etude.training.make_schedule`.
     weight_decay, decay
@@ -61,7 +64,7 @@ class TrainConfig:
     momentum: float = 0.0
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    eps: float | None = None
     schedule: str = "constant"
     boundaries: Sequence[int] | Mapping[int, float] | None = None
     warmup_steps: int = 0
@@ -83,13 +86,13 @@ class TrainConfig:
         given = [name for name in ("steps", "epochs", "seconds") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of steps, epochs and seconds, not {' and '.join(given)}")
-        for name in ("steps", "epochs", "seconds", "clip_norm", "clip_value", "patience", "eval_every"):
+        for name in ("steps", "epochs", "seconds", "clip_norm", "clip_value", "patience", "eval_every", "eps"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
-        for name in ("steps", "batch_size", "accumulate"):
+        for name in ("steps", "batch_size", "accumulate", "eval_every"):
             value = getattr(self, name)
-            if value is not None and (value != int(value) or value < 1):
+            if value is not None and (not 1 <= value < math.inf or value != int(value)):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
         rates = self.lr.values() if isinstance(self.lr, Mapping) else [self.lr]
         if not all(rate >= 0 and math.isfinite(rate) for rate in rates):
@@ -101,8 +104,20 @@ class TrainConfig:
         _choice("better", self.better, ("higher", "lower"))
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is the weight of the old value and lies in [0, 1), got {self.ema_decay}")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        for name in ("weight_decay", "momentum", "warmup_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are two numbers in [0, 1), got {self.betas}")
+        if self.nesterov and not self.momentum > 0:
+            raise ValueError("nesterov looks ahead along the momentum: give momentum above 0")
+        changed = [f.name for f in fields(self) if f.name in SETTINGS and getattr(self, f.name) != f.default]
+        idle = [name for name in changed if self.optimizer not in SETTINGS[name]]
+        if idle:
+            raise ValueError(
+                f"{' and '.join(idle)} would change nothing in optimizer {self.optimizer!r}: "
+                f"{idle[0]} goes with {', '.join(SETTINGS[idle[0]])}"
+            )
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from etude.training.config import TrainConfig
 from etude.training.feed import as_split, move
 from etude.training.plan import CLEARLY, PLANS, run_plan, seconds_per_update
 from etude.training.run import Build, Problem, State, Trained
-from etude.training.updater import Loss
+from etude.training.updater import Loss, gradients_on
 
 
 def train(
@@ -98,14 +98,19 @@ def train(
     for callback in callbacks:
         if not any(hasattr(callback, name) for name in ("on_start", "on_step", "on_eval", "on_end")):
             raise ValueError(f"callback {callback!r} has none of on_start, on_step, on_eval, on_end")
+    if isinstance(build, nn.Module) and any(t.is_inference() for t in (*build.parameters(), *build.buffers())):
+        raise ValueError(
+            "the module was made under torch.inference_mode and cannot learn: make it outside, or give a function that "
+            "builds it"
+        )
     where = torch.device(device)
-    if isinstance(data, tuple):
-        data = move(as_split(data), where)  # once for all seeds
-    if isinstance(val, tuple):
-        val = move(as_split(val), where)
-    alone = len(seeds) == 1
-    problem = Problem(build, data, loss, config, step, penalty, val, metric, tuple(callbacks), where, alone)
-    with torch.enable_grad():
+    with gradients_on():
+        if isinstance(data, tuple):
+            data = move(as_split(data), where)  # once for all seeds
+        if isinstance(val, tuple):
+            val = move(as_split(val), where)
+        alone = len(seeds) == 1
+        problem = Problem(build, data, loss, config, step, penalty, val, metric, tuple(callbacks), where, alone)
         return run_plan(_resolve(problem, seeds), seeds, plan)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import RandomSampler
 
 from etude.data.randomness import stream
 from etude.data.tasks import Split
@@ -193,6 +194,11 @@ class BatchesFeed(Feed):
         return {"given": self.given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if isinstance(getattr(self.batches, "sampler", None), RandomSampler) and self.batches.generator is None:
+            raise ValueError(
+                "a DataLoader that shuffles without a generator of its own cannot be gone through again in the same "
+                "order: give it generator=torch.Generator().manual_seed(...), or train the rows themselves"
+            )
         for _ in range(int(state["given"])):
             self.next()
 

@@ -14,6 +14,13 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "momentum": ("rmsprop", "sgd"),
+    "nesterov": ("sgd",),
+    "betas": ("adam", "adamw"),
+    "eps": ("adagrad", "adam", "adamw", "rmsprop"),
+}
+"""Which optimisers a setting of `TrainConfig` acts in."""
 
 
 def parameter_groups(
@@ -52,21 +59,24 @@ def parameter_groups(
 
 
 def make_optimizer(groups: Iterable[Mapping[str, Any]], config: Any, lr: float | None = None) -> torch.optim.Optimizer:
-    """The optimiser that a `TrainConfig` names; fused where torch has that for the parameters' device."""
+    """The optimiser that a `TrainConfig` names; fused where torch has that for the parameters' device.
+
+    A callable gets the groups with the configuration's `lr` in them, where that was set to something.
+    """
     rate = config.lr if lr is None else lr
     groups = [dict(g) for g in groups]
     if not isinstance(config.optimizer, str):
+        if lr is not None or rate != type(config).lr:
+            groups = [{**g, "lr": rate} for g in groups]
         made = config.optimizer(groups)
         for group in made.param_groups:
             group.setdefault("lr", rate)
         return made
     options: dict[str, Any] = {"lr": rate}
-    if config.optimizer in ("adam", "adamw"):
-        options |= {"betas": tuple(config.betas), "eps": config.eps}
-    if config.optimizer in ("sgd", "rmsprop"):
-        options |= {"momentum": config.momentum}
-    if config.optimizer == "sgd":
-        options |= {"nesterov": config.nesterov}
+    for name, optimizers in SETTINGS.items():
+        value = getattr(config, name)
+        if config.optimizer in optimizers and value is not None:
+            options[name] = tuple(value) if name == "betas" else value
     if config.optimizer != "rmsprop" and _can_fuse(groups):
         options["fused"] = True
     return OPTIMIZERS[config.optimizer](groups, **options)

@@ -261,8 +261,9 @@ def train_one(problem: Problem, seed: int) -> Trained:
 
     def restore(saved: dict[str, Any]) -> None:
         updater.load_state_dict(saved["updater"])
-        feed.load_state_dict(saved["feed"])
         lane.load_state_dict(saved["lane"])
+        if state.step < total and not state.stopped:  # no more batches of a run that has ended
+            feed.load_state_dict(saved["feed"])
 
     state.snapshot, state.restore = snapshot, restore
     updater.train_mode()

@@ -59,6 +59,13 @@ class Noise:
             self._set(outside)
 
 
+@contextmanager
+def gradients_on() -> Iterator[None]:
+    """Gradients are taken here, whatever the caller switched off around it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def total_loss(value: Any) -> Tensor:
     """A scalar from what a loss function returned: itself, or the sum of its terms."""
     if isinstance(value, Mapping):
@@ -140,7 +147,7 @@ class Updater:
     def update(self, batch: Any) -> dict[str, float]:
         """One update on one batch (or on a list of `accumulate` batches); returns the loss and its terms."""
         batches = batch if isinstance(batch, list) else [batch]
-        with self.noise.on():
+        with gradients_on(), self.noise.on():
             loss, terms = self.apply(batches)
         return {"loss": float(loss), **{name: float(value) for name, value in terms.items()}}
 
@@ -262,11 +269,11 @@ class StepUpdater(Updater):
 
     @staticmethod
     def _optimizer(net: nn.Module, config: TrainConfig, name: str) -> torch.optim.Optimizer:
-        lr = config.lr
-        if isinstance(lr, Mapping):
-            if name not in lr:
-                raise ValueError(f"lr has no entry for {name!r}, only for {sorted(lr)}")
-            lr = lr[name]
+        lr = None
+        if isinstance(config.lr, Mapping):
+            if name not in config.lr:
+                raise ValueError(f"lr has no entry for {name!r}, only for {sorted(config.lr)}")
+            lr = config.lr[name]
         return make_optimizer(parameter_groups(net, config.weight_decay, decay=config.decay), config, lr)
 
     def _all_optimizers(self) -> list[torch.optim.Optimizer]:
