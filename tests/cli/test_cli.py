@@ -338,7 +338,7 @@ def test_new_paper_in_a_copy_of_the_checkout(checkout):
     run = etude("run", "my-paper", "--json", "--no-report", "--set", "steps=5", cwd=tmp_path, env=env)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)[0]["state"] == "done"
-    test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "tests")]
+    test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(tmp_path / "tests")]
     assert subprocess.run(test, cwd=tmp_path, env=os.environ | env, check=False).returncode == 0
     ruff_is_clean(tmp_path)
     study = tmp_path / "src" / "etude" / "studies" / "my_paper.py"
@@ -364,7 +364,7 @@ def test_new_papers_of_every_room_are_sorted_in(checkout):
     for room in library.ROOMS:
         scaffold(f"new-{room}", room, checkout)
     for slug, room in (("a-b", "training"), ("z-trick", "training"), ("a" * 40, "hypernetworks"), ("set2", "text")):
-        assert len(scaffold(slug, room, checkout)) == 5
+        assert len(scaffold(slug, room, checkout)) == 6
     ruff_is_clean(checkout)
     exports = (checkout / "src" / "etude" / "generative" / "__init__.py").read_text()
     assert "from etude.generative.new_generative import NewGenerative as NewGenerative\n" in exports

@@ -1,6 +1,7 @@
 """A run whose code has moved is confirmed by measuring a part of it again, or is not."""
 
 import pytest
+import torch
 
 from etude.errors import StudyError, UsageError
 from etude.lab import digest
@@ -65,6 +66,23 @@ def test_one_other_number_and_the_run_stays_stale(toy, moved, ledger):
     assert "1 of 3 numbers differ" in found.sentence()
     assert "confirmed" not in ledger.run(moved)["record"]
     assert all(v.stale for v in run_verdicts(ledger, ledger.run(moved)))
+
+
+def test_other_vector_instructions_are_named(toy, moved, ledger):
+    record = ledger.run(moved)["record"]
+    assert record["environment"]["instructions"].startswith(torch.backends.cpu.get_cpu_capability())
+    with ledger._transaction() as c:
+        c.exec_driver_sql("UPDATE measurement SET value = value + 1e-12 WHERE arm = 'plain' AND seed = 1000")
+    assert "instructions" not in confirm(toy, "quick", ledger=ledger, jobs=1).sentence()
+    ledger.update(moved, environment=record["environment"] | {"instructions": "VSX"})
+    assert "The run computed with VSX instructions" in confirm(toy, "quick", ledger=ledger, jobs=1).sentence()
+    older = {k: v for k, v in record["environment"].items() if k != "instructions"}  # learnt from a confirmation
+    ledger.update(
+        moved,
+        environment=older,
+        confirmed=[{"code_digest": "x", "largest": 0, "environment": {"instructions": "NEON"}}],
+    )
+    assert "The run computed with NEON instructions" in confirm(toy, "quick", ledger=ledger, jobs=1).sentence()
 
 
 def test_a_difference_in_the_last_digits_may_be_allowed_and_is_recorded(toy, moved, ledger):

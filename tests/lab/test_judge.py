@@ -150,6 +150,15 @@ def test_a_diverged_seed_is_reported_not_dropped():
     assert "diverged: seeds [1001]" in v.notes
 
 
+def test_a_tie_that_is_rounded_in_two_ways_is_a_tie():
+    sums, same = [0.1 + 0.2 + i for i in range(3)], [0.3 + i for i in range(3)]
+    assert sums[0] > same[0]
+    v = verdict_for(
+        claim(margin=0.0), rows(ours=sums, plain=same, shuffled=same), slug="x", protocol="p", tier="laptop"
+    )
+    assert (v.verdict, v.effect, v.low, v.high) == ("inconclusive", 0.0, 0.0, 0.0)
+
+
 def test_own_metrics_constants_curves_and_small_tiers():
     arms = {"method": "a@x", "baseline": 5.0}
     it = claim(arms=arms, relation="less", margin=0.0)

@@ -12,7 +12,7 @@ from typing import Any
 
 from etude.errors import SourceUnavailable, StudyError, UsageError
 from etude.lab.digest import code_digest
-from etude.lab.environment import cores, environment
+from etude.lab.environment import cores, environment, instructions
 from etude.lab.jobs import Done, Ticket, execute, tickets
 from etude.lab.ledger import Ledger, now
 from etude.lab.pools import make_pool
@@ -43,6 +43,8 @@ class Confirmation:
     """Largest relative difference among them."""
     differ: list[str] = field(default_factory=list)
     """What did not: a line each."""
+    instructions: tuple[str | None, str] = (None, "")
+    """The vector instructions of the run, where its record has them, and of this machine."""
 
     @property
     def holds(self) -> bool:
@@ -56,9 +58,15 @@ class Confirmation:
             return f"{name}: {self.equal} numbers of {self.jobs} jobs measured again, {how}: confirmed"
         if not self.differ:
             return f"{name}: nothing was measured again"
+        theirs, ours = self.instructions
+        rounding = (
+            f". The run computed with {theirs} instructions and this machine with {ours}, which rounds otherwise: set "
+            "ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA to the run's to compare like with like"
+        )
         return (
             f"{name}: {len(self.differ)} of {self.equal + len(self.differ)} numbers differ ({self.differ[0]}): "
             f"measure again with etude run {self.slug} --tier {self.tier}"
+            f"{rounding if theirs not in (None, ours) else ''}"
         )
 
     def record(self) -> dict[str, Any]:
@@ -111,6 +119,7 @@ def confirm(
         if len(t.seeds) > 1 or t.seeds[0] in few
     ]  # fmt: skip
     found = Confirmation(slug, tier, run["id"], code_digest(slug, tier), tuple(few), len(todo), within)
+    found.instructions = _instructions_of(record), instructions()
     before = {_key(r): r["value"] for r in ledger.measurements(run["id"]) if not {r["unit"], r["metric"]} & {*CLOCK}}
     _measure(todo, found, before, jobs or cores(), device, on_event or (lambda *_: None))
     if found.holds:
@@ -121,6 +130,13 @@ def confirm(
         kept = [c for c in record.get("confirmed") or () if c["code_digest"] != found.code]
         ledger.update(run["id"], confirmed=[*kept, entry])
     return found
+
+
+def _instructions_of(record: Mapping[str, Any]) -> str | None:
+    """Of the run, or where it was made before they were recorded, those that gave its very numbers again."""
+    equal = [c.get("environment") or {} for c in record.get("confirmed") or () if c.get("largest") == 0]
+    known = [e["instructions"] for e in (record["environment"], *equal) if e.get("instructions")]
+    return known[0] if known else None
 
 
 def _measure(

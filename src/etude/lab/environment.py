@@ -39,6 +39,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def instructions() -> str:
+    """The vector instructions that torch computes with: they decide how sums are rounded, and that which numbers a
+    seed gives. Lower ones than the processor's can be asked for by `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA`."""
+    import torch
+
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return torch.backends.cpu.get_cpu_capability() + (f", oneDNN up to {limit.upper()}" if limit else "")
+
+
 @cache
 def commit() -> str | None:
     """The commit of the checkout that Etude is imported from, or None outside one."""
@@ -63,6 +72,7 @@ def environment(device: str, workers: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "machine": name,
+        "instructions": instructions(),
         "cores": cores(),
         "device": device,
         "workers": workers,

@@ -126,13 +126,16 @@ class _Table:
 
 
 def _paired(a: dict[int, float] | float, b: dict[int, float] | float) -> tuple[list[int], np.ndarray]:
+    """The seeds that both have, and their differences; two that differ by rounding alone are equal."""
     seeds = [set(x) for x in (a, b) if isinstance(x, dict)]
     common = sorted(set.intersection(*seeds)) if seeds else []
 
-    def at(x: dict[int, float] | float, s: int) -> float:
-        return x[s] if isinstance(x, dict) else x
+    def at(x: dict[int, float] | float) -> np.ndarray:
+        return np.array([x[s] if isinstance(x, dict) else x for s in common], dtype=np.float64)
 
-    return common, np.array([at(a, s) - at(b, s) for s in common])
+    d, size = at(a) - at(b), np.maximum(np.abs(at(a)), np.abs(at(b)))
+    d[np.isfinite(size) & (np.abs(d) <= 4 * np.finfo(float).eps * size)] = 0.0  # two ways to round one number
+    return common, d
 
 
 def _mean(x: dict[int, float] | float | None) -> float | None:

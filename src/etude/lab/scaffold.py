@@ -132,6 +132,22 @@ def test_wrong_shape_is_named() -> None:
         {name}()(torch.zeros(3))
 """
 
+STUDY_TEST = '''"""The study at the quick tier shows what it must, and its control loses."""
+
+from pathlib import Path
+
+from etude.lab.runner import run_study
+
+
+def test_the_quick_tier_shows_what_it_must(tmp_path: Path) -> None:
+    result = run_study("{slug}", ledger=tmp_path / "ledger.sqlite", jobs=1)
+    assert result.errors == []
+    assert {{verdict.claim for verdict in result.verdicts}} == {{"C1"}}
+    accuracy: dict[str, list[float]] = {{}}
+    for row in result.rows:
+        accuracy.setdefault(row["arm"], []).append(row["value"])
+    assert min(accuracy["method"]) > max(accuracy["untrained"]) + 30  # replace by what this study must show
+'''
 
 STUDY_IMPORTS = (
     ("etude.data.images", "load_images"),
@@ -145,7 +161,7 @@ TAKEN = frozenset(["Any", "Arm", "Iterator", "Job", "Measurement", "Study", "Stu
 
 
 def scaffold(slug: str, room: str, folder: str | Path | None = None) -> list[Path]:
-    """Write card, method, study and test of a new paper; the room's `__init__` gets the export line.
+    """Write card, method, study and tests of a new paper; the room's `__init__` gets the export line.
 
     Raises
     ------
@@ -179,6 +195,7 @@ def scaffold(slug: str, room: str, folder: str | Path | None = None) -> list[Pat
         package / room / f"{module}.py": METHOD,
         package / "studies" / f"{module}.py": STUDY,
         checkout / "tests" / room / f"test_{module}.py": TEST,
+        checkout / "tests" / "studies" / f"test_{module}.py": STUDY_TEST,
     }
     existing = [p for p in (*files, package / room / module) if p.exists()]
     if existing:

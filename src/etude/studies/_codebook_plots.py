@@ -34,12 +34,15 @@ def codebook_plots(results: Results) -> list[Plot]:
     for layer in range(1, 9):
         for kind in ("bigram", "trigram"):
             rows += [{**r, "layer": layer, "of": kind} for r in results.select(f"share_{kind}_pure layer {layer}")]
+            rare = results.select(f"share_{kind}_pure_rare layer {layer}")
+            rows += [{**r, "layer": layer, "of": kind, "arm": f"{r['arm']}, 99.5th"} for r in rare]
     if rows:
         lines = alt.Chart(alt.Data(values=rows)).mark_line(point=True).encode(
             x=alt.X("layer:O"), y=alt.Y("mean(value):Q", title="share that fires on one of them only"), color="arm:N",
             strokeDash=alt.StrokeDash("of:N", title=""),
         )  # fmt: skip
-        plots.append(Plot("purity", lines.to_dict(), "Pure codes (of neurons: above the 98th percentile) by layer."))
+        title = "Pure codes by layer. Neurons fire above their 98th percentile, or (named so) 99.5th."
+        plots.append(Plot("purity", lines.properties(width=200).to_dict(), title))
     rows = [{**r, "place": place} for m, place in PLACES.items() for r in results.select(m) if r["arm"] != "no_patch"]
     if rows:
         bars = alt.Chart(alt.Data(values=rows)).mark_bar().encode(
