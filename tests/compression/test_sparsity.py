@@ -24,6 +24,9 @@ def test_parts_and_globs():
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     assert prune(net, 0.5, "1.weight").replaced == ("1.weight",)
     assert prune(net, 0.5, "weight").replaced == ("0.weight", "1.weight")
+    nets = nn.ModuleDict({"a": nn.GRU(3, 4, bidirectional=True), "b": gru(), "a_l": nn.Linear(2, 2)})
+    assert prune(nets, 0.5, "a.weight_hh").replaced == ("a.weight_hh_l0", "a.weight_hh_l0_reverse")
+    assert prune(nets, 0.5, "b.weight_ih.update").replaced == ("b.weight_ih_l0", "b.weight_ih_l1")
 
 
 def test_biases_stay_and_global_differs_from_layer():
@@ -100,6 +103,15 @@ def test_scores_of_ones_own():
     assert (net.weight != 0).tolist() == [[True, False, True, False]]
     with pytest.raises(TargetError, match="scores has no"):
         prune(net, 0.5, "weight", scores={"other": torch.ones(1, 4)})
+    wide = nn.Linear(4, 5)
+    with pytest.raises(ValueError, match=r"\(5, 4\), but its scores \(1, 4\)"):  # would broadcast
+        prune(wide, 0.5, "weight", scores={"weight": torch.ones(1, 4)})
+    half, fine = nn.Linear(4, 1).bfloat16(), 1 + 1e-4 * torch.tensor([[3.0, 0.0, 2.0, 1.0]])
+    prune(half, 0.5, "weight", scores={"weight": fine})  # all equal in the weight's own precision
+    assert (half.weight != 0).tolist() == [[True, False, True, False]]
+    prune(wide, 0.5, "weight", scores={"weight": torch.arange(20).view(5, 4)})
+    prune(wide, 0.5, "weight", scores={"weight": torch.arange(20).view(5, 4)})
+    assert int((wide.weight != 0).sum()) == 10
 
 
 def test_bad_input():

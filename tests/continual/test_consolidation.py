@@ -116,9 +116,10 @@ def test_ewc_and_l2() -> None:
     y = torch.tensor([0, 1, 2, 0, 1])
     wanted = importance(model, (x, y), "empirical_fisher")["weight"]
     assert torch.equal(EWC(model, empirical=True).update((x, y))["weight"], wanted)
-    for _ in range(3):
-        l2.update()
-    assert all((t == 1).all() for t in l2.omega.values())
+    for strength in (l2, L2(model, combine="mean")):
+        for _ in range(3):
+            strength.update()
+        assert all((t == 1).all() for t in strength.omega.values())
 
 
 def test_si_shares_out_the_fall_of_the_loss() -> None:

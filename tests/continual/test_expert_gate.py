@@ -88,6 +88,17 @@ def test_relatedness() -> None:
     assert kin.task == 0 and kin.distill and kin.relatedness > 0.85
     other = made.kinship(domain(1, 70), task=1)
     assert other.relatedness < kin.relatedness
+    with pytest.raises(ValueError, match="no task 3: there are 3"):
+        made.relatedness(val, task=3)
+    with pytest.raises(ValueError, match="no samples"):
+        made.kinship(val[:0])
+
+
+def test_arrays_reach_an_expert_that_is_a_module() -> None:
+    made = ExpertGate(code_dim=2, config=FAST)
+    net, x = seeded_build(lambda: nn.Linear(12, 3), stream(0, "expert")), domain(0).double()
+    made.add_task(x.numpy(), net)
+    assert torch.equal(made.predict(x.numpy()).y, net(x.float()).argmax(1))
 
 
 def test_state_goes_to_a_fresh_gate(gate) -> None:
@@ -165,6 +176,7 @@ def test_a_gate_moves_neither_the_global_generator_nor_its_backbone():
     gate = ExpertGate(backbone, config=TrainConfig(steps=2))
     state, seen = torch.get_rng_state(), backbone[1].running_mean.clone()
     gate.add_task(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)))
+    ExpertGate(backbone).load_state_dict(gate.state_dict())
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(seen, backbone[1].running_mean)
     assert backbone.training

@@ -126,6 +126,10 @@ def test_nothing_to_measure_is_an_error() -> None:
         importance(model, x, "other")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="per_sample"):
         importance(model, x, "fisher", per_sample=False)
+    recurrent = nn.LSTM(3, 2)
+    with pytest.raises(ValueError, match="gives tuple, not a tensor: .* forward="):
+        importance(recurrent, x[None])
+    assert len(importance(recurrent, x[:, None], forward=lambda model, x: model(x)[0])) == 4
     with pytest.raises(ValueError, match="trainable"):
         importance(net(3, 2).requires_grad_(False), x)
 

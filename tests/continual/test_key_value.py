@@ -75,6 +75,15 @@ def test_kept_cells_are_the_embeddings() -> None:
         assert torch.equal(kv(cells), kv(e)) and torch.equal(kv.vote(cells), kv.vote(e))
 
 
+@pytest.mark.parametrize("module", [False, True])
+def test_cells_do_not_hang_on_the_callers_autocast(module: bool) -> None:
+    options = {"projection": nn.Linear(12, 18)} if module else {}
+    kv, e = bottleneck(num_pairs=64, **options), embeddings(500, 1)
+    cells = kv.cells(e)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kv.cells(e), cells)
+
+
 def test_only_fetched_cells_move() -> None:
     kv = bottleneck().train()
     e, y = embeddings(8), torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])

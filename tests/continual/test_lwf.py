@@ -86,7 +86,9 @@ def test_ebll_adds_the_movement_of_the_codes() -> None:
     wanted = 0.5 * 2.0 * (code(model.trunk(data.x)) - code(old)).square().sum(1).mean()
     torch.testing.assert_close(ebll.penalty(data.x), wanted)
     other = EBLL(model, lam=0.0, code_dim=3, alpha=2.0)
+    rng = torch.get_rng_state()
     other.load_state_dict(ebll.state_dict())
+    assert torch.equal(rng, torch.get_rng_state())
     torch.testing.assert_close(other.penalty(data.x), wanted)
 
 

@@ -323,9 +323,20 @@ def test_mir_bad_input() -> None:
     for bad in ({"k": 0}, {"lr": 0.0}, {"criterion": "other"}, {"criterion": "best"}):
         with pytest.raises(ValueError):
             mir_select(model, x, y, rows(4), **{"k": 2, "lr": 0.1, **bad})
+    with pytest.raises(ValueError, match=r"one number a sample, \(5,\), got \(\)"):
+        mir_select(model, x, y, rows(4), 2, lr=0.1, losses=ce)
     gss = GSSBuffer(8, model, ce)
     gss.observe(*rows(8))
     assert len(mir_select(model, x, y, gss, 3, lr=0.1).x) == 3
+
+
+def test_interference_of_images_labelled_by_pixel_is_the_mean_over_pixels() -> None:
+    model = seeded_build(lambda: nn.Conv2d(3, 4, 1), stream(0, "init"))
+    x, y = torch.randn(6, 3, 2, 2, generator=stream(0, "rows")), torch.arange(24).view(6, 2, 2) % 4
+    found = mir_select(model, x[:3], y[:3], (x, y), 2, lr=0.1)
+    assert found.x.shape == (2, 3, 2, 2) and found.scores.shape == (2,)
+    before, _ = interference(model, x[:3], y[:3], (x, y), lr=0.1)
+    torch.testing.assert_close(before.mean(), ce(model(x), y))
 
 
 def test_an_empty_batch_and_pickling() -> None:

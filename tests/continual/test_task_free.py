@@ -124,5 +124,9 @@ def test_bad_input() -> None:
         tf.loss(tf.model, (torch.zeros(2, 2), torch.tensor([0, -1])))
     with pytest.raises(ValueError, match="no samples"):
         tf.observe(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long))
+    mean = TaskFreeMAS(net(), losses=nn.CrossEntropyLoss())
+    for call in (mean.observe, lambda x, y: mean.loss(mean.model, (x, y))):
+        with pytest.raises(ValueError, match="one number a sample"):
+            call(torch.zeros(2, 2), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="hard_size"):
         TaskFreeMAS(net(), hard_size=0)

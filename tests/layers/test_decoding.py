@@ -179,6 +179,14 @@ class TestSampling:
         assert set(out.sequences.flatten().tolist()) == {0, 1}
         assert torch.allclose(out.scores, logits[out.sequences[..., 0]])
 
+    def test_top_k_keeps_k_symbols_also_of_equal_ones(self):
+        out = decode(
+            lambda last, state: (torch.tensor([[0.0, 1.0, 1.0, 1.0]]).expand(len(last), -1), state),
+            torch.zeros(1, dtype=torch.int64), max_steps=1, method="sample", num_samples=200, top_k=2,
+            generator=stream(5, "s"),
+        )  # fmt: skip
+        assert set(out.sequences.flatten().tolist()) == {1, 2}
+
     def test_same_generator_same_samples(self):
         _, step, start = chain(10)
         a, b = (decode(step, start, max_steps=5, method="sample", num_samples=3, generator=stream(4, "s")).sequences
@@ -198,6 +206,10 @@ class TestSampling:
         ({"method": "sample", "temperature": 0.0, "generator": torch.Generator()}, "temperature"),
         ({"top_k": 0}, "top_k"),
         ({"top_p": 1.5}, "top_p"),
+        ({"temperature": 0.7}, r"temperature=0\.7.*'greedy'"),
+        ({"top_k": 2, "beam_size": 3}, "top_k=2.*'beam'"),
+        ({"end_id": V}, rf"0\.\.{V - 1}, got {V}"),
+        ({"end_id": -1}, "got -1"),
         ({"allowed": lambda prefix: torch.ones(1, 2, dtype=torch.bool)}, "allowed"),
     ],
 )

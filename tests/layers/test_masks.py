@@ -135,6 +135,8 @@ def test_bad_input():
         mask_by_score({"w": torch.ones(3)}, 0.5, "network")  # type: ignore[arg-type]
     with pytest.raises(TargetError, match="weight"):
         apply_masks(net, {"wieght": torch.ones(2, 4)})
+    with pytest.raises(TargetError, match="no parameter 'running_mean'"):  # a buffer: no report would show its mask
+        apply_masks(nn.BatchNorm1d(3), {"running_mean": torch.ones(3)})
     with pytest.raises(ValueError, match=r"\(3, 3\)"):
         apply_masks(net, {"weight": torch.ones(3, 3)})
     assert not current_masks(net)

@@ -341,6 +341,12 @@ def test_named_masks_in_training_are_those_of_every_prefix(mask):
             assert set(logits[row, step].isfinite().nonzero()[:, 0].tolist()) == want
 
 
+@pytest.mark.parametrize("found", [torch.ones(1, 7, dtype=torch.bool), torch.ones(3, 7)])
+def test_a_mask_of_ones_own_is_checked_in_training_too(found):
+    with pytest.raises(ValueError, match=r"bool \(3, 7\), got"):
+        net()(x(), TARGET, mask=lambda prefix: found)
+
+
 def test_symbols_of_an_empty_batch_and_sizes_of_nothing():
     model = RecurrentSeq2Seq(4, 8, symbols=3)
     nothing = torch.zeros(0, 4, dtype=torch.long)

@@ -285,8 +285,9 @@ def test_codes_can_be_switched_off() -> None:
     with vq.without([0, 1], groups=[0]), vq.without([2]):
         indices = vq(x).indices
         assert set(indices[:, 0].unique().tolist()) <= {3, 4, 5} and 2 not in indices[:, 1]
-    with pytest.raises(IndexError), vq.without([6]):
-        pass
+    for codes, groups in (([6], None), ([0], [2]), ([0], [-1])):
+        with pytest.raises(IndexError, match="must lie in"), vq.without(codes, groups=groups):
+            pass
     with vq.without(range(6)), pytest.raises(ValueError, match="allowed"):
         vq(x)
 
@@ -295,6 +296,9 @@ def test_errors_name_the_quantizer() -> None:
     vq = VectorQuantizer(4, 3, name="h.3.mlp")
     with pytest.raises(ValueError, match=r"h\.3\.mlp: x holds nan"):
         vq(torch.full((1, 1, 3), torch.nan))
+    for method in ("ema", "rows", "kmeans"):
+        with pytest.raises(ValueError, match=r"h\.3\.mlp: .*(nan|finite)"):
+            vq.initialize([torch.full((9, 1, 3), torch.nan)], method=method)
     for options, message in [
         ({"k": 5}, "k must lie"),
         ({"decay": 1.0}, "decay"),

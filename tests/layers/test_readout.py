@@ -98,3 +98,16 @@ def test_refusals():
         SequenceReadout(TimeWindow(4, 8, 2), 5, 3)
     with pytest.raises(ValueError, match="batch_first=True"):
         SequenceReadout(torch.nn.GRU(5, 8), 5, 3)
+    with pytest.raises(ValueError, match="truncate=3.*4 inputs"):  # its pieces would begin in the dark
+        net("window").loss(X, Y, truncate=3)
+
+
+def test_nothing_asked_for_costs_nothing():
+    nothing = torch.full_like(Y, -100)
+    assert net("gru").loss(X, nothing, truncate=4).item() == net("gru").loss(X, nothing).item() == 0.0
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_projected_lstm_is_as_wide_as_its_projection(both):
+    rnn = torch.nn.LSTM(5, 8, proj_size=2, batch_first=True, bidirectional=both)
+    assert SequenceReadout(rnn, 5, 3)(X).shape == (6, 9, 3)

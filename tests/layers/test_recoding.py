@@ -292,6 +292,7 @@ def test_chosen_steps_only():
     logits, _ = lm(x, targets=y, recode=chosen)
     stats = lm.last_stats
     assert stats.delta_before.isnan().any(0).tolist() == (~chosen).tolist()
+    assert stats.grad_norm.isnan().all((0, 1)).tolist() == (~chosen).tolist()
     assert torch.allclose(logits[:, :2], lm.decoder(lm.rnn(x)[0])[:, :2], atol=1e-12)
     state = lm(x[:, :2], targets=y[:, :2], recode=chosen[:2])[1]
     assert torch.allclose(logits[:, 2:5], lm.decoder(lm.rnn(x[:, 2:5], state)[0]), atol=1e-12)
@@ -390,6 +391,15 @@ def test_saturation_is_reported():
     lm.step_size = 1e4
     lm(x)
     assert float(lm.last_stats.saturation.min()) > 0.5
+
+
+def test_a_sure_prediction_has_an_entropy_in_half_precision_too():
+    lm = net(signal=recoding.predictive_entropy(0.0))
+    with torch.no_grad():
+        lm.decoder.weight.mul_(100)  # probabilities that half precision rounds to 0
+    x, _ = data()
+    lm.half()(x.half())
+    assert bool(lm.last_stats.delta_before.isfinite().all()) and bool((lm.last_stats.grad_norm > 0).any())
 
 
 def test_nan_gradients_do_not_reach_the_state():

@@ -270,6 +270,8 @@ class TestRefusals:
     def test_input_width(self):
         with pytest.raises(ValueError, match="4"):
             rnn("jordan")(torch.randn(3, 7, 5))
+        with pytest.raises(ValueError, match=r"time >= 1.*\(3, 0, 4\)"):
+            rnn("jordan")(torch.randn(3, 0, 4))
 
 
 @pytest.mark.parametrize("init", [None, "orthogonal", "uniform", 0.9])

@@ -54,6 +54,17 @@ def test_beams_and_samples_keep_their_states(cell):
                 assert out.scores[row, k].item() == pytest.approx(score.item(), abs=1e-4)
 
 
+def test_generation_is_free_of_dropout_and_leaves_the_mode_as_it_was():
+    rnn = make_rnn("lstm", 5, 6, num_layers=2, dropout=0.5, generator=stream(0, "lstm"))
+    model = RecurrentLM(rnn, vocab_size=9, dropout=0.5).eval()
+    want = model.generate(IDS, max_steps=5)
+    model.train()
+    model.embed.eval()
+    got = model.generate(IDS, max_steps=5)
+    assert torch.equal(got.scores, want.scores) and torch.equal(got.sequences, want.sequences)
+    assert model.training and model.rnn.training and not model.embed.training
+
+
 def test_tied_weights():
     model = RecurrentLM(make_rnn("gru", 6, 6), vocab_size=9, tie=True)
     assert model.head.weight is model.embed.weight
@@ -62,6 +73,8 @@ def test_tied_weights():
 
 
 def test_torch_modules_are_taken_as_they_are():
+    projected = nn.LSTM(5, 8, proj_size=3, batch_first=True)
+    assert RecurrentLM(projected, 9)(IDS).hidden.shape == (4, 7, 3)
     model, lengths = RecurrentLM(nn.GRU(5, 6, batch_first=True), 9, 5), torch.tensor([7, 3, 5, 2])
     assert model(IDS).logits.shape == (4, 7, 9)
     ours = make_rnn("gru", 5, 6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from etude.layers.recurrent import GRU
+from etude.layers.recurrent import GRU, make_rnn
 from etude.layers.sequence_classifier import SequenceClassifier
 
 
@@ -21,6 +21,11 @@ def test_padding_changes_nothing_unless_it_is_read():
     net.pad_read = True
     assert torch.allclose(net(ids, lengths), net(ids), atol=1e-6)
     assert not torch.allclose(net(ids, lengths)[0], out[0], atol=1e-4)
+
+
+def test_the_head_is_as_wide_as_what_the_net_returns():
+    for rnn in (nn.LSTM(4, 5, proj_size=3, batch_first=True), make_rnn("jordan", 4, 5, output_size=3)):
+        assert SequenceClassifier(rnn, 10, 2)(torch.zeros(2, 6, dtype=torch.long)).shape == (2, 2)
 
 
 def test_bad_input():

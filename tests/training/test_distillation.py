@@ -64,6 +64,19 @@ def test_bad_options(options, message):
         distillation_kl(normal(6, 5), normal(6, 5), **options)
     with pytest.raises(ValueError, match="one shape"):
         distillation_kl(normal(6, 5), normal(6, 4))
+    with pytest.raises(ValueError, match=r"no rows to compare: .*\(0, 5\)"):
+        distillation_kl(normal(0, 5), normal(0, 5))
+
+
+def test_a_class_that_the_teacher_rules_out_adds_nothing():
+    s, t, less = normal(6, 5), normal(6, 5, seed=1), torch.tensor([0, 1, 3, 4])
+    t[:, 2] = -torch.inf
+    both = s.index_fill(1, torch.tensor([2]), -torch.inf).requires_grad_()
+    found = distillation_kl(both, t, temperature=2.0)
+    torch.testing.assert_close(found, distillation_kl(s[:, less], t[:, less], temperature=2.0))
+    (grad,) = torch.autograd.grad(found, both)
+    assert not grad[:, 2].any() and bool(grad[:, less].all())
+    assert torch.isfinite(distillation_kl(s, t))  # the student alone still allows it
 
 
 def test_relations_are_blind_to_size_and_rotation():

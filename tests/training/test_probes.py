@@ -112,6 +112,7 @@ def test_ridge_on_classes_and_labels_of_any_kind():
     names = np.array(["a", "b", "c"])[y]
     for kind in ("ridge", "logistic"):
         probe = LinearProbe(kind, C=1.0).fit(Z, names)
+        assert probe.score(Z, names[:, None]) == probe.score(Z, names)  # a column is no row to compare each with
         assert probe.score(Z, names) > 0.95 and set(probe.predict(Z)) == {"a", "b", "c"}
     with pytest.raises(AttributeError, match="predict_proba"):
         LinearProbe("ridge", C=1.0).fit(Z, names).predict_proba(Z)
@@ -164,6 +165,8 @@ def test_layers_with_and_without_the_target():
         ),
         (lambda Z, y: LinearProbe("ridge").fit(Z, np.full(120, np.inf)), "target 0 is not finite"),
         (lambda Z, y: LinearProbe(C=1.0).fit(Z, y).predict(Z[:, :3]), "has 3 features, but LinearProbe is expecting 6"),
+        (lambda Z, y: LinearProbe(C=1.0).fit(Z, y).score(Z, y[:1]), r"targets \(1,\) do not fit .* \(120,\)"),
+        (lambda Z, y: LinearProbe("ridge", C=1.0).fit(Z, Z[:, 0]).relative_error(Z, Z[:, :2]), "give one a row"),
         (lambda Z, y: probe_layers({}, y), "no layers"),
         (lambda Z, y: probe_layers({"a": torch.zeros(3, 2)}, y), "'a' has 3 rows"),
         (lambda Z, y: probe_layers({"a": torch.as_tensor(Z)}, y, test_size=1.0), "test_size"),

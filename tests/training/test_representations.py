@@ -10,6 +10,7 @@ from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from etude.data.randomness import seeded_build, stream
+from etude.data.tasks import Split
 from etude.layers import TargetError, convnet, make_rnn, mlp
 from etude.training import CatRepresentation, diversity_report, represent
 from etude.training.representations import last_linear
@@ -193,6 +194,33 @@ def test_a_report_takes_the_labels_that_the_batches_bring():
     assert min(report.probe_scores) > 0.9
     for other in (torch.zeros(200).long(), x[:, 0], x):  # one class, numbers, no labels at all
         assert diversity_report(cat, batches(x, other)).probe_scores is None
+
+
+@pytest.mark.parametrize("kind", [lambda x, y: (x, y), Split])
+def test_rows_with_labels_are_one_batch_and_a_tuple_of_parts_is_several(kind):
+    x, y = normal(40, 5), torch.arange(40) % 2
+    whole = CatRepresentation([net(0), net(1)]).fit(x)
+    pair = CatRepresentation([net(0), net(1)]).fit(kind(x, y))
+    assert torch.equal(pair.transform(kind(x, y)), whole.transform(x))
+    assert diversity_report(pair, kind(x, y)).probe_scores == diversity_report(whole, x, y).probe_scores
+    arrays = kind(x.numpy(), y.numpy())
+    assert isinstance(pair.transform(arrays), np.ndarray)
+    assert diversity_report(pair, arrays).probe_scores == diversity_report(whole, x, y).probe_scores
+    assert torch.allclose(CatRepresentation([net(0), net(1)]).fit(x.split(20)).transform(x.split(20)), whole.transform(x),
+                          atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("empty", [normal(0, 5), []])
+def test_statistics_of_nothing_and_of_nan_are_refused(empty):
+    cat, x = CatRepresentation([net(0), net(1)]), normal(8, 5)
+    with pytest.raises(ValueError, match="at least one row"):
+        cat.fit(empty)
+    x[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="feature 0 of row 3 is nan"):
+        cat.fit(x)
+    assert cat.mean is None
+    with pytest.raises(ValueError, match="no batch"):
+        cat.fit(normal(8, 5)).transform([])
 
 
 def test_scikit_learn_clones_it_and_searches_its_parameters():

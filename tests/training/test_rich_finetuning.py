@@ -146,6 +146,11 @@ def test_snapshots_are_copies_of_one_run():
     assert torch.equal(kept.nets[2][0].weight, done.module[0].weight)
     assert not torch.equal(kept.nets[0][0].weight, kept.nets[1][0].weight)
     assert isinstance(kept.nets[0], nn.Module)
+    with pytest.warns(UserWarning, match=r"after 2 updates: no snapshot of \[4, 9\]"):
+        train(
+            net(0), task(), loss=lambda m, b: F.cross_entropy(m(b.x), b.y % 3), config=TrainConfig(steps=2),
+            callbacks=[Snapshots([9, 1, 4])],
+        )  # fmt: skip
     for bad in ([], [0]):
         with pytest.raises(ValueError, match="updates to keep"):
             Snapshots(bad)
@@ -166,6 +171,23 @@ def test_classes_are_read_off_the_labels_and_double_nets_stay_double():
     assert two_stage_finetune(nets, (x, y), epochs=(1, 1))(x).shape == (24, 3)
     double = [net.double() for net in nets]
     assert two_stage_finetune(double, (x.double(), y), 3, epochs=(1, 1))(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(("labels", "classes", "words"), [
+    (torch.tensor([0, 1, 3, 1]), 3, r"label 3 lies outside 0\.\.2"), (torch.tensor([0, -1, 1, 1]), None, "label -1"),
+    (torch.tensor([0.0, 1.0, 1.0, 0.0]), 2, "make them integers"), (None, 2, "no labels"),
+    (torch.zeros(0, dtype=torch.long), None, "no labels"),
+])  # fmt: skip
+def test_labels_that_name_no_class_are_refused(labels, classes, words):
+    with pytest.raises(ValueError, match=words):
+        two_stage_finetune([net(0)], (normal(4, 5), labels), classes, epochs=(1, 1))
+
+
+def test_rows_may_be_left_out_and_labels_may_be_probabilities():
+    y = torch.tensor([0, 1, -100, 1])
+    assert two_stage_finetune([net(0)], (normal(4, 5), y), epochs=(1, 1)).head.out_features == 2
+    soft = normal(4, 3).softmax(1)
+    assert two_stage_finetune([net(0)], (normal(4, 5), soft), 3, epochs=(1, 1)).head.out_features == 3
 
 
 class Rows(torch.utils.data.Dataset):

@@ -4,6 +4,7 @@ Source: Darji 2021, arXiv 2407.20601, section on pruning; torch's gate orders (G
 forget, cell, output) name single gates.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -30,6 +31,7 @@ GATES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (PeepholeLSTM, ("input", "forget", "cell", "output")),
 )
 RECURRENT = ("weight_ih", "weight_hh")
+_LAYER = re.compile(r"_l\d+(_reverse)?$")
 
 
 def prune(
@@ -48,14 +50,14 @@ def prune(
         Share removed, in [0, 1]: exactly ``round(amount * N)`` of the N entries that `targets` means. 1 leaves none
         (the official code's strict comparison leaves its largest weight).
     targets
-        Names of weights: a dotted name or glob ("rnn.weight_hh_l0", "*.weight"), or the name inside its module with
-        or without the layer ("weight_hh" means all of weight_hh_l0, weight_hh_l1 ...), or one gate of these
-        ("weight_hh.update").
+        Names of weights: a dotted name or glob ("rnn.weight_hh_l0", "*.weight"), or the name inside its module; either
+        with or without the layer ("weight_hh" means all of weight_hh_l0, weight_hh_l1 ... of every module,
+        "rnn.weight_hh" those of one), or one gate of these ("weight_hh.update").
     scope
         "global" compares the entries of all tensors with each other, as the official code does; "layer" removes the
         same share of every tensor, as the thesis' text says.
     scores
-        What to prune by, tensors by dotted name; None: magnitudes.
+        What to prune by, tensors in the weights' shapes by dotted name; None: magnitudes.
 
     Returns
     -------
@@ -65,7 +67,7 @@ def prune(
     Raises
     ------
     ValueError
-        For an amount outside [0, 1], or weights that are not finite.
+        For an amount outside [0, 1], weights that are not finite, or scores that are NaN or of another shape.
     TargetError
         For no target, one that means no weight of the model, or one that is tied to another place (a mask acts where
         it is put, so the other place would go on with the whole weight).
@@ -136,7 +138,10 @@ def prepared(
             raise ValueError(f"{name!r} holds {int((~weight.isfinite()).sum())} entries that are not finite")
         if scores is not None and name not in scores:
             raise TargetError(f"scores has no {name!r}; it has {', '.join(scores)}")
-        score = weight.abs() if scores is None else scores[name].detach().to(weight)
+        score = weight.abs() if scores is None else scores[name].detach().to(weight.device)
+        if score.shape != weight.shape:
+            raise ValueError(f"{name!r} has shape {tuple(weight.shape)}, but its scores {tuple(score.shape)}")
+        score = score if score.is_floating_point() else score.double()  # ranked in their own precision
         if name in masks:
             score = score.masked_fill(~masks[name], -torch.inf)  # removed before: counted first
         chosen[key] = score[part]
@@ -179,7 +184,7 @@ def match_weights(model: nn.Module, targets: str | Sequence[str]) -> dict[str, t
 
 def _means(target: str, name: str) -> bool:
     own = name.rpartition(".")[2]
-    return fnmatchcase(name, target) or own == target or own.startswith(f"{target}_l")
+    return fnmatchcase(name, target) or target in (own, _LAYER.sub("", own), _LAYER.sub("", name))
 
 
 def _gate(model: nn.Module, name: str, gate: str) -> slice | None:

@@ -182,7 +182,7 @@ class L2(Consolidation):
     def update(self, data: Any = None) -> Omega:
         """theta* moves here. `data` are not looked at."""
         new = {n: torch.ones_like(p) for n, p in self.model.named_parameters() if p.requires_grad}
-        self.omega = {}
+        self.omega = new if self.combine == "mean" else {}  # a mean of ones is 1, also of parameters that are new
         self.consolidate(new)
         return new
 

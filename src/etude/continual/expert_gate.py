@@ -11,6 +11,7 @@ put through a sigmoid. Source: Aljundi, Chakravarty & Tuytelaars 2017, arXiv 161
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etude.continual.heads import check_labels
+from etude.data.randomness import seeded_build, stream
 from etude.data.tasks import Split, split
 from etude.layers.autoencoders import Autoencoder, autoencoder
 from etude.layers.modes import evaluating
@@ -84,7 +86,8 @@ class ExpertGate:
         and it differs between tasks, as each standardises with its own statistics: with it a gate of wide features
         wins every row.
     distill_above
-        Relatedness from which a new expert should be trained with the old one's answers.
+        Relatedness from which a new expert should be trained with the old one's answers. The paper's 0.85 is a share of
+        cross-entropies, which hold the target's entropy; of divergences the same tasks have less.
     config
         How autoencoders are trained; None: at most 50 epochs of Adam (1e-3, batch 64), until the error on a tenth of
         the rows has not fallen for 5.
@@ -212,9 +215,20 @@ class ExpertGate:
         return Routed(y, task[:, 0]) if k == 1 else Routed(y.view(-1, k, *y.shape[1:]), task)
 
     def relatedness(self, X_val: Any, task: int = -1) -> Tensor:
-        """Rel(task, a) of every other task a, on validation inputs of `task` (the newest by default); 1 at itself."""
-        errors = self.errors(X_val).mean(0)
-        return 1 - (errors - errors[task]) / errors[task]
+        """Rel(task, a) of every other task a, on validation inputs of `task` (the newest by default); 1 at itself.
+
+        Raises
+        ------
+        ValueError
+            If there is no such task, or no input.
+        """
+        errors = self.errors(X_val)
+        if not -len(self) <= task < len(self):
+            raise ValueError(f"there is no task {task}: there are {len(self)}")
+        if not len(errors):
+            raise ValueError("no samples: relatedness is a mean over validation inputs")
+        mean = errors.mean(0)
+        return 1 - (mean - mean[task]) / mean[task]
 
     def kinship(self, X_val: Any, task: int = -1) -> Kinship:
         """Which earlier task a new expert should start from, and how it should be trained.
@@ -222,7 +236,7 @@ class ExpertGate:
         Raises
         ------
         ValueError
-            If there is no other task.
+            As `relatedness`, and if there is no other task.
         """
         if len(self) < 2:
             raise ValueError("there is no other task to be related to")
@@ -253,7 +267,8 @@ class ExpertGate:
         """
         self.gates = []
         while mine := _part(state, f"gate.{len(self.gates)}."):
-            gate = _Gate(self._fresh(len(mine["mean"])), mine["mean"].clone(), mine["std"].clone())
+            net = seeded_build(partial(self._fresh, len(mine["mean"])), stream(self.seed, "load"))
+            gate = _Gate(net, mine["mean"].clone(), mine["std"].clone())
             gate.load_state_dict(mine)
             self.gates.append(gate.requires_grad_(False).eval())
         self.experts = [experts[t] if t < len(experts) else None for t in range(len(self.gates))]
@@ -299,6 +314,10 @@ def train_expert(
 
 def _ask(expert: Any, x: Any) -> Tensor:
     if isinstance(expert, nn.Module):
+        if not isinstance(x, Tensor):  # an array: in the module's own precision and place
+            x = torch.as_tensor(x)
+            like = next(expert.parameters(), x)
+            x = x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
         with evaluating(expert), torch.no_grad():
             said = expert(x)
     else:

@@ -63,8 +63,26 @@ class TaskHeads(nn.Module):
 
 
 def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of each sample, (B,)."""
-    return F.cross_entropy(logits, y, reduction="none")
+    """Cross-entropy of each sample, (B,); of pixels or tokens (B, C, ...) their mean."""
+    each = F.cross_entropy(logits, y, reduction="none")
+    return each if each.ndim == 1 else each.flatten(1).mean(1)
+
+
+def loss_of_each(losses: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, y: Tensor) -> Tensor:
+    """``losses(outputs, y)``, (B,).
+
+    Raises
+    ------
+    ValueError
+        Unless that is one number a sample.
+    """
+    each = losses(outputs, y)
+    if each.shape != (len(outputs),):
+        raise ValueError(
+            f"losses must give one number a sample, ({len(outputs)},), got {tuple(each.shape)}: "
+            'a loss of torch does with reduction="none"'
+        )
+    return each
 
 
 def check_labels(logits: Tensor, y: Tensor) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from etude.layers.modes import evaluating
 from etude.layers.parameters import layout_of, unflatten
 from etude.training.gradients import per_sample_gradients
+from etude.training.representations import is_pair
 
 Kind = Literal["mas", "fisher", "empirical_fisher", "local"]
 KINDS: tuple[Kind, ...] = ("mas", "fisher", "empirical_fisher", "local")
@@ -27,8 +28,11 @@ Omega = dict[str, Tensor]
 
 
 def outputs(model: Any, x: Any) -> Tensor:
-    """``model(x)``: the `Forward` of a net that needs no other."""
-    return model(x)  # type: ignore[no-any-return]
+    """``model(x)``: the `Forward` of a net that needs no other. ValueError where that is no tensor."""
+    out = model(x)
+    if not isinstance(out, Tensor):
+        raise ValueError(f"the model gives {type(out).__name__}, not a tensor: say what its outputs are by forward=")
+    return out
 
 
 def check_gradients(what: str) -> None:
@@ -135,7 +139,7 @@ def batches_of(data: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
     """
     if isinstance(data, Tensor):
         pairs: Iterable[Any] = [data] if data.ndim else []
-    elif _is_pair(data):
+    elif is_pair(data):
         pairs = [data]
     else:
         pairs = data
@@ -151,18 +155,6 @@ def _in_parts(data: Any, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     for x, y in batches_of(data):
         for at in range(0, len(x), rows):
             yield x[at : at + rows], None if y is None else y[at : at + rows]
-
-
-def _is_pair(data: Any) -> bool:
-    """Whether this is inputs with labels, and not a tuple of batches."""
-    if not isinstance(data, tuple) or len(data) < 2 or not isinstance(data[0], Tensor):
-        return False
-    if hasattr(data, "_fields"):  # a named tuple, such as `Split`
-        return True
-    x, y = data[:2]
-    if len(data) > 2 or not isinstance(y, Tensor):
-        return len(data) == 2
-    return y.dtype != x.dtype or y.shape[1:] != x.shape[1:] or (x.ndim == 1 and len(x) == len(y))
 
 
 def shuffled(omega: Mapping[str, Tensor], generator: torch.Generator) -> Omega:

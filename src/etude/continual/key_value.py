@@ -244,7 +244,8 @@ class KeyValueBottleneck(nn.Module):
             raise ValueError(f"embeddings hold NaN or infinities, first in row {row[0] if len(row) == 1 else row}")
         e = e.to(self.values.device, self.keys.dtype)
         if self.projector is not None:
-            with evaluating(self.projector):  # nothing here trains it: cells must not hang on the mode
+            # nothing here trains it, and kept cells must be those of now: neither mode nor precision may matter
+            with evaluating(self.projector), torch.autocast(e.device.type, enabled=False):
                 e = self.projector(e)
             if e.shape[-1] != self.num_codebooks * self.key_dim:
                 raise ValueError(
@@ -252,7 +253,8 @@ class KeyValueBottleneck(nn.Module):
                     f"got {e.shape[-1]}"
                 )
         elif "projection" in self._buffers:
-            e = e @ self.projection
+            with torch.autocast(e.device.type, enabled=False):
+                e = e @ self.projection
         return e.unflatten(-1, (self.num_codebooks, self.key_dim))
 
     def cells(self, e: Tensor, *, visited_only: bool | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etude.continual.heads import TaskHeads, check_labels
+from etude.data.randomness import seeded_build, stream
 from etude.data.tasks import Split
 from etude.layers.autoencoders import Autoencoder, autoencoder
 from etude.layers.modes import evaluating, statistics_kept
@@ -170,6 +171,6 @@ class EBLL(LwF):
         while mine := {
             n.split(".", 2)[2]: t for n, t in state.items() if n.startswith(f"code.{len(self.autoencoders)}.")
         }:
-            net = self._fresh().requires_grad_(False)
+            net = seeded_build(self._fresh, stream(0, "load")).requires_grad_(False)
             net.load_state_dict(mine)
             self.autoencoders.append(net)

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from etude.continual.buffers import ReservoirBuffer, warn_if_few
 from etude.continual.gss import GSSBuffer
-from etude.continual.heads import check_labels, cross_entropies
+from etude.continual.heads import check_labels, cross_entropies, loss_of_each
 from etude.continual.importance import check_gradients
 from etude.layers.modes import evaluating
 
@@ -51,8 +51,8 @@ def interference(
     Raises
     ------
     ValueError
-        If lr is not positive, the batch is empty, a label (of the candidates, too) lies outside the head, or no
-        parameter is trained.
+        If lr is not positive, the batch is empty, a label (of the candidates, too) lies outside the head, `losses`
+        do not give one number a sample, or no parameter is trained.
     RuntimeError
         In ``torch.inference_mode``, where there are no gradients.
     """
@@ -68,7 +68,7 @@ def interference(
             out = model(x)
             check_labels(out, y)
             check_labels(out, cy)
-            grads = torch.autograd.grad(losses(out, y).mean(), list(named.values()), allow_unused=True)
+            grads = torch.autograd.grad(loss_of_each(losses, out, y).mean(), list(named.values()), allow_unused=True)
         pairs = zip(named.items(), grads, strict=True)
         stepped = {n: p.detach() if g is None else p.detach() - lr * g for (n, p), g in pairs}
         with torch.no_grad():

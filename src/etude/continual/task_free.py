@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.continual.consolidation import MAS
-from etude.continual.heads import check_labels, cross_entropies
+from etude.continual.heads import check_labels, cross_entropies, loss_of_each
 from etude.continual.importance import Forward
 from etude.layers.modes import evaluating
 
@@ -138,7 +138,7 @@ class TaskFreeMAS(MAS):
             x, y = torch.cat([x, self.hard[0].to(x)]), torch.cat([y, self.hard[1].to(y)])
         out = model(x) if self.forward is None else self.forward(model, x)
         check_labels(out, y)
-        each = self.losses(out, y)
+        each = loss_of_each(self.losses, out, y)
         return each[:count].mean() + (each[count:].mean() if len(each) > count else 0.0)
 
     def observe(self, x: Tensor, y: Tensor) -> bool:
@@ -154,7 +154,7 @@ class TaskFreeMAS(MAS):
                 pool = (torch.cat([pool[0], self.hard[0].to(x)]), torch.cat([pool[1], self.hard[1].to(y)]))
             out = self._outputs(pool[0])
             check_labels(out, pool[1])
-            each = self.losses(out, pool[1])
+            each = loss_of_each(self.losses, out, pool[1])
         loss = float(each[: len(x)].mean())
         number, self.num_batches = self.num_batches, self.num_batches + 1
         if self.detect is not None:

@@ -5,7 +5,7 @@ found no end are reported.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -56,7 +56,8 @@ def decode(
         "greedy"; "beam": the `beam_size` best by summed log-probability, not normalised by length;
         "sample": `num_samples` independent draws a row. `beam_size` > 1 alone means "beam".
     temperature, top_k, top_p
-        Shape the distribution that is sampled; scores are log-probabilities of the model itself, after `allowed`.
+        Shape the distribution that is sampled ("sample" only); scores are log-probabilities of the model itself, after
+        `allowed`.
     end_id
         Symbol that ends a sequence.
     allowed
@@ -72,7 +73,7 @@ def decode(
     Raises
     ------
     ValueError
-        For options that do not fit, NaN logits, or a mask of another shape.
+        For options that do not fit, an `end_id` outside of the symbols, NaN logits, or a mask of another shape.
     """
     last, state = start if isinstance(start, tuple) else (start, None)
     if method == "greedy" and beam_size > 1:
@@ -90,6 +91,8 @@ def decode(
     finished = torch.zeros_like(open_)
     for _ in range(max_steps):
         logits, state = step(last, state)
+        if end_id is not None and not 0 <= end_id < logits.shape[-1]:
+            raise ValueError(f"end_id must be a symbol in 0..{logits.shape[-1] - 1}, got {end_id}: no row would end")
         logp = _log_probabilities(logits, prefix, allowed, open_.view(-1))
         if method == "beam":
             logp_beams = logp.view(batch, n, -1)
@@ -135,12 +138,22 @@ def _check(
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+    if method != "sample" and not (temperature == 1.0 and top_k is top_p is None):
+        shaped = f"temperature={temperature}, top_k={top_k}, top_p={top_p}"
+        raise ValueError(f"only method='sample' draws from a shaped distribution, got {shaped} with {method!r}")
     if method == "sample" and generator is None:
         raise ValueError("sampling needs a generator=: pass a torch.Generator")
     if method == "sample" and beam_size > 1:
         raise ValueError("beam_size belongs to beam search: use num_samples with method='sample'")
     if method != "sample" and num_samples > 1:
         raise ValueError(f"num_samples belongs to method='sample', got {num_samples} with {method!r}")
+
+
+def check_allowed(mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """What a constraint returned; ValueError unless it is bool of this shape, (rows, symbols)."""
+    if mask.dtype != torch.bool or tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"what is allowed next must be bool {tuple(shape)}, got {mask.dtype} {tuple(mask.shape)}")
+    return mask
 
 
 def _reorder(state: Any, index: Tensor) -> Any:
@@ -165,12 +178,7 @@ def _log_probabilities(logits: Tensor, prefix: Tensor, allowed: Allowed | None, 
         row = int((torch.isnan(logits).any(-1) & open_).nonzero()[0])
         raise ValueError(f"row {row}: the step returned NaN logits after {prefix.shape[1]} symbols")
     if allowed is not None:
-        mask = allowed(prefix)
-        if mask.dtype != torch.bool or mask.shape != logits.shape:
-            raise ValueError(
-                f"allowed must return bool {tuple(logits.shape)}, got {mask.dtype} {tuple(mask.shape)}"
-            )  # fmt: skip
-        logits = logits.masked_fill(~mask, -math.inf)
+        logits = logits.masked_fill(~check_allowed(allowed(prefix), logits.shape), -math.inf)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return torch.nan_to_num(logits.log_softmax(-1), nan=-math.inf, neginf=-math.inf)
 
@@ -194,8 +202,8 @@ def _draw(
     assert generator is not None
     z = logp / temperature
     if top_k is not None and top_k < z.shape[-1]:
-        kth = z.topk(top_k, dim=-1).values[:, -1:]
-        z = z.masked_fill(z < kth, -math.inf)
+        rest = z.argsort(dim=-1, descending=True, stable=True)[:, top_k:]  # of equal ones the first stay
+        z = z.scatter(1, rest, -math.inf)
     if top_p is not None and top_p < 1:
         ranked, order = z.softmax(-1).sort(dim=-1, descending=True, stable=True)
         drop = ranked.cumsum(-1) - ranked >= top_p  # the symbol that passes top_p stays

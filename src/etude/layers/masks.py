@@ -185,7 +185,7 @@ def _find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
         module = model.get_submodule(path)
     except AttributeError:
         module = None
-    if module is None or not isinstance(getattr(module, own, None), Tensor):
+    if module is None or (module._parameters.get(own) is None and not parametrize.is_parametrized(module, own)):
         known = ", ".join(weight_names(model)[:12])
         raise TargetError(f"{type(model).__name__} has no parameter {name!r}; it has {known}")
     return module, own

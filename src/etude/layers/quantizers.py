@@ -131,12 +131,8 @@ class VectorQuantizer(nn.Module):
         for excluded in self._without:
             free = ~excluded.to(x.device)
             allowed = free if allowed is None else allowed.expand_as(free) & free
-        try:
-            indices, distances = nearest_codes(
-                x, self.codes, k=self.k, similarity=self.similarity, allowed=allowed
-            )  # fmt: skip
-        except ValueError as error:
-            raise ValueError(f"{self.name or type(self).__name__}: {error}") from error
+        with self._named():
+            indices, distances = nearest_codes(x, self.codes, k=self.k, similarity=self.similarity, allowed=allowed)
         for codes, groups, positions in self._forced:
             indices = self._put(indices, codes.to(x.device), groups, positions)
             distances = self._distances(x, indices)
@@ -220,7 +216,7 @@ class VectorQuantizer(nn.Module):
             return dead
         rows = x.detach().reshape(-1, self.groups, self.dim).transpose(0, 1).to(self.codes.dtype)
         if rows.shape[1] == 0 or not bool(torch.isfinite(rows).all()):
-            raise ValueError("replace_dead needs at least one row, and every entry finite")
+            raise ValueError(f"{self._label}: replace_dead needs at least one row, and every entry finite")
         order = torch.rand(self.groups, rows.shape[1], generator=generator).argsort(-1).to(rows.device)
         place = (dead.long().cumsum(-1) - 1).clamp_min(0) % rows.shape[1]
         fresh = rows.gather(1, order.gather(1, place)[..., None].expand(-1, -1, self.dim))
@@ -271,7 +267,7 @@ class VectorQuantizer(nn.Module):
             return
         rows = torch.cat([b.reshape(-1, self.groups, self.dim) for b in batches] or [self.codes.new_empty(0, 0, 0)])
         if rows.numel() == 0 or not bool(torch.isfinite(rows).all()):
-            raise ValueError("initialize needs at least one row, and every entry finite")
+            raise ValueError(f"{self._label}: initialize needs at least one row, and every entry finite")
         rows = rows.transpose(0, 1).to(self.codes)
         if method == "kmeans":
             self.codes.copy_(kmeans(rows, self.num_codes, generator=generator).centers)
@@ -287,13 +283,14 @@ class VectorQuantizer(nn.Module):
         seen = 0
         for _ in range(epochs):
             for x in batches:
-                indices, _ = nearest_codes(x, self.codes, similarity=self.similarity)
+                with self._named():
+                    indices, _ = nearest_codes(x, self.codes, similarity=self.similarity)
                 self.move(x, indices[..., 0])
                 below = share * (x.numel() // (self.groups * self.dim)) / self.num_codes
                 self.replace_dead(x, generator, below=below)
                 seen += 1
         if not seen:
-            raise ValueError("initialize needs at least one batch")
+            raise ValueError(f"{self._label}: initialize needs at least one batch")
 
     def freeze(self) -> "VectorQuantizer":
         """From now on nothing moves the codes: no moving average, no gradient."""
@@ -339,8 +336,7 @@ class VectorQuantizer(nn.Module):
             raise ValueError(f"{wanted.shape[1]} forced codes do not fit into k = {self.k} slots")
         if int(wanted.min()) < 0 or int(wanted.max()) >= self.num_codes:
             raise IndexError(f"forced codes must lie in 0..{self.num_codes - 1}, got {wanted.flatten().tolist()}")
-        if any(not 0 <= g < self.groups for g in names):
-            raise IndexError(f"groups must lie in 0..{self.groups - 1}, got {list(names)}")
+        self._check_groups(names)
         entry = (wanted, None if groups is None else list(names), positions)
         self._forced.append(entry)
         try:
@@ -350,10 +346,11 @@ class VectorQuantizer(nn.Module):
 
     @contextlib.contextmanager
     def without(self, codes: Sequence[int] | Tensor, *, groups: Sequence[int] | None = None) -> Iterator[None]:
-        """Inside the block these codes are not chosen."""
+        """Inside the block these codes are not chosen; IndexError beyond the codebook or the groups."""
         gone = torch.as_tensor(codes, dtype=torch.long).cpu().flatten()
         if len(gone) and (int(gone.min()) < 0 or int(gone.max()) >= self.num_codes):
             raise IndexError(f"codes must lie in 0..{self.num_codes - 1}, got {gone.tolist()}")
+        self._check_groups([] if groups is None else groups)
         mask = torch.zeros(self.groups, self.num_codes, dtype=torch.bool)
         rows = torch.arange(self.groups) if groups is None else torch.as_tensor(list(groups))
         mask[rows[:, None], gone] = True
@@ -362,6 +359,21 @@ class VectorQuantizer(nn.Module):
             yield
         finally:
             self._without = [m for m in self._without if m is not mask]
+
+    def _check_groups(self, groups: Iterable[int]) -> None:
+        if any(not 0 <= g < self.groups for g in groups):
+            raise IndexError(f"groups must lie in 0..{self.groups - 1}, got {list(groups)}")
+
+    @property
+    def _label(self) -> str:
+        return self.name or type(self).__name__
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self._label}: {error}") from error
 
     def _put(self, indices: Tensor, codes: Tensor, groups: Sequence[int] | None, positions: Any) -> Tensor:
         forced = codes.shape[1]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from etude.layers.cross_entropy import masked_cross_entropy
 from etude.layers.recurrent import make_rnn, run_rnn
-from etude.layers.recurrent_cells import JordanRNN, check_batch_first
+from etude.layers.recurrent_cells import JordanRNN, check_batch_first, output_width
 from etude.layers.recurrent_gradients import tbptt
 from etude.layers.time_window import TimeWindow
 
@@ -39,9 +39,8 @@ class SequenceReadout(nn.Module):
             raise ValueError(f"the rnn takes inputs of width {rnn.input_size}, not {num_inputs}")
         self.rnn, self.num_inputs, self.num_outputs = rnn, num_inputs, num_outputs
         own = isinstance(rnn, JordanRNN) and rnn.output_activation == "softmax" and rnn.output_size == num_outputs
-        directions = 2 if getattr(rnn, "bidirectional", False) else 1
-        width = directions * int(getattr(rnn, "output_size", rnn.hidden_size))  # type: ignore[arg-type]
-        self.head = None if own and directions == 1 else nn.Linear(width, num_outputs)
+        one_way = not getattr(rnn, "bidirectional", False)
+        self.head = None if own and one_way else nn.Linear(output_width(rnn), num_outputs)
 
     def encode(self, x: Tensor) -> Tensor:
         """Symbols one-hot, numbers as they are."""
@@ -68,13 +67,23 @@ class SequenceReadout(nn.Module):
             (batch, time): labels with -100 where none is asked for (cross-entropy), or numbers with NaN (squares).
         truncate
             Reach of the gradient in steps (`tbptt` with k1 = k2 = truncate); None: the whole sequence.
+
+        Raises
+        ------
+        ValueError
+            For `truncate` with a net of two directions, or with a time window, which has no state to carry on.
         """
         if truncate is None:
             return _loss(self.forward(x), target)
+        if isinstance(self.rnn, TimeWindow):  # each piece would begin without the inputs before it
+            raise ValueError(
+                f"truncate={truncate}: a time window carries no state from piece to piece, and its gradient never "
+                f"reaches further than its {self.rnn.window} inputs; leave truncate out"
+            )
         counted = (~target.isnan() if target.is_floating_point() else target != -100).sum(0)
 
         def window(y: Tensor, steps: slice) -> Tensor:
-            return _loss(self.read(y), target[:, steps]) * counted[steps].sum() / counted.sum()
+            return _loss(self.read(y), target[:, steps]) * counted[steps].sum() / counted.sum().clamp(min=1)
 
         parts = tbptt(self.rnn, self.encode(x), truncate, truncate, loss_fn=window)
         return torch.stack([part.loss for part in parts]).sum()

@@ -169,7 +169,7 @@ class MixtureEntropy(HeadSignal):
         each = [logits[None]] if alone else [head(views) for head in heads]
         probs = torch.cat(each).softmax(-1)  # (S * K, batch, vocabulary)
         mean = probs.mean(0)
-        v = -mean.clamp_min(TINY).log()
+        v = -mean.clamp_min(max(TINY, torch.finfo(mean.dtype).tiny)).log()  # half precision has no such number
         down = probs * (v - (probs * v).sum(-1, keepdim=True)) / len(probs)
         grad = torch.zeros_like(hidden)
         for head, part in zip(heads, down.chunk(len(heads)), strict=True):

@@ -55,7 +55,7 @@ class StepLog:
         """hidden (B, T, H), after recoding; the signal is measured again for many steps at once."""
         batch, time, _ = hidden.shape
         before, after = hidden.new_full((2, batch, time), float("nan")).unbind(0)
-        norms = hidden.new_zeros(self.stack.num_layers, batch, time)
+        norms = hidden.new_full((self.stack.num_layers, batch, time), float("nan"))
         saturation = hidden.new_full((time,), float("nan"))
         steps = [t for t, row in enumerate(self.rows) if row is not None]
         for row, t in ((r, t) for t, r in enumerate(self.rows) if r is not None):

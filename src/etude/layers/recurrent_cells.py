@@ -38,6 +38,12 @@ def check_batch_first(rnn: nn.Module) -> None:
         raise ValueError(f"{type(rnn).__name__} reads (time, batch, input): make it with batch_first=True")
 
 
+def output_width(rnn: Any) -> int:
+    """Width of a recurrent net's outputs, both directions together: an LSTM may project, a Jordan net names its own."""
+    width = getattr(rnn, "output_size", 0) or getattr(rnn, "proj_size", 0) or rnn.hidden_size
+    return int(width) * (2 if getattr(rnn, "bidirectional", False) else 1)
+
+
 def reverse_padded(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Each row (batch, time, d) backwards, its padding left where it is."""
     if lengths is None:
@@ -97,8 +103,8 @@ class ScannedRNN(nn.Module, ABC):
         self, x: Tensor, state: Any = None, lengths: Tensor | Sequence[int] | None = None
     ) -> tuple[Tensor, Any]:
         """``y (batch, time, directions * output), state`` of x (batch, time, input); padded outputs are 0."""
-        if x.dim() != 3 or x.shape[-1] != self.input_size:
-            raise ValueError(f"x must have shape (batch, time, {self.input_size}), got {tuple(x.shape)}")
+        if x.dim() != 3 or x.shape[1] < 1 or x.shape[-1] != self.input_size:
+            raise ValueError(f"x must have shape (batch, time >= 1, {self.input_size}), got {tuple(x.shape)}")
         size = None if lengths is None else check_lengths(lengths, x).to(x.device)
         if size is not None and bool((size == x.shape[1]).all()):
             size = None

@@ -64,7 +64,8 @@ def tbptt(
     """Truncated back-propagation through time: every `k1` steps a loss whose gradient reaches back `k2` steps.
 
     Between two windows the weights may change. Where k2 > k1 the last k2 steps are run again from the stored
-    state, so the cost is k2 / k1 of a plain run and memory is that of k2 steps.
+    state, so the cost is k2 / k1 of a plain run and memory is that of k2 steps. Where k1 does not divide the time, the
+    last window is shorter and begins its run no earlier: k2 - k1 steps before its own first.
 
     Parameters
     ----------

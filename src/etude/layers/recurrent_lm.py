@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from etude.layers.cross_entropy import masked_cross_entropy
 from etude.layers.decoding import Decoded, decode
+from etude.layers.modes import evaluating
 from etude.layers.recurrent import run_rnn, swap_rows
-from etude.layers.recurrent_cells import check_batch_first
+from etude.layers.recurrent_cells import check_batch_first, output_width
 
 
 class LMOutput(NamedTuple):
@@ -56,7 +57,7 @@ class RecurrentLM(nn.Module):
             raise ValueError(f"embedding_dim {embedding_dim} differs from the rnn's input_size {rnn.input_size}")
         if vocab_size < 1:
             raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
-        width = int(getattr(rnn, "output_size", rnn.hidden_size))  # type: ignore[arg-type]
+        width = output_width(rnn)
         if tie and width != embedding_dim:
             raise ValueError(f"tied weights need equal widths, got hidden {width} and embedding {embedding_dim}")
         self.rnn, self.vocab_size = rnn, vocab_size
@@ -109,17 +110,18 @@ class RecurrentLM(nn.Module):
         end_id: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Decoded:
-        """Go on after a prompt (batch, time >= 1), which is read once for all beams or samples; see `decode`."""
+        """Go on after a prompt (batch, time >= 1), read once for all beams or samples, in eval mode; see `decode`."""
         if prompt.dim() != 2 or prompt.shape[1] < 1:
             raise ValueError(f"a prompt needs shape (batch, time) with at least one symbol, got {tuple(prompt.shape)}")
-        state = self.run(prompt[:, :-1])[1] if prompt.shape[1] > 1 else None
-        start = (prompt[:, -1], None if state is None else swap_rows(state))
 
         def step(last: Tensor, state: Any) -> tuple[Tensor, Any]:
             hidden, state = self.run(last[:, None], None if state is None else swap_rows(state))
             return self.head(self.dropout(hidden))[:, 0], swap_rows(state)
 
-        return decode(
-            step, start, max_steps=max_steps, method=method, beam_size=beam_size, num_samples=num_samples,
-            temperature=temperature, top_k=top_k, top_p=top_p, end_id=end_id, generator=generator,
-        )  # fmt: skip
+        with evaluating(self):
+            state = self.run(prompt[:, :-1])[1] if prompt.shape[1] > 1 else None
+            return decode(
+                step, (prompt[:, -1], None if state is None else swap_rows(state)), max_steps=max_steps, method=method,
+                beam_size=beam_size, num_samples=num_samples, temperature=temperature, top_k=top_k, top_p=top_p,
+                end_id=end_id, generator=generator,
+            )  # fmt: skip

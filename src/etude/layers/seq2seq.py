@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.layers.cross_entropy import masked_cross_entropy
-from etude.layers.decoding import decode
+from etude.layers.decoding import check_allowed, decode
 from etude.layers.pointer_attention import PointerAttention
 from etude.layers.recurrent import make_rnn, swap_rows
 from etude.layers.recurrent_cells import check_lengths, reverse_padded
@@ -289,7 +289,8 @@ class EncoderDecoder(nn.Module, ABC):
             return None
         (batch, m), slots = target.shape, self._slots(memory.x.shape[1])
         if callable(mask):
-            allowed = torch.stack([mask(target[:, :i]) for i in range(m + 1)], dim=1)
+            each = [check_allowed(mask(target[:, :i]), (batch, slots)) for i in range(m + 1)]
+            allowed = torch.stack(each, dim=1)
         else:
             used = torch.zeros(batch, m + 1, slots, dtype=torch.int32, device=target.device)
             used[:, 1:].scatter_(2, (target + 1).clamp_min(0)[..., None], 1)

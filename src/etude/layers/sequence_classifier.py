@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from etude.layers.recurrent_cells import check_batch_first, check_lengths
+from etude.layers.recurrent_cells import check_batch_first, check_lengths, output_width
 
 
 class SequenceClassifier(nn.Module):
@@ -14,7 +14,7 @@ class SequenceClassifier(nn.Module):
     rnn
         Batch first, one direction; returns its outputs (batch, time, width), alone or first of a tuple.
     width
-        Width of these outputs; None: the rnn's `hidden_size`.
+        Width of these outputs; None: what the rnn's own sizes say.
     pad_read
         Read the output after the padding instead, as some published code does.
 
@@ -34,7 +34,7 @@ class SequenceClassifier(nn.Module):
         check_batch_first(rnn)
         self.embed = nn.Embedding(vocab_size, int(rnn.input_size))  # type: ignore[arg-type]
         self.rnn, self.pad_read = rnn, pad_read
-        self.head = nn.Linear(int(rnn.hidden_size) if width is None else width, num_classes)  # type: ignore[arg-type]
+        self.head = nn.Linear(output_width(rnn) if width is None else width, num_classes)
 
     def forward(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits (batch, num_classes) of ids (batch, time); `lengths` (batch,), None: all steps are true."""

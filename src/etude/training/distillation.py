@@ -38,7 +38,8 @@ def distillation_kl(
     Parameters
     ----------
     student, teacher
-        (..., classes) logits; all axes but the last are rows. No gradient flows into the teacher.
+        (..., classes) logits; all axes but the last are rows. No gradient flows into the teacher. A class that the
+        teacher rules out by -inf adds nothing.
     temperature
         Divides both sides' logits; the factor T^2 keeps the gradient's size.
     top_k
@@ -49,12 +50,15 @@ def distillation_kl(
     Raises
     ------
     ValueError
-        For different shapes, a temperature that is not positive, a `top_k` out of range, or a mask without True.
+        For different shapes, no rows, a temperature that is not positive, a `top_k` out of range, or a mask without
+        True.
     """
     if student.shape != teacher.shape:
         raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one shape")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    if not student.numel():
+        raise ValueError(f"there are no rows to compare: the logits have shape {tuple(student.shape)}")
     teacher = teacher.detach()
     student, teacher = _single(student), _single(teacher)
     if top_k is not None:
@@ -64,7 +68,8 @@ def distillation_kl(
         student = student.gather(-1, chosen)
     log_q = (student / temperature).log_softmax(-1)
     log_p = (teacher / temperature).log_softmax(-1)
-    rows = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+    parts = F.kl_div(log_q, log_p, reduction="none", log_target=True)
+    rows = parts.masked_fill(log_p.isneginf(), 0.0).sum(-1)  # 0 log 0
     if mask is not None:
         if mask.shape != rows.shape or not bool(mask.any()):
             raise ValueError(f"mask must be {tuple(rows.shape)} with at least one True, got {tuple(mask.shape)}")

@@ -143,12 +143,11 @@ class LinearProbe(BaseEstimator):
         return self._scores(Z).softmax(-1).cpu().numpy()
 
     def score(self, Z: Any, y: Any) -> float:
-        """Accuracy for classes; R^2 (uniform mean over the targets) for numbers."""
-        y = _targets(y)
+        """Accuracy for classes, R^2 (uniform mean over the targets) for numbers; ValueError unless `y` has the rows."""
+        predicted, y = self._compared(Z, y)
         if self.classes_ is not None:
-            return float((self.predict(Z) == y).mean())
-        y = y.reshape(len(y), -1)
-        predicted = self.predict(Z).reshape(y.shape)
+            return float((predicted == y).mean())
+        predicted, y = predicted.reshape(len(y), -1), y.reshape(len(y), -1)
         left = np.square(y - predicted).sum(0)
         found = 1 - left / np.maximum(np.square(y - y.mean(0)).sum(0), 1e-300)
         constant = (y == y[0]).all(0)  # nothing to explain: 1 if it is met but for rounding, else 0
@@ -156,9 +155,16 @@ class LinearProbe(BaseEstimator):
 
     def relative_error(self, Z: Any, y: Any) -> float:
         """``sum |y - prediction|^2 / sum |y|^2`` of a probe of numbers."""
-        y = _targets(y)
-        left = np.square(y - self.predict(Z).reshape(y.shape)).sum()
+        predicted, y = self._compared(Z, y)
+        left = np.square(y - predicted).sum()
         return float(left / max(np.square(y).sum(), 1e-300))
+
+    def _compared(self, Z: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Predictions, and the targets in their shape: a column of labels would be compared with every row."""
+        predicted, y = self.predict(Z), _targets(y)
+        if y.shape[:1] != predicted.shape[:1] or y.size != predicted.size:
+            raise ValueError(f"targets {y.shape} do not fit the predictions {predicted.shape}: give one a row")
+        return predicted, y.reshape(predicted.shape)
 
     def _scores(self, Z: Any) -> Tensor:
         check_is_fitted(self)

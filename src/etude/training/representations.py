@@ -183,10 +183,24 @@ class CatRepresentation(nn.Module):
         return value
 
     def fit(self, X: Any, y: Any = None) -> "CatRepresentation":
-        """Mean and deviation of every feature, on an array, a tensor, or an iterable of batches."""
+        """Mean and deviation of every feature, on an array, a tensor, (x, y), a split, or an iterable of batches.
+
+        Raises
+        ------
+        ValueError
+            If there are no rows, or a feature is not finite.
+        """
         if self.normalize == "batch":
             parts = [torch.cat(self._quiet(batch), 1).double() for batch in batches_of(X)]
+            if not sum(map(len, parts)):
+                raise ValueError("the data are empty: the statistics of features need at least one row")
             rows = torch.cat(parts)
+            if not bool(rows.isfinite().all()):
+                row, column = (~rows.isfinite()).nonzero()[0].tolist()
+                raise ValueError(
+                    f"feature {column} of row {row} is {float(rows[row, column])}: statistics need finite numbers, "
+                    "leave such rows out"
+                )
             like = parts[0]
             dtype = next((p.dtype for p in self.parameters()), like.dtype)
             self.mean = rows.mean(0).to(dtype)
@@ -195,16 +209,20 @@ class CatRepresentation(nn.Module):
         return self
 
     def transform(self, X: Any) -> Any:
-        """Features of an array (then an array comes back), a tensor, or an iterable of batches.
+        """Features of what `fit` takes; of an array an array comes back.
 
         With "batch" and without `fit` before, these rows are fitted to, and a warning says so.
         """
         if self.normalize == "batch" and self.mean is None:
             warnings.warn("fit was not called: features are standardised with these very rows", stacklevel=2)
-            X = X if isinstance(X, Tensor | np.ndarray) else list(X)
+            X = X if isinstance(X, Tensor | np.ndarray | tuple) else list(X)
             self.fit(X)
+        X = X[0] if is_pair(X) else X
         with evaluating(self), torch.no_grad():
-            made = torch.cat([self(batch) for batch in batches_of(X)])
+            parts = [self(batch) for batch in batches_of(X)]
+        if not parts:
+            raise ValueError("the data hold no batch to transform")
+        made = torch.cat(parts)
         return made.cpu().numpy() if isinstance(X, np.ndarray) else made
 
     def fit_transform(self, X: Any, y: Any = None) -> Any:
@@ -240,8 +258,24 @@ def _every_other(y: NDArray[Any]) -> NDArray[np.bool_]:
     return half
 
 
+def is_pair(data: Any) -> bool:
+    """Whether this is inputs with labels, such as a `Split`, and not a tuple of batches.
+
+    Two tensors alike in type and in the shape of a row are two batches of inputs, as `Tensor.split` gives them.
+    """
+    if not isinstance(data, tuple) or len(data) < 2 or not isinstance(data[0], Tensor | np.ndarray):
+        return False
+    if hasattr(data, "_fields"):  # a named tuple, such as `Split`
+        return True
+    x, y = data[:2]
+    if len(data) > 2 or not isinstance(y, Tensor | np.ndarray):
+        return len(data) == 2
+    return y.dtype != x.dtype or y.shape[1:] != x.shape[1:] or (x.ndim == 1 and len(x) == len(y))
+
+
 def batches_of(X: Any) -> Iterator[Any]:
-    """Batches of an array or tensor, or the iterable's own (the inputs of each)."""
+    """Batches of an array or tensor (of a pair the first), or the iterable's own (the inputs of each)."""
+    X = X[0] if is_pair(X) else X
     if isinstance(X, np.ndarray):
         X = torch.as_tensor(X)
         X = X.float() if X.dtype == torch.float64 else X
@@ -308,8 +342,9 @@ def diversity_report(cat: CatRepresentation, X: Any, y: Any = None, *, debiased:
         Of CKA.
     """
     if not isinstance(X, Tensor | np.ndarray):
-        X = list(X)
-        y = classes_in(X) if y is None else y
+        batches = [X] if is_pair(X) else list(X)
+        y = classes_in(batches) if y is None else y
+        X = X[0] if is_pair(X) else batches
     if cat.normalize == "batch" and cat.mean is None:
         cat.fit(X)
     rows = cat.transform(X)

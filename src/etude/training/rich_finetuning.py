@@ -4,6 +4,7 @@ Source: Zhang & Bottou 2022, arXiv 2212.07346, section 4 (two-stage fine-tuning,
 """
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace as with_changes
 from typing import Any, Literal
@@ -96,7 +97,7 @@ def two_stage_finetune(
     data
         What `train` takes: a split, (x, y), or batches (a loader draws them anew each epoch).
     num_classes
-        Outputs of the new heads; None: one more than the largest label in `data`.
+        Outputs of the new heads; None: one more than the largest label in `data`. Labels of -100 take no part.
     epochs
         Of both stages; left out where a configuration brings its own length.
     config, second
@@ -105,15 +106,15 @@ def two_stage_finetune(
     Raises
     ------
     ValueError
-        Without nets.
+        Without nets or labels, and for labels that are no numbers of classes.
     """
     if not nets:
         raise ValueError("there are no nets to tune: give at least one")
-    if num_classes is None:
-        if isinstance(data, Iterator):  # gives its batches once only
-            data = list(data)
+    if num_classes is None and isinstance(data, Iterator):  # gives its batches once only
+        data = list(data)
+    if num_classes is None or isinstance(data, tuple):
         labels = [data[1]] if isinstance(data, tuple) else [batch[1] for batch in data]
-        num_classes = 1 + max(int(torch.as_tensor(y).max()) for y in labels)
+        num_classes = _checked_classes(labels, num_classes)
     first = config or TrainConfig(optimizer="sgd", momentum=0.9, lr=0.01, schedule="cosine")
     last = second or TrainConfig(lr=1e-3)
     first, last = (c if c.steps or c.seconds else with_changes(c, epochs=e) for c, e in zip((first, last), epochs))
@@ -132,6 +133,24 @@ def two_stage_finetune(
     for p in joined.body.parameters():
         p.requires_grad_(True)
     return joined.eval()
+
+
+def _checked_classes(labels: Sequence[Any], num_classes: int | None) -> int:
+    """How many classes there are, at least as many as the labels name; rows of probabilities need `num_classes`."""
+    parts = [torch.as_tensor(y) for y in labels if y is not None]
+    if not sum(y.numel() for y in parts):
+        raise ValueError("there are no labels to tune on: give (x, y) with at least one row")
+    if any(y.is_floating_point() for y in parts):
+        if num_classes is None or any(y.ndim != 2 or y.shape[1] != num_classes for y in parts):
+            kinds = sorted({f"{y.dtype} {tuple(y.shape[1:])}" for y in parts})
+            raise ValueError(f"labels must be numbers of classes, got {', '.join(kinds)}: make them integers")
+        return num_classes
+    known = torch.cat([y[y != -100].flatten().long().cpu() for y in parts])
+    low, high = (int(known.min()), int(known.max())) if len(known) else (0, 0)
+    classes = high + 1 if num_classes is None else num_classes
+    if low < 0 or high >= classes:
+        raise ValueError(f"label {low if low < 0 else high} lies outside 0..{classes - 1}: number the classes from 0")
+    return classes
 
 
 def _head_only(net: Any, batch: Any) -> Tensor:
@@ -225,6 +244,11 @@ class Snapshots:
     ------
     ValueError
         For updates below 1, and where a second seed is trained: its nets would mix with the first one's.
+
+    Warns
+    -----
+    UserWarning
+        Where the run ends before an update that was to be kept.
     """
 
     one_seed = True
@@ -246,3 +270,9 @@ class Snapshots:
                     f"these snapshots are of seed {self._seed}: give seed {state.seed} a Snapshots of its own"
                 )
             self.nets.append(copy.deepcopy(state.model).eval())
+
+    def on_end(self, state: State) -> None:
+        """Say which copies there are not."""
+        missed = sorted(step for step in self.steps if step > state.step)
+        if missed:
+            warnings.warn(f"the run ended after {state.step} updates: no snapshot of {missed}", stacklevel=2)
