@@ -1,3 +1,4 @@
+import copy
 import warnings
 from pathlib import Path
 
@@ -92,6 +93,13 @@ def test_saved_mid_stream(tmp_path: Path) -> None:
     assert np.array_equal(clf.predict_proba(X), loaded.predict_proba(X))
     loaded.partial_fit(X[y >= 2], y[y >= 2])
     assert loaded.score(X, y) > 0.9
+
+
+def test_a_setting_for_the_next_fit_does_not_change_the_present_one() -> None:
+    X, y = blobs()
+    clf = KeyValueClassifier(**SMALL).fit_keys(X).partial_fit(X, y, classes=range(4))
+    other = copy.deepcopy(clf).set_params(n_codebooks=1000)
+    assert np.array_equal(clf.partial_fit(X, y).predict_proba(X), other.partial_fit(X, y).predict_proba(X))
 
 
 def test_labels_are_what_is_learned() -> None:

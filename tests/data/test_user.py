@@ -178,7 +178,12 @@ def test_skipping_leaves_out_what_cannot_be_used(write):
         (b"a,y\n1,\x8d\x81\n", "y", r"my.csv is not text: save the table as CSV in UTF-8"),
         ("y\nx\nz\nx\nz\n", "y", r"no column to learn from \('y' is its only column\)"),
         ("a,y\n" + "".join(f"{i},{i * 0.37}\n" for i in range(50)), "y", r"looks like a measurement \(50 different"),
-        ("a,y\n,x\n,x\n,z\n,z\n", "y", r"no column to learn from \(a: empty\)"),
+        ("a,y\n,x\n,x\n,z\n,z\n", "y", r"no column to learn from \(a: empty\)$"),
+        (
+            "a,y\n" + "".join(f"text {i},{i % 2}\n" for i in range(200)),
+            "y",
+            r"free text\); texts go in as JSON lines with \"text\" and \"label\"",
+        ),
         (
             "a,y\n1,0\n2,0\n3,1\n4,1\n5,inf\n6,-inf\n",
             "y",

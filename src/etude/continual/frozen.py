@@ -124,6 +124,9 @@ def frozen_features(name: str) -> FrozenFeatures:
 def user_features(data: ImageSet | TableSet | TextDataset) -> FrozenFeatures:
     """Features of the user's data: a whitening PCA of pixels or columns, TF-IDF with SVD of documents.
 
+    Words are weighted and the SVD taken over all documents, as a frozen encoder that has seen such texts before; no
+    label enters. Columns are fitted on the rows that train.
+
     Raises
     ------
     ValueError

@@ -165,7 +165,7 @@ class KeyValueClassifier(TorchClassifier):
         self._passes += 1
         losses = []
         for part in order.split(self.batch_size):
-            rate = self.lr * self.n_codebooks * len(part)
+            rate = self.lr * module.num_codebooks * len(part)
             batch, labels = cells[part.to(device)], target[part].to(device)
             losses.append(module.learn(batch, labels, lr=rate, label_smoothing=self.label_smoothing, clip_norm=None))
         self.history_.append({"step": len(self.history_) + 1, "loss": float(np.mean(losses))})

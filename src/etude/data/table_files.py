@@ -22,6 +22,7 @@ TARGETS = ("target", "label", "class", "y")
 MAX_NUMERIC_CLASSES = 20
 INDEX_NAMES = ("", "id", "idx", "index", "row", "rowid", "row_id", "row.names")
 BINARY = (".parquet", ".arrow")
+FREE_TEXT = "names the rows or holds free text"
 DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?")
 
 
@@ -79,7 +80,8 @@ def read_table(path: Path, *, target: str | None = None, on_bad: OnBad = "raise"
                 columns[name] = column
     if not columns:
         reasons = "; ".join(f"{n}: {r}" for n, r in dropped.items()) or f"{target!r} is its only column"
-        raise DataError(f"{path} has no column to learn from ({reasons})")
+        texts = '; texts go in as JSON lines with "text" and "label"' if FREE_TEXT in dropped.values() else ""
+        raise DataError(f"{path} has no column to learn from ({reasons}){texts}")
     meta = {"target": target, "dropped": dropped, "left_out_rows": left_out, **notes}
     digest = file_sha256(path) if path.is_file() else ""
     record = {"name": path.name, "version": "user", "sha256": digest, "license": "the user's own"}
@@ -254,7 +256,7 @@ def _column(series: Any) -> tuple[Column | None, str]:
         return _days(series), ""
     words = Words.of(None if hole else str(v).strip() for v, hole in zip(series, holes, strict=True))
     if len(words.names) > max(MAX_CATEGORIES, (~holes).sum() / 2):
-        return None, "names the rows or holds free text"
+        return None, FREE_TEXT
     return words, ""
 
 

@@ -117,6 +117,7 @@ def test_a_diverged_net_scores_nan_and_not_class_zero() -> None:
         (lambda: brier(np.zeros((0, 2)), np.zeros(0, int)), "no rows"),
         (lambda: expected_calibration_error([[0.5, 0.5]], [0], bins=0), "at least 1"),
         (lambda: expected_calibration_error(np.ones((2, 2, 2)), [0, 1]), "need probabilities"),
+        (lambda: accuracy(np.zeros((4, 1)), [0, 1, 1, 0]), r"\(4, 1\) are scores of one class: give labels"),
     ],
 )
 def test_bad_input(call: Any, reason: str) -> None:

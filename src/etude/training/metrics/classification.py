@@ -142,6 +142,8 @@ def _array(value: Any) -> NDArray[Any]:
 def _labels(predictions: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     predicted, y = _array(predictions), _array(y)
     if predicted.ndim == y.ndim + 1:
+        if predicted.shape[-1] == 1 and y.any():
+            raise ValueError(f"predictions {predicted.shape} are scores of one class: give labels {y.shape}")
         predicted = predicted.argmax(-1)
     if predicted.shape != y.shape:
         raise ValueError(f"predictions {predicted.shape} do not fit labels {y.shape}")
