@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from etude.data import stream
-from etude.decision import ArmNetwork, ModuleArms
+from etude.decision import ArmNetwork, ModuleArms, arm_networks
 from etude.training import per_sample_gradients
 
 S, B, K, D, M = 2, 3, 4, 5, 6
@@ -80,6 +80,26 @@ def test_a_users_module_gives_the_same(disjoint):
         wrapped.add_precision(one, one_arms, mine)
         network.add_precision(contexts, arms, theirs)
     assert wrapped.width == M
+
+
+def test_a_modules_gradients_in_parts_are_those_at_once(monkeypatch):
+    network, contexts, arms = _case(False)
+    wrapped, found = ModuleArms(_dense(network, 0)), []
+    for at_once in (2**24, 1):
+        monkeypatch.setattr(arm_networks, "_AT_ONCE", at_once)
+        precision = wrapped.start_precision(0.3)
+        wrapped.add_precision(contexts[:1], arms[:1], precision)
+        found.append((wrapped.squared_gradients(contexts[:1], precision), precision[0]))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_module_in_half_precision_goes_on_counting():
+    wrapped, x, arm = ModuleArms(nn.Linear(1, 1).bfloat16()), torch.ones(1, 500, 1, 1).bfloat16(), torch.zeros(1, 1)
+    precision = wrapped.start_precision(0.1)
+    for b in range(500):
+        wrapped.add_precision(x[:, b : b + 1], arm.long(), precision)
+    assert precision[0].tolist() == pytest.approx([500.1, 500.1], rel=1e-5)  # 256 in bfloat16
+    assert wrapped.squared_gradients(x[:, :1], precision).item() == pytest.approx(2 / 500.1, rel=1e-5)
 
 
 def test_a_seeds_weights_do_not_depend_on_the_others():

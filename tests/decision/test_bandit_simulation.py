@@ -132,6 +132,8 @@ def test_a_step_of_one_row_is_the_newest_alone():
         (lambda: SyntheticBandit("linear"), "reward must be"),
         (lambda: SyntheticBandit(noise=-1.0), "noise at least 0"),
         (lambda: simulate(_classes(), "random", (0,), 0), "horizon and batch_size must be at least 1"),
+        (lambda: simulate(_classes(), "greedy", (0,), 5), r"BanditSettings\(policy, ...\) or \"random\", got 'greedy'"),
+        (lambda: simulate(_classes(), "random", (), 5), "at least one seed, got none"),
     ],
 )
 def test_bad_input_is_named(call, text):

@@ -71,6 +71,21 @@ def test_contexts_as_arrays_and_lists():
     torch.testing.assert_close(bandit.predict_loss(x.double().tolist()), expected)
 
 
+def test_contexts_as_a_data_frame():
+    pd, bandit, x = pytest.importorskip("pandas"), _bandit(), _contexts(K, D)
+    torch.testing.assert_close(bandit.predict_loss(pd.DataFrame(x.numpy())), bandit.predict_loss(x))
+
+
+def test_no_gradient_goes_into_what_made_the_contexts():
+    encoder, bandit, loss = nn.Linear(3, D), _bandit(), torch.tensor(0.5, requires_grad=True)
+    for _ in range(3):
+        decision = bandit.choose(encoder(torch.ones(K, 3)))
+        bandit.partial_fit(decision=decision, loss=0.5)
+        bandit.partial_fit(encoder(torch.ones(K, 3)), 0, loss=loss)
+    assert encoder.weight.grad is None
+    assert loss.grad is None
+
+
 def test_draws_follow_the_probabilities():
     bandit = _bandit("squarecb", gamma=3.0)
     x = _contexts(K, D)
@@ -318,6 +333,16 @@ def test_a_module_in_half_precision_learns(policy, dtype):
         assert 0 < prob <= 1
         bandit.partial_fit(x, arm, loss=1.0)
     assert bandit.predict_loss(x).sum() > before.sum()
+
+
+@pytest.mark.parametrize("policy", ["squarecb", "epsilon"])
+def test_many_arms_of_a_module_in_half_precision_are_all_drawn(policy):
+    net = nn.Linear(1, 1).bfloat16()
+    bandit = NeuralBandit(1000, module=net, policy=policy, gamma=1e-3, epsilon=1.0, random_state=0)
+    p = bandit.probabilities(torch.ones(1000, 1))
+    assert p.tolist() == pytest.approx([1e-3] * 1000, rel=1e-3)
+    drawn = bandit.choose(torch.ones(3000, 1000, 1)).action
+    assert len(drawn.unique()) > 900  # 950 of 1000 are expected
 
 
 def test_thompson_without_exploration_draws_among_equals():

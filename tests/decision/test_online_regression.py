@@ -46,6 +46,15 @@ def test_regret_is_the_same_whatever_torch_was_told(switched_off):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_double_precision_as_torchs_default_changes_no_context():
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = regression_regret(_env(), (0,), 10, lr=0.3, hidden_dim=8, fit_steps=5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found["plain"].shape == (1, 10)
+
+
 def test_one_step_has_no_slope():
     with pytest.raises(ValueError, match=r"steps must lie in 1\.\.50, got \[0, 5\]"):
         log_slope(torch.ones(1, 50), [0, 5])

@@ -65,6 +65,9 @@ def test_constructed_transformer_names_wrong_shapes():
     X, y, Xq = pairs()
     with pytest.raises(ValueError, match=r"expected X \(\.\.\., n, 3\)"):
         linear.GradientDescentTransformer(3, 1, 0.1)(X, y, Xq)
+    for queries in (Xq[0], Xq[0, 0], Xq[:1]):  # of one data set, a single one, of fewer data sets
+        with pytest.raises(ValueError, match=r"expected X .* Xq \(\.\.\., m, 2\)"):
+            linear.GradientDescentTransformer(2, 1, 0.1)(X, y, queries)
 
 
 def test_gelu_product_is_of_fourth_order():

@@ -120,6 +120,15 @@ def test_dim_auto_ambient_and_given():
     assert DeepKernelClassifier("erf", depth=2).fit(X, y).dim_ == 4
 
 
+def test_many_rows_are_tuned_on_a_draw_that_holds_every_class_in_turn():
+    X, y = np.abs(np.random.default_rng(0).normal(size=(1600, 3))), np.arange(1600) % 2
+    clf = DeepKernelClassifier(dim=2).fit(X, y)
+    rows, labels = clf.tuning_rows()
+    assert len(rows) == 1000
+    assert (labels.sum(0) > 450).all()
+    assert torch.equal(rows, clf.tuning_rows()[0])
+
+
 def test_rows_of_any_length_are_normalised():
     X, y, Z, _ = _data()
     clf = DeepKernelClassifier(dim=4)
@@ -349,6 +358,8 @@ def test_tensors_and_arrays_of_coefficients_are_taken():
     plain = DeepKernelClassifier([0.0, 0.5**0.5, 0.5**0.5]).fit(x, y).predict(x)
     other = DeepKernelClassifier(np.array([0.0, 0.5**0.5, 0.5**0.5])).fit(torch.tensor(x), torch.tensor(y))
     np.testing.assert_array_equal(other.predict(torch.tensor(x)), plain)
+    half = torch.tensor(x).bfloat16()
+    np.testing.assert_array_equal(other.decision_function(half), other.decision_function(half.double()))
 
 
 @pytest.mark.parametrize(("option", "words"), [({"kind": "foo"}, "'foo'"), ({"depth": 2.5}, "whole number")])

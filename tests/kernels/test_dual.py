@@ -13,6 +13,7 @@ from etude.kernels import (
     dual_activation,
     optimal_activation,
 )
+from etude.kernels.dual import name_of
 
 NAMED = {"erf": torch.erf, "sin": torch.sin, "tanh": torch.tanh, "gelu": nn.functional.gelu, "silu": nn.functional.silu}
 DUALS = {
@@ -99,7 +100,8 @@ def test_every_way_to_name_an_activation():
     z = torch.linspace(-1, 1, 9, dtype=torch.float64)
     for given in (optimal_activation(4), optimal_activation(4).tolist(), HermiteActivation(optimal_activation(4))):
         torch.testing.assert_close(dual_activation(given).value(z), DUALS["optimal"].value(z))
-    torch.testing.assert_close(dual_activation(nn.ReLU()).value(z), DUALS["relu"].value(z))
+    for rectifier in (nn.ReLU(), torch.relu, torch.Tensor.relu, nn.functional.relu):
+        assert name_of(dual_activation(rectifier)) == "relu", "not a series, which bends differently next to 1"
     torch.testing.assert_close(dual_activation(nn.Tanh()).value(z), DUALS["tanh"].value(z))
     torch.testing.assert_close(dual_activation([0.0, 3.0]).value(z), z)
     assert dual_activation(DUALS["erf"]) is DUALS["erf"]

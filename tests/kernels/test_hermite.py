@@ -177,6 +177,12 @@ def test_second_moment_is_the_sum_of_squares():
     assert float(HermiteActivation(optimal_activation(4))(g).square().mean()) == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_hermite_activation_in_half_precision_rounds_once(dtype):
+    x, layer = torch.linspace(-3, 3, 99).to(dtype), HermiteActivation(optimal_activation(1))
+    assert torch.equal(layer(x), layer(x.float()).to(dtype))
+
+
 def test_hermite_activation_is_a_module_with_gradients_and_state():
     layer = HermiteActivation(optimal_activation(d=2), clip=3.0)
     x = torch.tensor([0.5, 10.0], requires_grad=True)
@@ -204,6 +210,8 @@ def test_hermite_activation_is_a_module_with_gradients_and_state():
         (lambda: HermiteActivation([1.0], clip=0), "clip must be positive"),
         (lambda: activation_report(torch.log), "not finite at"),
         (lambda: activation_report(lambda x: x.sum()), "elementwise"),
+        (lambda: activation_report(lambda x: x - x.mean()), "depends on those beside it"),
+        (lambda: activation_report(nn.Softmax(-1)), "depends on those beside it"),
         (lambda: activation_report(torch.zeros_like), "zero"),
         (lambda: activation_report(torch.ones_like).centered(), "constant"),
     ],

@@ -66,6 +66,11 @@ def test_class_means_equal_a_loop_over_episodes(seed):
             assert torch.allclose(got[e, c], h[e][y[e] == c].mean(0), atol=1e-6)
 
 
+def test_class_means_of_many_rows_in_half_precision():
+    rows = torch.full((2, 3000, 1), 30.0, dtype=torch.float16)  # their sum lies beyond its range
+    assert torch.equal(class_means(rows, torch.zeros(2, 3000), 1), rows[:, :1])
+
+
 def test_class_means_bad_input():
     h = torch.zeros(2, 4, 3)
     with pytest.raises(ValueError, match=r"class 1 of episode \(1,\) has no row"):

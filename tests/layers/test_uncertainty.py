@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from etude.data.randomness import stream
+from etude.layers.attention import MultiHeadAttention
 from etude.layers.surgery import TargetError
 from etude.layers.uncertainty import entropy, mc_dropout, mutual_information, predictive_entropy
 
@@ -77,6 +78,33 @@ def test_dropout_inside_a_recurrent_net_counts():
 
     probs = mc_dropout(Last(), (torch.ones(1, 4, 2), 1.0), 8, stream(0, "mc"))
     assert probs.std(0).max() > 0
+
+
+class _Attends(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        out = self.part(x, x, x) if isinstance(self.part, nn.MultiheadAttention) else self.part(x)
+        return (out[0] if isinstance(out, tuple) else out)[:, 0]
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True),
+        lambda: MultiHeadAttention(4, 2, dropout=0.5),
+        lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.5, batch_first=True),
+    ],
+)
+def test_dropout_inside_attention_counts_with_and_without_gradients(made, gradients):
+    net, x = _Attends(made()), torch.randn(2, 3, 4, generator=stream(0, "x"))
+    with torch.set_grad_enabled(gradients):
+        probs = mc_dropout(net, x, 8, stream(0, "mc"))
+    assert probs.std(0).max() > 0
+    assert all(m.training for m in net.modules())
 
 
 def test_bad_input():

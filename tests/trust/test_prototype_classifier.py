@@ -1,5 +1,6 @@
 """The classifier as scikit-learn sees it, its explanations, and every pitfall."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -82,6 +83,9 @@ def test_transform_returns_the_distances_and_fits_a_pipeline(fitted, digits):
     pipe = make_pipeline(PrototypeClassifier(max_epochs=2, device="cpu"), DecisionTreeClassifier(max_depth=3))
     assert pipe.fit(X[:500], y[:500]).predict(X[:3]).shape == (3,)
     assert len(fitted.get_feature_names_out()) == 15
+    assert len(copy.deepcopy(fitted).set_params(n_prototypes=3).get_feature_names_out()) == 15, "those of the fit"
+    with pytest.raises(NotFittedError):
+        PrototypeClassifier().get_feature_names_out()
 
 
 def test_the_seed_decides_everything_and_fit_starts_anew(digits):

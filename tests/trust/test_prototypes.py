@@ -117,3 +117,5 @@ def test_wrong_decoder_and_counts_are_named():
         PrototypeNetwork(nn.Linear(4, 2), nn.Linear(2, 5), (4,), 3)
     with pytest.raises(ValueError, match="at least 1, got 0 and 3"):
         PrototypeNetwork(nn.Linear(4, 2), nn.Linear(2, 4), (4,), 3, 0)
+    with pytest.raises(ValueError, match="at least two rows, got 1"):
+        prototype_report(prototype_network((4,), 3), torch.ones(1, 4), torch.tensor([0]))

@@ -14,6 +14,8 @@ from etude.data.randomness import stream
 from etude.layers.parameters import layout_of
 from etude.training.gradients import per_sample_gradients
 
+_AT_ONCE = 2**24  # numbers of single-sample gradients of a module held at once, but at least those of one round
+
 
 class ArmNetwork(nn.Module):
     """One hidden layer of rectifiers for each of S seeds, f(x) = v . relu(W x + b) + c.
@@ -179,19 +181,23 @@ class ModuleArms(nn.Module):
         """The diagonal U at the beginning, one vector over all trainable parameters."""
         size = layout_of({n: p for n, p in self.module.named_parameters() if p.requires_grad}).size
         first = next(self.module.parameters())
-        return [torch.full((size,), value, dtype=first.dtype, device=first.device)]
+        dtype = torch.promote_types(first.dtype, torch.float32)  # half precision stops counting at some hundred rows
+        return [torch.full((size,), value, dtype=dtype, device=first.device)]
 
     def _gradients(self, inputs: Tensor) -> Tensor:
-        return per_sample_gradients(self.module, lambda m, x: m(x).sum(), inputs)
+        g = per_sample_gradients(self.module, lambda m, x: m(x).sum(), inputs)
+        return g.to(torch.promote_types(g.dtype, torch.float32))
 
     def squared_gradients(self, contexts: Tensor, precision: Sequence[Tensor]) -> Tensor:
         """(1, B, K): sum over parameters of (d f / d theta_j)^2 / U_j."""
         inputs = self._inputs(contexts)
-        flat = self._gradients(inputs.flatten(0, 1)).square() @ (1 / precision[0])
-        return flat.view(1, *inputs.shape[:2])
+        parts = inputs.split(max(1, _AT_ONCE // (len(precision[0]) * inputs.shape[1])))
+        flat = [self._gradients(part.flatten(0, 1)).square() @ (1 / precision[0]) for part in parts]
+        return torch.cat(flat).view(1, *inputs.shape[:2])
 
     def add_precision(self, contexts: Tensor, arms: Tensor, precision: Sequence[Tensor]) -> None:
         """U += g^2 for the chosen arms, in place."""
         inputs = self._inputs(contexts)
         own = inputs[torch.arange(len(inputs), device=inputs.device), arms[0]]
-        precision[0].add_(self._gradients(own).square().sum(0))
+        for part in own.split(max(1, _AT_ONCE // len(precision[0]))):
+            precision[0].add_(self._gradients(part).square().sum(0))

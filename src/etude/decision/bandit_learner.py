@@ -255,6 +255,8 @@ class BanditLearner:
     def probabilities(self, contexts: Tensor, *, nodes: int = 33) -> Tensor:
         """(S, B, K) probability of every arm in the next round."""
         s, losses = self.settings, self.predict(contexts)
+        if losses.dtype in (torch.float16, torch.bfloat16):  # in which shares of many arms do not sum to 1
+            losses = losses.float()
         gamma = s.gamma_at(self.rounds + 1, self.n_arms) if "cb" in s.policy and s.policy != "ucb" else 1.0
         if s.policy == "squarecb":
             return gap_rules.squarecb_probabilities(losses, gamma)

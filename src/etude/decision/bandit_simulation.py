@@ -205,9 +205,18 @@ def simulate(
         Play uniform arms, but predict and learn as the policy would: online regression.
     on_round
         Called with the number of finished rounds.
+
+    Raises
+    ------
+    ValueError
+        For settings that are neither, no seeds, no rounds or an empty batch.
     """
     if horizon < 1 or batch_size < 1:
         raise ValueError(f"horizon and batch_size must be at least 1, got {horizon} and {batch_size}")
+    if not isinstance(settings, BanditSettings) and settings != "random":
+        raise ValueError(f'settings must be BanditSettings(policy, ...) or "random", got {settings!r}')
+    if not len(seeds):
+        raise ValueError("seeds must hold at least one seed, got none")
     drawn = [environment.rounds(s, horizon) for s in seeds]
     contexts, losses, means = (torch.stack([getattr(r, f) for r in drawn]).to(device) for f in Rounds._fields)
     k, count = environment.n_arms, len(seeds)
@@ -244,7 +253,7 @@ def _play(
     device, horizon, n_arms = contexts.device, contexts.shape[1], environment.n_arms
     network = ArmNetwork(
         seeds, environment.n_features, n_arms=n_arms if environment.disjoint else None, hidden_dim=hidden_dim
-    ).to(device)
+    ).to(contexts)  # device and type
     signs = [stream(s, "signs") for s in seeds]
     learner = BanditLearner(network, settings, n_arms, sign_generators=signs, noise_seed=seeds[0])
     replay = [torch.rand(horizon, batch_size - 1, generator=stream(s, "replay")) for s in seeds]

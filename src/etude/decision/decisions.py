@@ -47,7 +47,7 @@ class LoggedDecisions(NamedTuple):
 def numbers(given: Any, name: str, n: int, dtype: torch.dtype) -> Tensor:
     """A number or n of them as (n,); `name` is what errors call it."""
     try:
-        y = torch.as_tensor(given, dtype=dtype).reshape(-1)
+        y = torch.as_tensor(given, dtype=dtype).detach().reshape(-1)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a number or {n} of them, got {given!r}") from error
     if len(y) != n:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from numpy.random import Generator, RandomState
 from safetensors import safe_open
@@ -393,7 +394,8 @@ class NeuralBandit:
     def _contexts(self, contexts: Any) -> tuple[Tensor, bool]:
         """Contexts as (B, d) or (B, K, d), and whether one alone was given."""
         first = next(self.network.parameters())
-        x = torch.as_tensor(contexts, device=self.device).to(first.dtype)
+        given = np.array(contexts) if hasattr(contexts, "to_numpy") else contexts  # a data frame
+        x = torch.as_tensor(given, device=self.device).to(first.dtype).detach()  # no gradient into who made them
         wanted = (self.n_features,) if self.disjoint else (self.n_arms, self.n_features)
         if x.ndim not in (len(wanted), len(wanted) + 1) or tuple(x.shape[-len(wanted) :]) != wanted:
             inner = ", ".join(map(str, wanted))

@@ -37,7 +37,7 @@ def regression_regret(
     }
     arms, losses = runs["plain"].arms.to(device), runs["plain"].losses.to(device)
     contexts = torch.stack([environment.rounds(s, horizon).contexts for s in seeds]).to(device)
-    network = ArmNetwork(seeds, environment.n_features, n_arms=environment.n_arms, hidden_dim=hidden_dim).to(device)
+    network = ArmNetwork(seeds, environment.n_features, n_arms=environment.n_arms, hidden_dim=hidden_dim).to(contexts)
     with torch.no_grad():
         predicted = {"frozen": network.chosen(contexts, arms)}
     learner = BanditLearner(network, BanditSettings("greedy", lr=lr), environment.n_arms, noise_seed=seeds[0])

@@ -40,7 +40,15 @@ class Curve:
         return np.asarray(self.raw).mean(0)
 
     def interval(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Ends of the t interval of the mean over the rows; infinite for a single row."""
+        """Ends of the t interval of the mean over the rows; infinite for a single row.
+
+        Raises
+        ------
+        ValueError
+            If `level` does not lie between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1, got {level}")
         raw = np.asarray(self.raw)
         if len(raw) < 2:
             return np.full(raw.shape[1], -np.inf), np.full(raw.shape[1], np.inf)

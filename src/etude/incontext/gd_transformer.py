@@ -84,7 +84,8 @@ class GradientDescentTransformer(nn.Module):
 
         Computed in the type of the inputs, which must be floating point and finite.
         """
-        if X.shape[-1] != self.dim or Xq.shape[-1] != self.dim or y.shape != X.shape[:-1]:
+        fits = Xq.ndim == X.ndim >= 2 and Xq.shape[:-2] == X.shape[:-2] and y.shape == X.shape[:-1]
+        if not fits or X.shape[-1] != self.dim or Xq.shape[-1] != self.dim:
             raise ValueError(
                 f"expected X (..., n, {self.dim}), y (..., n), Xq (..., m, {self.dim}); got {tuple(X.shape)}, "
                 f"{tuple(y.shape)}, {tuple(Xq.shape)}"

@@ -21,6 +21,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from etude.data.randomness import stream
 from etude.kernels.deep import KNOTS, Kind, LimitKernel, deep_kernel, solve_kernel
 from etude.kernels.dual import DualActivation, PowerDual, dual_activation, name_of, within_float64
 from etude.kernels.votes import CHUNK_PAIRS, nearest_weights
@@ -31,7 +32,10 @@ _TUNING_ROWS = 1000  # rows that `dim="auto"` looks at
 
 
 def _array(X: Any) -> Any:
-    return X.detach().cpu().numpy() if isinstance(X, Tensor) else X
+    if not isinstance(X, Tensor):
+        return X
+    X = X.detach().cpu()
+    return (X.float() if X.dtype == torch.bfloat16 else X).numpy()  # of which numpy knows nothing
 
 
 def _is_number(value: Any) -> bool:
@@ -310,9 +314,15 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
         return [c for c in candidates if within_float64(self.activation, c)]
 
     def tuning_rows(self) -> tuple[Tensor, Tensor]:
-        """The fitted rows (n, columns) and their one-hot labels (n, classes) that `dim="auto"` looks at."""
-        stride = -(-len(self.X_) // _TUNING_ROWS)
-        return self.X_[::stride], self.Y_[::stride]
+        """The fitted rows (n, columns) and their one-hot labels (n, classes) that `dim="auto"` looks at.
+
+        Of many rows a draw, always the same: every second or third of rows in turns may lack a class.
+        """
+        if len(self.X_) <= _TUNING_ROWS:
+            return self.X_, self.Y_
+        drawn = torch.randperm(len(self.X_), generator=stream(0, "tuning_rows"))[:_TUNING_ROWS].sort().values
+        drawn = drawn.to(self.X_.device)
+        return self.X_[drawn], self.Y_[drawn]
 
     def _find_dim(self) -> float:
         if not isinstance(self.dim, str):

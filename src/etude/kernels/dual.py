@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from etude.kernels.hermite import (
     Activation,
@@ -200,7 +201,7 @@ def dual_activation(
     if isinstance(activation, Tensor | Sequence | np.ndarray):
         a = HermiteActivation(activation).coefficients  # type: ignore[arg-type]
         return PowerDual(a.square() / a.square().sum())
-    if isinstance(activation, nn.ReLU) or activation is torch.relu:
+    if isinstance(activation, nn.ReLU) or activation in (torch.relu, torch.Tensor.relu, F.relu):
         return ReluDual()
     if activation is torch.erf:
         return ErfDual()
@@ -262,7 +263,7 @@ _NAMED: dict[str, DualActivation | Activation] = {
     "erf": ErfDual(),
     "relu": ReluDual(),
     "tanh": torch.tanh,
-    "gelu": torch.nn.functional.gelu,
-    "silu": torch.nn.functional.silu,
+    "gelu": F.gelu,
+    "silu": F.silu,
     "linear": PowerDual([0.0, 1.0]),
 }

@@ -52,6 +52,7 @@ class _Sampled(NamedTuple):
 
 def _sample(activation: Activation) -> _Sampled:
     """The activation at the nodes of panels that end at every multiple of 0.5 and close in on kinks between."""
+    _check_elementwise(activation)
     edges = np.arange(-_REACH, _REACH, _PANEL)
     unsettled, settled = np.stack([edges, edges + _PANEL], 1), []
     for _ in range(_HALVINGS):
@@ -67,6 +68,14 @@ def _sample(activation: Activation) -> _Sampled:
     panels = np.concatenate([*settled, unsettled])
     x, w = _nodes(panels[panels[:, 0].argsort()])
     return _Sampled(x, w, *_value_and_slope(activation, x))
+
+
+def _check_elementwise(activation: Activation) -> None:
+    """Raise ValueError where what becomes of a number depends on the numbers beside it (softmax, a norm)."""
+    x = torch.linspace(-2.0, 2.0, 9, dtype=torch.float64)
+    whole, part = (_value_and_slope(activation, t)[0] for t in (x, x[2:5]))
+    if not torch.allclose(whole[2:5], part, rtol=1e-6, atol=1e-9):
+        raise ValueError("an activation acts elementwise: what this one makes of a number depends on those beside it")
 
 
 def _integrals(activation: Activation, panels: np.ndarray) -> np.ndarray:
@@ -162,6 +171,8 @@ class HermiteActivation(nn.Module):
         self.register_buffer("coefficients", a)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype in (torch.float16, torch.bfloat16):  # the recurrence loses most of their few digits
+            return self.forward(x.float()).to(x.dtype)
         if self.clip is not None:
             x = x.clamp(-self.clip, self.clip)
         a = self.coefficients.tolist()

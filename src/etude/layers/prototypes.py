@@ -83,6 +83,8 @@ def class_means(h: Tensor, y: Tensor, num_classes: int) -> Tensor:
         raise ValueError(f"need rows (..., n, d) with labels (..., n), got {tuple(h.shape)} and {tuple(y.shape)}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if h.dtype in (torch.float16, torch.bfloat16):  # sums of many rows leave their digits, or their range
+        return class_means(h.float(), y, num_classes).to(h.dtype)
     y = y.long()
     if y.numel() and int(y.max()) >= num_classes:
         raise ValueError(f"labels must lie below num_classes={num_classes}, got {int(y.max())}")

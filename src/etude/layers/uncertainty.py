@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from etude.data.randomness import fork_global
+from etude.layers.attention import MultiHeadAttention
 from etude.layers.modes import evaluating
 from etude.layers.surgery import TargetError
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+INSIDE = (nn.RNNBase, nn.MultiheadAttention, MultiHeadAttention)  # that drop without a module for it
 
 
 def mc_dropout(model: nn.Module, x: Any, samples: int, generator: torch.Generator) -> Tensor:
@@ -25,8 +27,8 @@ def mc_dropout(model: nn.Module, x: Any, samples: int, generator: torch.Generato
     Parameters
     ----------
     model
-        From `x` to logits (B, C), or an output with `.logits`. Its dropouts may be modules, or those between the layers
-        of a `torch.nn` recurrent net.
+        From `x` to logits (B, C), or an output with `.logits`. Its dropouts may be modules, or those of `torch.nn`'s
+        recurrent nets (between layers) and of attention (of the weights), `torch.nn`'s or `MultiHeadAttention`.
     x
         What the model is called with; a tuple is several arguments.
 
@@ -45,12 +47,15 @@ def mc_dropout(model: nn.Module, x: Any, samples: int, generator: torch.Generato
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     active: list[nn.Module] = [m for m in model.modules() if isinstance(m, DROPOUTS) and m.p > 0]
-    active += [m for m in model.modules() if isinstance(m, nn.RNNBase) and m.dropout > 0]
+    active += [m for m in model.modules() if isinstance(m, INSIDE) and m.dropout > 0]
     if not active:
         raise TargetError(f"{type(model).__name__} has no dropout above 0, so all samples would be the same")
     with evaluating(model), fork_global(generator):
         for m in active:
             m.train()
+        for m in model.modules():  # in eval mode without gradients its fused kernel leaves every dropout inside out
+            if isinstance(m, nn.TransformerEncoderLayer):
+                m.training = True
         out = [model(*x) if isinstance(x, tuple) else model(x) for _ in range(samples)]
     return torch.stack([getattr(o, "logits", o) for o in out]).softmax(-1)
 

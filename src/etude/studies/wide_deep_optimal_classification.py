@@ -115,7 +115,21 @@ class WideDeepStudy(Study):
         points = [{**a, **p} for a in results.artifacts("profile") for p in a["value"]]
         depth = [r | {"arm": m} for m in ("accuracy_by_depth", "r2_by_depth") for r in results.select(m)]
         by_depth = lines([r for r in depth if r["value"] > -5], "hidden layers", "accuracy, or R squared")
+        alike: list[dict] = [r | {"with": "majority"} for r in results.select("agreement_majority")]
+        for other in ("nearest", "hilbert"):
+            found = [r for r in results.select(f"disagreement_{other}") if r["arm"] != other]
+            alike += [r | {"with": other, "value": 1 - r["value"]} for r in found]
+        bars = alt.Chart(alt.Data(values=alike)).mark_bar().encode(
+            x=alt.X("mean(value):Q", title="share of equal answers"), y=alt.Y("arm:N", title=None), yOffset="with:N",
+            color=alt.Color("with:N", title="as"), column=alt.Column("protocol:N", title=""),
+        )  # fmt: skip
+        same = bars.properties(width=140).to_dict()
         return [
+            Plot(
+                "agreement",
+                same,
+                "Share of answers equal to the nearest neighbour's, to Hilbert's estimate, to the majority.",
+            ),
             Plot("regret", regret, "Error above the best possible, against the number of training points."),
             Plot("profile", lines(points, "distance", "log kernel"), "A kernel's order is the slope of its profile."),
             Plot("depth", by_depth, "Accuracy and the fit of a smooth function, against depth."),

@@ -69,6 +69,11 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
         (m,) training row nearest to each prototype in latent space.
     prototype_usage_
         (m,) number of training rows nearest to each prototype; 0 marks a dead one.
+
+    Notes
+    -----
+    After `partial_fit` the training rows are those of the last call: `prototype_cases_`, `prototype_usage_` and the
+    nearest cases of `explain` speak of these alone.
     """
 
     def __init__(
@@ -212,7 +217,7 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
 
     @property
     def _n_features_out(self) -> int:
-        return self.n_prototypes
+        return len(self.prototypes_)  # of the fit, whatever the parameter says by now
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Squared distances (n, m) to the prototypes, in latent space."""

@@ -227,7 +227,15 @@ class PrototypeReport(NamedTuple):
 
 @torch.no_grad()
 def prototype_report(network: PrototypeNetwork, x: Tensor, y: Tensor) -> PrototypeReport:
-    """Compare prototypes with data: codes and inputs (n, *shape) with their classes (n,), usually the training rows."""
+    """Compare prototypes with data: codes and inputs (n, *shape) with their classes (n,), usually the training rows.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two rows: they have no distance to each other to measure by.
+    """
+    if len(x) < 2:
+        raise ValueError(f"a report needs at least two rows, got {len(x)}")
     codes, prototypes = network.encode(x), network.layer.prototypes
     to_codes = squared_distances(prototypes, codes)
     nearest = to_codes.argmin(1)
