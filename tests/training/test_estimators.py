@@ -203,6 +203,8 @@ def test_tensors_go_in(digits):
     X, y = digits
     a = SmallClassifier(max_epochs=1, random_state=0).fit(torch.from_numpy(X), torch.from_numpy(y))
     assert np.array_equal(a.predict(torch.from_numpy(X)), a.predict(X))
+    half = np.asarray(a.predict(torch.tensor(X, dtype=torch.bfloat16)))  # NumPy has no such numbers
+    assert (half == a.predict(X)).mean() > 0.95
 
 
 @pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])

@@ -26,16 +26,10 @@ from etude.kernels.deep import KNOTS, Kind, LimitKernel, deep_kernel, solve_kern
 from etude.kernels.dual import DualActivation, PowerDual, dual_activation, name_of, within_float64
 from etude.kernels.votes import CHUNK_PAIRS, nearest_weights
 from etude.layers.distances import squared_distances
+from etude.training.estimators import as_array
 
 ORTHOGONAL = 1e-15  # inner products so small are rounding: such a point is far from every training point
 _TUNING_ROWS = 1000  # rows that `dim="auto"` looks at
-
-
-def _array(X: Any) -> Any:
-    if not isinstance(X, Tensor):
-        return X
-    X = X.detach().cpu()
-    return (X.float() if X.dtype == torch.bfloat16 else X).numpy()  # of which numpy knows nothing
 
 
 def _is_number(value: Any) -> bool:
@@ -132,7 +126,7 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
             activation's from about 960 on, the sine's from about 115), a ridge that is negative or not finite, an
             unknown kind, a depth that is no whole number.
         """
-        X, y = _array(X), _array(y)
+        X, y = as_array(X), as_array(y)
         counts = _is_integer(X)
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
@@ -281,7 +275,7 @@ class DeepKernelClassifier(ClassifierMixin, BaseEstimator):
 
     def _scores(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        X = _array(X)
+        X = as_array(X)
         counts = _is_integer(X)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         parts = []

@@ -37,7 +37,10 @@ FORMAT = 1
 
 def as_array(value: Any) -> Any:
     """Tensors on any device as NumPy arrays; everything else as it is."""
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # of which NumPy knows nothing
 
 
 def torch_device(name: str) -> torch.device:
