@@ -143,6 +143,13 @@ def test_radius_zero_and_empty_balls():
     assert [d.tolist() for d in distances] == [[0, 0], []]
 
 
+@pytest.mark.parametrize("radius", [16, 255, 300, 70_000, float("inf")])
+def test_a_radius_beyond_the_code_holds_every_code(radius):
+    codes = draw(0, 200, 2)
+    distances, indices = HammingIndex().fit(codes).radius(codes[:3], radius)
+    assert [len(i) for i in indices] == [200] * 3 and max(d.max() for d in distances) <= 16
+
+
 def test_matches_faiss():
     faiss = pytest.importorskip("faiss", reason="optional: the peer faiss is not installed")
     codes, queries = draw(0, 20_000, 16), draw(1, 70, 16)
@@ -174,6 +181,7 @@ def test_tensors_are_accepted():
         (lambda: fitted().kneighbors(np.zeros((1, 2), np.uint8), 4), r"1\.\.3, got 4"),
         (lambda: fitted().kneighbors(np.zeros((1, 2), np.uint8), 0), r"1\.\.3, got 0"),
         (lambda: fitted().radius(np.zeros((1, 2), np.uint8), -1), "radius.*-1"),
+        (lambda: fitted().radius(np.zeros((1, 2), np.uint8), float("nan")), "radius.*nan"),
         (lambda: fitted().kneighbors(np.zeros((2, 2), np.uint8), 1, exclude=[0]), "1 entries for 2 queries"),
         (lambda: fitted().kneighbors(np.zeros((1, 2), np.uint8), 1, exclude=[3]), r"index 3 .*0\.\.2"),
         (lambda: hamming_distances(np.zeros((1, 2), np.uint8), np.zeros((1, 3), np.uint8)), "2 bytes.*3 bytes"),

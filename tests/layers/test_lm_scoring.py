@@ -118,6 +118,35 @@ def test_bad_enumerations(lm):
             enumerate_logprobs(lm, slots, prefix=torch.tensor(prefix, dtype=torch.long))
 
 
+@pytest.mark.parametrize("token", [-1, 12])
+def test_tokens_that_the_model_lacks_are_named(lm, token):
+    text = rf"{token}: the tokens of the model are 0 \.\. 11"
+    with pytest.raises(ValueError, match=f"label_ids holds {text}"):
+        label_logprobs(lm, some_ids(), torch.tensor([1]), [3, token])
+    for i, slots in enumerate(([[token], [1]], [[1], [2, token]])):
+        with pytest.raises(ValueError, match=f"vocabulary {i} holds {text}"):
+            enumerate_logprobs(lm, slots, prefix=torch.tensor([0]))
+    with pytest.raises(ValueError, match=f"vocabulary 0 holds {text}"):
+        combine_logits([torch.zeros(12)], [[token]])
+
+
+def test_a_mask_has_the_shape_of_the_ids_and_a_batch_a_row(lm):
+    with pytest.raises(ValueError, match=r"mask must have the shape of ids, \(3, 6\), got \(2, 6\)"):
+        token_logprobs(lm, some_ids(), torch.ones(2, 6, dtype=torch.bool))
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        enumerate_logits(lm, [[1]], prefix=torch.tensor([0]), batch_size=0)
+
+
+def test_scoring_is_in_eval_mode_and_puts_the_mode_back():
+    with fork_global(stream(0, "init")):
+        model = DecoderLM(DecoderConfig(num_layers=1, hidden_dim=16, vocab_size=12, max_length=16, dropout=0.5)).train()
+    ids, state = some_ids(), torch.get_rng_state()
+    for score in (token_logprobs, perplexity, lambda m, i: label_logprobs(m, i, torch.tensor([2]), [1, 2])):
+        torch.testing.assert_close(score(model, ids), score(model, ids), rtol=0, atol=0)
+        assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_transformers_models_score_alike():
     transformers = pytest.importorskip("transformers", reason="optional: transformers")
     config = transformers.GPT2Config(

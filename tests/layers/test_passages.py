@@ -59,7 +59,18 @@ def test_store_grows_and_survives_saving(tmp_path):
     assert PassageStore.load(tmp_path / "t.safetensors", letters).passages == [""] * 6
 
 
+def test_tuples_as_ids_survive_saving(tmp_path):
+    PassageStore(letters).add(["a", "b"], ids=[("x", 1), ("x", 2)]).save(tmp_path / "s.safetensors")
+    again = PassageStore.load(tmp_path / "s.safetensors", letters)
+    assert again.search(letters(["a"]), 1, exclude=[[("x", 1)]]).ids.tolist() == [[("x", 2)]]
+
+
 def test_store_names_bad_input():
+    with pytest.raises(ValueError, match="one string"):
+        PassageStore(letters).add("abc", ids=[1, 2, 3])
+    for name, ids, sources in (("id", [1, [2]], None), ("source", [1, 2], [None, [2]])):
+        with pytest.raises(TypeError, match=rf"{name} 1 cannot be hashed: \[2\] \(list\)"):
+            PassageStore(letters).add(["a", "b"], ids=ids, sources=sources)
     with pytest.raises(ValueError, match="callable"):
         PassageStore("MiniLM")
     with pytest.raises(ValueError, match="euclidean"):

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,30 @@ def test_another_model_has_another_digest(parts: tuple[Any, Any]) -> None:
         next(other.parameters())[0, 0] += 1.0
     a, b = encoder(parts), TextEncoder(other, tokenizer=parts[1])
     assert a.digest != b.digest and a.digest == encoder(parts).digest
+
+
+def test_the_cache_follows_weights_that_change(parts: tuple[Any, Any]) -> None:
+    own = TextEncoder(copy.deepcopy(parts[0]), tokenizer=parts[1])
+    before, first = own.encode(TEXTS), own.digest
+    assert own.digest == copy.deepcopy(own).digest == first
+    with torch.no_grad():
+        own.model.encoder.layer[1].output.dense.weight.neg_()
+    after = own.encode(TEXTS)
+    assert own.digest != first and not torch.allclose(before, after)
+    assert torch.equal(after, own.encode(TEXTS, cache=False))
+    own.model.load_state_dict(parts[0].state_dict())
+    assert own.digest == first and torch.equal(own.encode(TEXTS), before)
+
+
+def test_a_model_that_trains_is_read_in_eval_mode(parts: tuple[Any, Any]) -> None:
+    own = encoder(parts)
+    expected, words = own.encode(TEXTS, cache=False), StaticEncoder.distil(own, cache=False).table
+    own.model.train()
+    try:
+        assert torch.equal(own.encode(TEXTS, cache=False), expected) and own.model.training
+        assert torch.equal(StaticEncoder.distil(own, cache=False).table, words)
+    finally:
+        own.model.eval()
 
 
 def test_long_texts_are_cut(parts: tuple[Any, Any]) -> None:

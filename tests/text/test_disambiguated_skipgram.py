@@ -52,6 +52,13 @@ def test_hard_assignment_finds_them_too(instances):
     assert induction(MultiSenseSkipGram(**settings()).fit(instances.documents), instances) > 0.3
 
 
+def test_senses_that_hard_assignment_never_chose_win_no_context(instances):
+    model = MultiSenseSkipGram(**settings(n_senses=8, max_epochs=1)).fit(instances.documents)
+    unused = (model._model.selector == 0).all(-1)
+    assert unused.any()
+    assert model.sense_priors_[unused.cpu().numpy()].max() == 0
+
+
 def test_prediction_of_one_word(fitted, instances):
     word, context = instances.words[0], instances.contexts[0]
     p = fitted.predict_sense_proba(word, context)

@@ -13,6 +13,7 @@ from etude.text.senses import (
     bands,
     build_senses,
     context_means,
+    hard_senses,
     negative_sampling_loss,
     sense_loss,
     sense_probabilities,
@@ -143,6 +144,14 @@ def test_context_means_weigh_words_as_sub_sampling_does():
     context, keep = torch.eye(3), torch.tensor([0.5, 1.0, 0.25])
     means = context_means(context, keep, torch.tensor([[0, 1, -1], [2, -1, -1], [-1, -1, -1]]))
     torch.testing.assert_close(means, torch.tensor([[1 / 3, 2 / 3, 0.0], [0, 0, 1], [0, 0, 0]]))
+
+
+def test_a_sense_that_was_never_chosen_is_no_sense():
+    model = build_senses(1, 3, 4, stream(0, "m"))
+    centres = torch.tensor([[0.0, -1, 0, 0], [0, 0, 0, 0], [0, -1, 1, 0]])  # the middle one has no context
+    away = torch.tensor([0.0, 1, 0, 0])
+    assert hard_senses(model, centres, away) == 2  # the less unlike of the two
+    assert hard_senses(model, centres, away, torch.tensor([False, True, False])) == 1  # in training it opens
 
 
 def test_build_is_seeded():

@@ -12,6 +12,7 @@ from etude.data import Split, stream
 from etude.layers import convnet, mlp
 from etude.training import EMA, TrainConfig, Updater, parameter_groups
 from etude.training.updater import StepUpdater
+from etude.trust import CodebookLayer
 
 BATCH = Split(torch.randn(20, 5, generator=stream(0, "x")), torch.arange(20) % 3)
 
@@ -229,5 +230,7 @@ def test_decay_spares_norms_biases_and_what_is_named() -> None:
     assert names[id(model["net"][0].weight)] not in [
         names[id(p)] for g in parameter_groups(model, 0.1) for p in g["params"]
     ]
+    layer = CodebookLayer(6, num_codes=4)  # codes, and a norm whose scales have two axes
+    assert [g["weight_decay"] for g in parameter_groups(layer, 0.1)] == [0.0]
     with pytest.raises(ValueError, match=r"no_decay 'coeds\.\*' matches no parameter"):
         parameter_groups(model, 0.1, no_decay=["coeds.*"])

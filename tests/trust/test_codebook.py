@@ -175,6 +175,9 @@ def test_codes_start_at_activations_of_the_plain_network():
     cb.initialize([IDS], method="kmeans", generator=stream(0, "rows"))
     with pytest.raises(ValueError, match="no batch reached"):
         cb.initialize([])
+    cb.disable()
+    cb.initialize([IDS])
+    assert not any(layer.enabled for layer in cb.layers.values())
 
 
 def test_forcing_puts_a_code_where_it_is_asked_for():
@@ -358,6 +361,9 @@ def test_widths_are_told_by_weights_or_asked_for():
     [
         (lambda: wrapped(k=41), ValueError, r"k must lie in 1\.\.40"),
         (lambda: wrapped(groups=3), ValueError, "cannot be cut into 3 groups"),
+        (lambda: wrapped(groups=2.0), ValueError, r"groups must be a whole number, got 2\.0"),
+        (lambda: wrapped(num_codes=2.5), ValueError, r"num_codes must be a whole number, got 2\.5"),
+        (lambda: wrapped(k=True), ValueError, "k must be a whole number, got True"),
         (lambda: codebook.wrap(decoder(), "*.mlp"), TargetError, "stack.blocks.0"),
         (lambda: codebook.wrap(decoder(), []), TargetError, "empty"),
         (lambda: wrapped(wrapped().model), ValueError, "carries a codebook already"),

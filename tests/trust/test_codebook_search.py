@@ -59,6 +59,10 @@ def test_an_index_knows_rows_and_contexts():
     index = table_codes().index(IDS, batch_size=1)
     assert index.where("body", 1).tolist() == [[0, 1], [1, 2], [1, 3]]
     assert index.contexts("body", 1, before=1) == [[0, 1], [5, 1], [1, 1]]
+    assert index.labels(lambda ids: ids.numpy() == 1).equal(IDS == 1)
+    for code, group in ((-1, 0), (1, -1), (1, 1)):  # -1 stands for padding
+        with pytest.raises(IndexError, match=rf"groups of 'body' 0\.\.0, got {code} and {group}"):
+            index.where("body", code, group)
 
 
 def test_texts_are_searched_by_regular_expression_and_padding_counts_for_nothing():

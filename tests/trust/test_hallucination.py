@@ -376,6 +376,10 @@ def test_scorer_of_causal_language_models():
     ids = torch.tensor([[0, *Tokenizer()("b in oslo", add_special_tokens=False)["input_ids"]]])
     assert together[1] == pytest.approx(float(token_logprobs(model, ids).sum()), rel=1e-5)
     assert hl.hf_scorer(model, Tokenizer())(["abc"]).shape == (1,)
+    assert hl.hf_scorer(model, Tokenizer(), "{1} {0}")([("a", "b")]) == hl.hf_scorer(model, Tokenizer())(["b a"])
+    for wrong, parts in ((("ann",), 1), (("ann", "rome", "rice"), 3), ("ann", 1)):
+        with pytest.raises(ValueError, match=f"each of the {parts} parts of the fact .*, it has 2"):
+            score([wrong])
     Tokenizer.bos_token_id = Tokenizer.eos_token_id = None
     with pytest.raises(ValueError, match="start nor an end token"):
         hl.hf_scorer(model, Tokenizer())
@@ -443,6 +447,18 @@ def test_missing_values_are_no_facts(missing):
     assert report.audit.n == 2 and report.miscalibration == 0
 
 
+def test_missing_parts_of_rows_are_alike():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"name": ["a", "a", "b", None], "place": [math.nan, math.nan, 1.0, math.nan]})
+    pairs = [("a", float("nan")), ("a", float("nan")), ("b", 1.0), (None, float("nan"))]
+    for facts in (table, pairs, np.array([[0, math.nan], [0, math.nan], [1, 1], [math.nan, math.nan]])):
+        for normalize in (True, False):
+            assert hl.corpus_audit(facts, normalize=normalize).counts_of_counts == {2: 1, 1: 1}
+        report = hl.audit_model(lambda items: np.log([2 / 3, 1 / 3]), facts, facts, facts, facts)
+        assert (report.candidates, report.hallucination_rate, report.new_truth_mass) == (2, 0, 0)
+        assert report.miscalibration == pytest.approx(0) and hl.sampled_rate(facts, facts)[0] == 0
+
+
 def test_missing_values_of_arrays_and_facts_that_look_like_them():
     assert hl.corpus_audit(np.array([math.nan, math.nan, 1.0, 1.0])).n == 2
     tensors = [torch.zeros(3)] * 2  # compare to a tensor, not to a bool
@@ -455,6 +471,13 @@ def test_facts_beyond_the_numbers_of_the_space_need_a_draw():
         gen.sample(50)
     with pytest.raises(ValueError, match=r"space_size must be a whole number, got 10\.5"):
         gen.fit([1, 1], space_size=10.5)
+    gaps = hl.GoodTuringGenerator(random_state=0).fit([1.0, float("nan"), 1.0, 2.0], space_size=10)
+    whole = hl.GoodTuringGenerator(random_state=0).fit([1, 1, 2], space_size=10)
+    assert gaps.sample(9) == whole.sample(9) and whole.probability(2.0) == whole.probability(2) > 0
+    assert whole.probability(2.5) == whole.probability(math.inf) == 0
+    for k in (-1, 2.5):
+        with pytest.raises(ValueError, match=f"k must be a whole number, at least 0, got {k}"):
+            gen.sample(k)
 
 
 @pytest.mark.parametrize(
@@ -485,7 +508,11 @@ def test_tensors_of_any_precision_are_numbers():
 
 @pytest.mark.parametrize(
     ("facts", "text"),
-    [([0, 5], "held-out fact 1 has index 5, but g has 2 facts"), ([0.5, 1.0], "must be indices of g")],
+    [
+        ([0, 5], "held-out fact 1 has index 5, but g has 2 facts"),
+        ([0, -2], "held-out fact 1 has index -2, but g has 2 facts; -1 stands"),
+        ([0.5, 1.0], "must be indices of g"),
+    ],
 )
 def test_heldout_indices_that_do_not_fit(facts, text):
     with pytest.raises(ValueError, match=text):
@@ -519,6 +546,28 @@ def test_tables_are_rows_and_mappings_are_refused():
     assert audit == hl.corpus_audit(facts) and audit.n == 3
     with pytest.raises(TypeError, match="elements"):
         hl.corpus_audit({"a": 2, "b": 1})
+
+
+def test_an_audit_reads_tables_and_tensors_by_rows():
+    pd = pytest.importorskip("pandas")
+    odds = {("ann", "rome"): 0.5, ("bob", "rome"): 0.3, ("bob", "oslo"): 0.2}
+    table = pd.DataFrame(list(odds), columns=["person", "place"])
+    score = lambda items: np.log([odds[item] for item in items])
+    report = hl.audit_model(score, table, table, table, table[:2])
+    assert report == hl.audit_model(score, list(odds), list(odds), list(odds), set(list(odds)[:2]))
+    assert report.hallucination_rate == pytest.approx(0.2)
+    assert hl.sampled_rate(table, table[:2])[0] == pytest.approx(1 / 3)
+    numbers = torch.arange(3)
+    score = lambda items: np.log([list(odds.values())[item] for item in items])
+    assert hl.audit_model(score, numbers, [0, 0], numbers, numbers[:2]).hallucination_rate == pytest.approx(0.2)
+    assert hl.sampled_rate(numbers, numbers[:2])[0] == pytest.approx(1 / 3)
+
+
+def test_series_are_aligned_by_their_index():
+    pd = pytest.importorskip("pandas")
+    g, p = pd.Series({"a": 0.2, "b": 0.8}), pd.Series({"b": 0.8, "a": 0.2})
+    assert hl.miscalibration(g, p) == hl.miscalibration(g, dict(p)) == 0
+    assert hl.miscalibration(g, p.to_numpy()) == pytest.approx(0.6)  # without names, by place
 
 
 def test_good_turing_scores_tensors_as_lists():

@@ -56,9 +56,17 @@ def seeded_build(build: Callable[[], M], generator: torch.Generator) -> M:
 
 
 def as_generator(random_state: int | torch.Generator | np.random.RandomState | None) -> torch.Generator:
-    """scikit-learn's `random_state` as a torch generator (None: a fresh, unpredictable one)."""
+    """scikit-learn's `random_state` as a torch generator (None: a fresh, unpredictable one).
+
+    Raises
+    ------
+    TypeError
+        For numpy's Generator, which has no place among the seeds.
+    """
     if isinstance(random_state, torch.Generator):
         return random_state
+    if isinstance(random_state, np.random.Generator):
+        raise TypeError("random_state cannot be numpy's Generator: pass an int drawn from it")
     if random_state is None:
         return stream(int(np.random.SeedSequence().generate_state(1)[0]), "unseeded")
     if isinstance(random_state, np.random.RandomState):

@@ -242,11 +242,12 @@ class HammingIndex:
         """All codes within `radius` bits (inclusive) of every query: a list of distances and one of indices,
         one array a query, sorted by distance, then index."""
         words, n_queries = self._queries(queries)
-        if radius < 0:
+        if not radius >= 0:
             raise ValueError(f"radius must be at least 0, got {radius}")
+        below = int(min(radius, self.n_bits_)) + 1  # a larger one holds every code, too, but fits no byte
         distances: list[NDArray[np.int32]] = []
         indices: list[Ints] = []
-        for start, (query, distance, index) in self._search(words, exclude, None, radius + 1):
+        for start, (query, distance, index) in self._search(words, exclude, None, below):
             size = min(_CHUNK, n_queries - start)
             cuts = np.searchsorted(query, np.arange(1, size))
             distances += np.split(distance.astype(np.int32), cuts)

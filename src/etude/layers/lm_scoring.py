@@ -1,10 +1,12 @@
 """Probabilities that a causal language model gives to tokens, labels and whole sets of sequences.
 
 A model is a `DecoderLM`, a `transformers` causal LM, or any callable from ids (B, T) (and a mask, where one is
-given) to logits (B, T, V). Probabilities of 0 are -inf, never NaN.
+given) to logits (B, T, V). Probabilities of 0 are -inf, never NaN. Modules score in eval mode; afterwards their modes
+are what they were.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,7 +19,9 @@ LM = nn.Module | Callable[..., Any]
 
 
 def lm_logits(model: LM, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Logits (B, T, V), whatever the make of the model; `mask` (B, T), True = real token."""
+    """Logits (B, T, V) in the model's own mode, whatever its make; `mask` (B, T), True = real token."""
+    if mask is not None and mask.shape != ids.shape:
+        raise ValueError(f"mask must have the shape of ids, {tuple(ids.shape)}, got {tuple(mask.shape)}")
     if isinstance(model, DecoderLM):
         return model(ids, mask)
     if hasattr(model, "config") and hasattr(model, "generate"):
@@ -42,7 +46,8 @@ def token_logprobs(model: LM, ids: Tensor, mask: Tensor | None = None) -> Tensor
         raise ValueError(f"ids must be (B, T) with at least one token, got {tuple(ids.shape)}")
     if ids.shape[1] == 1:
         return torch.zeros(ids.shape[0], 0, device=ids.device)
-    logits = lm_logits(model, ids, mask)[:, :-1].float()
+    with _scoring(model):
+        logits = lm_logits(model, ids, mask)[:, :-1].float()
     picked = _log_softmax(logits).gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
     return picked if mask is None else picked.masked_fill(~(mask[:, 1:] & mask[:, :-1]).bool(), 0.0)
 
@@ -74,6 +79,11 @@ def label_logprobs(
         (B, P) or (P,): the token at this position is the last one read before the label.
     label_ids
         C different token ids.
+
+    Raises
+    ------
+    ValueError
+        For a position beyond the rows, or labels that are alike or no tokens of the model.
     """
     labels = torch.as_tensor(label_ids, device=ids.device)
     if len(labels.unique()) != len(labels):
@@ -81,7 +91,9 @@ def label_logprobs(
     positions = positions.expand(ids.shape[0], -1) if positions.ndim == 1 else positions
     if bool((positions < 0).any()) or bool((positions >= ids.shape[1]).any()):
         raise ValueError(f"positions must lie in 0 .. {ids.shape[1] - 1}")
-    logits = lm_logits(model, ids, mask).float()
+    with _scoring(model):
+        logits = lm_logits(model, ids, mask).float()
+    _check_tokens(labels, logits.shape[-1], "label_ids")
     at = logits.gather(1, positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
     return _log_softmax(at)[..., labels]
 
@@ -106,6 +118,11 @@ def enumerate_logits(
     -------
     list of Tensor
         Slot i: (n_1, ..., n_(i-1), V), float32.
+
+    Raises
+    ------
+    ValueError
+        For a vocabulary without or with equal tokens, or with one that the model lacks.
     """
     slots = [torch.as_tensor(v, dtype=torch.long, device=prefix.device) for v in vocabularies]
     if not slots or prefix.ndim != 1 or len(prefix) < 1:
@@ -113,7 +130,9 @@ def enumerate_logits(
     for i, slot in enumerate(slots):
         if slot.ndim != 1 or len(slot) == 0 or len(slot.unique()) != len(slot):
             raise ValueError(f"vocabulary {i} must hold different token ids, at least one")
-    with evaluating(*[model] if isinstance(model, nn.Module) else []):
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    with _scoring(model):
         return _walk(model, slots, prefix, batch_size)
 
 
@@ -151,8 +170,9 @@ def combine_logits(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     total: Tensor | None = None
-    for slot_logits, vocabulary in zip(logits, vocabularies, strict=True):
+    for i, (slot_logits, vocabulary) in enumerate(zip(logits, vocabularies, strict=True)):
         ids = torch.as_tensor(vocabulary, dtype=torch.long, device=slot_logits.device)
+        _check_tokens(ids, slot_logits.shape[-1], f"vocabulary {i}")
         scaled = slot_logits.double() / temperature
         scores = _log_softmax(scaled[..., ids]) if restrict else _log_softmax(scaled)[..., ids]
         total = scores if total is None else total.unsqueeze(-1) + scores
@@ -180,6 +200,7 @@ def _walk(model: LM, slots: list[Tensor], prefix: Tensor, batch_size: int) -> li
         else:
             parts = [lm_logits(model, chunk)[:, -1] for chunk in contexts.split(batch_size)]
         logits = torch.cat(parts).float()
+        _check_tokens(slot, logits.shape[-1], f"vocabulary {i}")  # before they are fed to the model
         out.append(logits.reshape(*sizes, logits.shape[-1]))
         if i == len(slots) - 1:
             break
@@ -189,6 +210,17 @@ def _walk(model: LM, slots: list[Tensor], prefix: Tensor, batch_size: int) -> li
         cache = None if cache is None else cache.select(repeat)
         sizes.append(len(slot))
     return out
+
+
+def _scoring(model: LM) -> AbstractContextManager[None]:
+    """Eval mode, where the model has one."""
+    return evaluating(*[model] if isinstance(model, nn.Module) else [])
+
+
+def _check_tokens(ids: Tensor, vocab_size: int, what: str) -> None:
+    beyond = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(beyond):
+        raise ValueError(f"{what} holds {int(beyond[0])}: the tokens of the model are 0 .. {vocab_size - 1}")
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

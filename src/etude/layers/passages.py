@@ -68,14 +68,22 @@ class PassageStore:
         Raises
         ------
         ValueError
-            If lengths differ or the encoder's width changed.
+            If `passages` is one string, lengths differ or the encoder's width changed.
+        TypeError
+            For an id or a source that cannot be hashed; the message names it.
         """
+        if isinstance(passages, str):
+            raise ValueError("passages must be a list of texts, got one string: put it in a list")
         ids, sources = _plain(ids), None if sources is None else _plain(sources)
         if len(passages) != len(ids) or (sources is not None and len(sources) != len(ids)):
             raise ValueError(
                 f"got {len(passages)} passages, {len(ids)} ids"
                 + ("" if sources is None else f" and {len(sources)} sources")
             )
+        for what, values in (("id", ids), ("source", sources or [])):
+            for i, value in enumerate(values):
+                if not _hashable(value):
+                    raise TypeError(f"{what} {i} cannot be hashed: {value!r} ({type(value).__name__})")
         if not len(passages):
             return self
         vectors = self.encode(passages)
@@ -141,7 +149,7 @@ class PassageStore:
         return result
 
     def save(self, path: str | Path, *, with_passages: bool = True) -> None:
-        """Write vectors, ids and sources (strings and numbers), and the texts unless told otherwise."""
+        """Write vectors, ids and sources (strings, numbers, tuples of them), and the texts unless told otherwise."""
         record = {"ids": self.ids, "sources": self.sources}
         if with_passages:
             record["passages"] = list(self.passages)
@@ -156,7 +164,7 @@ class PassageStore:
         with safe_open(str(path), framework="pt") as file:
             record = json.loads(file.metadata()["store"])
             store.vectors = file.get_tensor("vectors")
-        store.ids, store.sources = record["ids"], record["sources"]
+        store.ids, store.sources = ([_tuples(v) for v in record[name]] for name in ("ids", "sources"))
         store.passages = record.get("passages", [""] * len(store.ids))
         return store
 
@@ -164,3 +172,16 @@ class PassageStore:
 def _plain(values: Iterable[Any]) -> list[Hashable]:
     """Python values, so that 3 and numpy.int64(3) are one id and JSON can hold it."""
     return [v.item() if isinstance(v, np.generic) else v for v in values]
+
+
+def _tuples(value: Any) -> Hashable:
+    """JSON's lists as the tuples that they were: a list could not have been an id."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True

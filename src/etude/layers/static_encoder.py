@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from etude.data.cache import cached
 from etude.data.progress import track
+from etude.layers.modes import evaluating
 from etude.layers.text_encoders import TextEncoder, pool
 
 SMOOTH = 3e-5  # best of 1e-3 to 1e-6 for 300 headlines of AG News, the ones that the benchmark asks for
@@ -103,6 +104,7 @@ def _alone(teacher: TextEncoder, count: int) -> Tensor:
         rows = torch.stack([torch.full_like(ids, marks.cls_token_id), ids, torch.full_like(ids, marks.sep_token_id)], 1)
         rows = rows.to(teacher.device)
         mask = torch.ones_like(rows)
-        states = teacher.model(input_ids=rows, attention_mask=mask).last_hidden_state
+        with evaluating(teacher.model):
+            states = teacher.model(input_ids=rows, attention_mask=mask).last_hidden_state
         out.append(pool(states, mask.bool(), "mean").double().cpu())
     return torch.cat(out)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from etude.data.cache import cached, file_sha256
 from etude.data.progress import track
 from etude.errors import MissingExtra
+from etude.layers.modes import evaluating
 from etude.layers.pretrained import pretrained_folder
 
 POOLINGS = ("mean", "cls", "max")
@@ -82,6 +83,7 @@ class TextEncoder:
         self.model: Any = None
         self.function: Encode | None = None
         self.tokenizer, self._digest = tokenizer, ""
+        self._stamp: tuple[Any, ...] | None = None  # of the weights that the digest is of
         if isinstance(encoder, nn.Module):
             if tokenizer is None:
                 raise ValueError("a model needs its tokenizer: give tokenizer=")
@@ -99,7 +101,13 @@ class TextEncoder:
             max_length = min(known) if known else 512
             if self.tokenizer.pad_token is None:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
+            self._stamp = self._weights()
         self.max_length = max_length
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, whose weights lie elsewhere: a digest that is right stays so."""
+        right = self.model is None or self._stamp == self._weights()
+        return {**self.__dict__, "_digest": self._digest if right else "", "_stamp": None}
 
     def _load(self, folder: Path) -> None:
         try:
@@ -121,6 +129,11 @@ class TextEncoder:
         weights = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".json", ".txt"))
         self._digest = hashlib.sha256("".join(file_sha256(p) for p in weights).encode()).hexdigest()
 
+    def _weights(self) -> tuple[Any, ...]:
+        """What changes with the weights and costs nothing: where they lie, and how often they were written."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return tuple((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors)
+
     @property
     def num_layers(self) -> int:
         """Transformer layers of the model."""
@@ -128,8 +141,17 @@ class TextEncoder:
 
     @property
     def digest(self) -> str:
-        """What the vectors depend on, besides the texts; "" for a function, which is never cached."""
-        if self.function is None and not self._digest:
+        """What the vectors depend on, besides the texts; "" for a function, which is never cached.
+
+        It follows the weights where they are trained, loaded or moved (but not what is written into ``.data``).
+        """
+        if self.function is not None:
+            return ""
+        now = self._weights()
+        if self._stamp not in (None, now):
+            self._digest = ""
+        self._stamp = now
+        if not self._digest:
             probe = self.tokenizer("Ein Test: a b-c, É \u00bd \u4e2d 12!")[
                 "input_ids"
             ]  # shows case folding and the like
@@ -255,7 +277,8 @@ class TextEncoder:
         parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         for rows in track(parts, what):
             batch = self.tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(self.device)
-            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            low = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+            with torch.no_grad(), evaluating(self.model), low:
                 out = self.model(**batch, output_hidden_states=numbers != [self.num_layers])
             states = [out.last_hidden_state] if out.hidden_states is None else [out.hidden_states[i] for i in numbers]
             yield torch.tensor(rows), [s.float() for s in states], batch["attention_mask"].bool()

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
-import numpy as np
-
 
 def check_parameters(
     model: Any,
@@ -14,12 +12,7 @@ def check_parameters(
     positive: Iterable[str] = (),
     integers: Iterable[str] = (),
 ) -> None:
-    """Raise ValueError for an attribute that is none of its choices, not above 0, or neither an integer nor None.
-
-    Raises TypeError where `random_state` is numpy's Generator, which has no place among the seeds.
-    """
-    if isinstance(getattr(model, "random_state", None), np.random.Generator):
-        raise TypeError("random_state cannot be numpy's Generator: pass an int drawn from it")
+    """Raise ValueError for an attribute that is none of its choices, not above 0, or neither an integer nor None."""
     for name, allowed in (choices or {}).items():
         if (value := getattr(model, name)) not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

@@ -200,12 +200,15 @@ def hard_senses(model: SenseModel, centres: Tensor, mean: Tensor, unused: Tensor
     """Index of the nearest cluster centre by cosine: (..., K, m) and (..., m) -> (...).
 
     In the hard kind `selector` holds the mean context of each sense, a context is the mean of its words' output
-    vectors minus the corpus's mean, and only the assigned sense learns. A sense without contexts scores 0, so that
-    a context that is unlike all others of its word opens a new one.
+    vectors minus the corpus's mean, and only the assigned sense learns. In training a sense that is `unused` so far
+    scores 0, so that a context that is unlike all others of its word opens a new one; afterwards one that stayed
+    unused, whose centre is 0, is no sense of the word.
     """
     direction = torch.nn.functional.normalize(centres, dim=-1)
     score = (direction * (mean - model.offset).unsqueeze(-2)).sum(dim=-1)
-    return (score if unused is None else score.masked_fill(unused, 0.0)).argmax(-1)
+    if unused is None:
+        return score.masked_fill((centres == 0).all(-1), -torch.inf).argmax(-1)
+    return score.masked_fill(unused, 0.0).argmax(-1)
 
 
 def train_senses(
@@ -276,6 +279,8 @@ def train_senses(
             raise ValueError(f"training diverged in epoch {epoch + 1}: lower lr (it is {lr})")
         seen.mul_(0.1)  # contexts of earlier epochs, made of younger vectors, count less
         history.append({"epoch": epoch + 1, "loss": total / max(pairs, 1.0)})
+    if kind == "hard":
+        model.selector.masked_fill_((seen == 0)[..., None], 0.0)  # they hold what they were drawn as
     return history
 
 

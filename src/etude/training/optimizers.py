@@ -21,6 +21,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "eps": ("adagrad", "adam", "adamw", "rmsprop"),
 }
 """Which optimisers a setting of `TrainConfig` acts in."""
+SPARED = ("Norm", "Quantizer", "Codebook")
 
 
 def parameter_groups(
@@ -29,7 +30,7 @@ def parameter_groups(
     """Trainable parameters in two groups: with `weight_decay` and without.
 
     No decay falls on parameters of fewer than two axes (biases, norms' scales), on those of modules whose
-    class name holds "Norm" or "Quantizer", and on names that match a glob of `no_decay`.
+    class name holds "Norm", "Quantizer" or "Codebook", and on names that match a glob of `no_decay`.
 
     Raises
     ------
@@ -46,7 +47,7 @@ def parameter_groups(
 
     def spared(name: str, p: nn.Parameter) -> bool:
         kind = type(owners[name.rpartition(".")[0]]).__name__
-        special = p.ndim < 2 or "Norm" in kind or "Quantizer" in kind
+        special = p.ndim < 2 or any(word in kind for word in SPARED)
         return (special and decay != "all") or any(fnmatchcase(name, pattern) for pattern in no_decay)
 
     if weight_decay == 0:

@@ -267,6 +267,7 @@ class CodebookModel(nn.Module):
             Activations kept of each place.
         """
         layers, kept = self.layers, {name: [] for name in self.names}  # type: ignore[var-annotated]
+        enabled = [layer.enabled for layer in layers.values()]
         self.disable()
         for layer in layers.values():
             layer.keep_rows = True
@@ -279,9 +280,8 @@ class CodebookModel(nn.Module):
                     if all(sum(map(len, rows)) >= max_rows for rows in kept.values()):
                         break
         finally:
-            self.enable()
-            for layer in layers.values():
-                layer.keep_rows = False
+            for layer, acts in zip(layers.values(), enabled, strict=True):
+                layer.enabled, layer.keep_rows = acts, False
                 layer.calls.clear()
         generator = stream(0, "codes") if generator is None else generator
         for name, layer in layers.items():

@@ -8,6 +8,7 @@ Differs from the paper: the text sums the k chosen codes, this takes their mean,
 import warnings
 from collections import deque
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -78,6 +79,9 @@ class CodebookLayer(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        for option, value in (("dim", dim), ("num_codes", num_codes), ("k", k), ("groups", groups)):
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"{name}: {option} must be a whole number, got {value!r}")
         if groups < 1 or dim % groups:
             raise ValueError(f"{name}: a width of {dim} cannot be cut into {groups} groups of one size")
         if gradient not in BACKWARD:

@@ -96,7 +96,7 @@ class CodeIndex:
                     start, end = self.offsets[i, :, 0], self.offsets[i, :, 1]
                     out[i] |= (start < m.end()) & (end > m.start()) & (end > start)
             return out & self.mask
-        found = predicate(self.ids) if callable(predicate) else torch.as_tensor(predicate)
+        found = torch.as_tensor(predicate(self.ids) if callable(predicate) else predicate)
         if found.dtype != torch.bool or found.shape != self.mask.shape:
             raise ValueError(f"labels must be Boolean {tuple(self.mask.shape)}, got {found.dtype} {tuple(found.shape)}")
         return found & self.mask
@@ -133,9 +133,20 @@ class CodeIndex:
         return sorted(hits, key=lambda h: (-h.recall, -h.precision, h.name, h.group, h.code))
 
     def where(self, name: str, code: int, group: int = 0) -> Tensor:
-        """(m, 2): row and position of every token at which a code fires."""
+        """(m, 2): row and position of every token at which a code fires.
+
+        Raises
+        ------
+        ValueError
+            If there is no such codebook.
+        IndexError
+            For a code below 0, which would find the padding, or a group that the codebook does not have.
+        """
         if name not in self.codes:
             raise ValueError(f"no codebook named {name!r}; there are {', '.join(self.codes)}")
+        groups = self.codes[name].shape[2]
+        if code < 0 or not 0 <= group < groups:
+            raise IndexError(f"codes are at least 0 and groups of {name!r} 0..{groups - 1}, got {code} and {group}")
         return (self.codes[name][:, :, group] == code).any(-1).nonzero()
 
     def contexts(self, name: str, code: int, group: int = 0, *, before: int = 8, limit: int = 5) -> list[Any]:

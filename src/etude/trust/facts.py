@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from etude.data.duplicates import normalize_text
 
 CLASSES = (("1", 1, 1), ("2", 2, 2), ("3-5", 3, 5), ("6+", 6, math.inf))
+NEVER_MISSING = frozenset((str, int, bool))
 
 
 def normalize_fact(fact: Any) -> Any:
@@ -73,7 +74,8 @@ class CorpusAudit:
 
     @property
     def chao1_unseen(self) -> float:
-        """Estimated number of facts never seen (a lower bound): N_1^2 / (2 N_2), bias-corrected where N_2 = 0."""
+        """Estimated number of facts never seen (a lower bound): (n - 1) / n N_1^2 / (2 N_2), and
+        (n - 1) / n N_1 (N_1 - 1) / 2 where N_2 = 0."""
         n1, n2 = self.N(1), self.N(2)
         scale = (self.n - 1) / self.n
         return scale * (n1 * n1 / (2 * n2) if n2 else n1 * (n1 - 1) / 2)
@@ -116,7 +118,8 @@ def corpus_audit(facts: Iterable[Any], *, normalize: bool = True, delta: float =
     ----------
     facts
         One hashable a document (a string, a tuple such as (person, place, dish), a number); None or a missing value
-        (NaN, NaT, pandas' NA) where a document has no fact. Arrays, tensors and pandas tables: one a row.
+        (NaN, NaT, pandas' NA), or a tuple of nothing else, where a document has no fact. Arrays, tensors and pandas
+        tables: one a row. Missing parts of tuples and rows are alike.
     normalize
         Count strings that differ in case, spaces or Unicode form as one. Near-duplicates still inflate MF: see
         `etude.data.duplicate_groups`.
@@ -162,17 +165,18 @@ def fact_counts(facts: Iterable[Any], *, normalize: bool = True) -> dict[Any, in
     except TypeError:
         check_hashable(items)
         raise
-    for missing in [fact for fact in raw if type(fact) is not str and not is_fact(fact)]:
-        del raw[missing]
-    if not normalize:
-        return dict(raw)
     merged: dict[Any, int] = {}
     get = merged.get
     for fact, count in raw.items():
-        if type(fact) is str:
+        if type(fact) is not str:
+            key = fact_of(fact)
+            if key is None:
+                continue
+            key = normalize_fact(key) if normalize else key
+        elif normalize:
             key = " ".join((fact if fact.isascii() else unicodedata.normalize("NFKC", fact)).casefold().split())
         else:
-            key = normalize_fact(fact)
+            key = fact
         merged[key] = get(key, 0) + count
     return merged
 
@@ -189,6 +193,19 @@ def listed(facts: Iterable[Any]) -> Sequence[Any]:
     if getattr(facts, "ndim", 1) > 1:
         items = [_row(row) for row in items]
     return items if isinstance(items, (list, tuple)) else list(items)
+
+
+def fact_of(value: Any) -> Any:
+    """The value itself; a tuple with None for its missing parts, which do not equal each other; None for no fact."""
+    if type(value) is not tuple:
+        return value if is_fact(value) else None
+    for part in value:
+        if type(part) not in NEVER_MISSING and not is_fact(part):
+            break
+    else:
+        return value
+    parts = tuple(part if is_fact(part) else None for part in value)
+    return None if all(part is None for part in parts) else parts
 
 
 def is_fact(value: Any) -> bool:

@@ -111,7 +111,8 @@ class GoodTuringGenerator(BaseEstimator):
         return self
 
     def _inside(self, fact: Any) -> bool:
-        return isinstance(fact, (int, np.integer)) and 0 <= int(fact) < self.space_size_
+        number = isinstance(fact, (int, float, np.integer, np.floating))  # pandas makes floats of numbers with gaps
+        return number and fact % 1 == 0 and 0 <= fact < self.space_size_
 
     def probability(self, fact: Any) -> float:
         """g of one fact of the space, seen or not; 0 beyond the space, where the facts are its numbers."""
@@ -138,8 +139,9 @@ class GoodTuringGenerator(BaseEstimator):
     def sample(self, k: int, random_state: Any = None) -> list[Any]:
         """Draw k facts; unseen ones by drawing from the space and rejecting the seen, which is never listed."""
         self._check()
-        if k < 0:
-            raise ValueError(f"k must be at least 0, got {k}")
+        if k < 0 or k != k // 1:
+            raise ValueError(f"k must be a whole number, at least 0, got {k}")
+        k = int(k)
         generator = as_generator(self.random_state if random_state is None else random_state)
         seen = list(self.counts_)
         weights = torch.tensor([self._by_count[c] for c in self.counts_.values()], dtype=torch.float64)

@@ -10,6 +10,7 @@ import math
 import numbers
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,7 @@ from numpy.typing import NDArray
 
 from etude.data.randomness import numpy_stream
 from etude.layers.lm_scoring import token_logprobs
-from etude.layers.modes import evaluating
-from etude.trust.facts import CorpusAudit, check_delta, check_hashable, corpus_audit, is_fact, listed, normalize_fact
+from etude.trust.facts import CorpusAudit, check_delta, check_hashable, corpus_audit, fact_of, listed, normalize_fact
 from etude.trust.good_turing import GoodTuringGenerator
 from etude.trust.miscalibration import Bins, check_masses, heldout_miscalibration, masses, miscalibration
 
@@ -186,7 +186,8 @@ def audit_model(
         Facts -> log-probabilities; -inf is allowed, NaN is not.
     candidates
         The possible facts, true and false (all, for an exact rate). Probabilities are taken given a candidate. None
-        and missing values are left out.
+        and missing values are left out. Arrays, tensors and pandas tables: one a row, as in `corpus_audit`; so are
+        the facts and a `truth` that lists them.
     train_facts, heldout_facts
         One a document; the held-out ones stand for the true distribution p.
     truth
@@ -204,8 +205,8 @@ def audit_model(
     TypeError
         For a candidate or fact that cannot be hashed; the message names it.
     """
-    check_hashable(items := list(candidates), "candidate")
-    items = [fact for fact in dict.fromkeys(items) if is_fact(fact)]
+    check_hashable(items := listed(candidates), "candidate")
+    items = [fact for fact in dict.fromkeys(map(fact_of, items)) if fact is not None]
     if not items:
         raise ValueError("no candidates")
     scores = score_fn(items)
@@ -234,9 +235,9 @@ def audit_model(
         true = dict(zip(g, map(_contains(truth, form), g), strict=True))
     false_count = sum(not t for t in true.values())
     rate = sum(value for fact, value in g.items() if not true[fact])
-    seen = {form(fact) for fact in train if is_fact(fact)}
+    seen = {form(fact) for fact in map(fact_of, train) if fact is not None}
     new = sum(value for fact, value in g.items() if true[fact] and fact not in seen)
-    heldout = [form(fact) for fact in listed(heldout_facts) if is_fact(fact)]
+    heldout = [form(fact) for fact in map(fact_of, listed(heldout_facts)) if fact is not None]
     generator = numpy_stream(0, "audit_model") if generator is None else generator
     mis = heldout_miscalibration(g, heldout, bins, generator=generator, delta=delta)
     ratio = (len(g) - false_count) / false_count if false_count else math.inf
@@ -247,12 +248,12 @@ def audit_model(
 def sampled_rate(samples: Iterable[Any], truth: Truth, *, delta: float = 0.05) -> tuple[float, float, float]:
     """Rate of hallucination among generated facts with its exact binomial interval, where enumeration is out of reach.
 
-    Samples that are None or a missing value (no fact) are left out.
+    Samples that are None or a missing value (no fact) are left out; tables are read as by `audit_model`.
     """
     from scipy.stats import beta
 
     check_delta(delta)
-    facts = [fact for fact in samples if is_fact(fact)]
+    facts = [fact for fact in map(fact_of, listed(samples)) if fact is not None]
     if not facts:
         raise ValueError("no facts among the samples")
     if not callable(truth):
@@ -303,6 +304,12 @@ def hf_scorer(
         Sentence of a fact, such as "{} ate {} in {}." for tuples or "{}" for strings. The log-probability of all
         its tokens counts, its own words included; they cancel where probabilities are taken given a candidate.
 
+    Raises
+    ------
+    ValueError
+        Without a start or end token, or (when it scores) for a fact with more or fewer parts than the template has
+        places: a part without a place would make two facts one sentence.
+
     Notes
     -----
     The model scores in eval mode; afterwards its modes are what they were.
@@ -314,11 +321,7 @@ def hf_scorer(
         raise ValueError("the tokenizer has neither a start nor an end token to begin sentences with")
 
     def score(facts: list[Any]) -> NDArray[np.float64]:
-        with evaluating(model):
-            return scores(facts)
-
-    def scores(facts: list[Any]) -> NDArray[np.float64]:
-        texts = [template.format(*(fact if isinstance(fact, tuple) else (fact,))) for fact in facts]
+        texts = [_sentence(template, fact) for fact in facts]
         out = np.empty(len(texts))
         rows = [[start, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -335,11 +338,23 @@ def hf_scorer(
     return score
 
 
+def _sentence(template: str, fact: Any) -> str:
+    parts = fact if isinstance(fact, tuple) else (fact,)
+    marks = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+    places = {field.split(".")[0].split("[")[0] or str(i) for i, field in enumerate(marks)}
+    if places != set(map(str, range(len(parts)))):
+        raise ValueError(
+            f"template {template!r} must have a place {{}} for each of the {len(parts)} parts of the fact {fact!r}, "
+            f"it has {len(marks)}"
+        )
+    return template.format(*parts)
+
+
 def _contains(truth: Container[Any], form: Callable[[Any], Any]) -> Callable[[Any], bool]:
     """Whether a fact is true; `form` is applied to facts on both sides."""
     if isinstance(truth, Mapping):
         truth = [fact for fact, is_true in truth.items() if is_true]
-    known = {form(fact) for fact in truth} if isinstance(truth, Iterable) else truth
+    known = {form(fact) for fact in map(fact_of, listed(truth))} if isinstance(truth, Iterable) else truth
     return lambda fact: form(fact) in known
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from etude.trust.facts import check_hashable
+from etude.trust.facts import check_hashable, listed
 
 Bins = Literal["levels"] | int
 Floats = NDArray[np.float64]
@@ -101,7 +101,8 @@ def miscalibration(g: Any, p: Any, bins: Bins = "levels") -> Miscalibration:
     ----------
     g, p
         Probabilities of the same facts, as arrays of one length or mappings fact -> probability (a fact that one
-        of them lacks has probability 0 there). p is the distribution of documents, not of being right.
+        of them lacks has probability 0 there). Series of pandas whose indices differ are such mappings. p is the
+        distribution of documents, not of being right.
     bins
         "levels": one bin for each value of g. A number b: facts sorted by g are cut so that each bin holds about
         1 / b of g's mass. Facts of equal g are never parted. Facts of g = 0 have no mass and share the first bin,
@@ -183,7 +184,7 @@ def heldout_miscalibration(
         For a fact that cannot be hashed; the message names it.
     """
     if isinstance(g, Mapping):
-        check_hashable(facts := list(facts), "held-out fact")
+        check_hashable(facts := listed(facts), "held-out fact")
         index = {fact: i for i, fact in enumerate(g)}
         values = _checked(np.fromiter(g.values(), dtype=float, count=len(g)), "g")
         rows = np.array([index.get(fact, -1) for fact in facts], dtype=np.int64)
@@ -197,8 +198,8 @@ def heldout_miscalibration(
         rows = rows.astype(np.int64)
     if len(rows) == 0:
         raise ValueError("no held-out facts")
-    if rows.max() >= len(values):
-        i = int(np.argmax(rows >= len(values)))
+    if rows.max() >= len(values) or rows.min() < -1:
+        i = int(np.argmax((rows >= len(values)) | (rows < -1)))
         raise ValueError(f"held-out fact {i} has index {rows[i]}, but g has {len(values)} facts; -1 stands for unknown")
     bin_of, n_bins = bins_by_level(values, values, bins)
     g_mass = np.append(np.bincount(bin_of, weights=values, minlength=n_bins), 0.0)
@@ -215,6 +216,7 @@ def heldout_miscalibration(
 
 def aligned(g: Any, p: Any) -> tuple[Floats, Floats]:
     """Both as arrays over the same facts, checked to be distributions."""
+    g, p = _named(g, p), _named(p, g)
     if isinstance(g, Mapping) != isinstance(p, Mapping):
         raise ValueError("g and p must both be mappings fact -> probability, or both arrays")
     if isinstance(g, Mapping):
@@ -225,6 +227,15 @@ def aligned(g: Any, p: Any) -> tuple[Floats, Floats]:
     if g.shape != p.shape:
         raise ValueError(f"g has {g.size} facts and p {p.size}: give mappings fact -> probability to align them")
     return g, p
+
+
+def _named(values: Any, other: Any) -> Any:
+    """A Series of pandas as a mapping, unless it stands beside an array or a Series of the same index."""
+    if not hasattr(values, "to_dict") or getattr(values, "ndim", 0) != 1:
+        return values
+    if isinstance(other, Mapping) or (hasattr(other, "to_dict") and not values.index.equals(other.index)):
+        return values.to_dict()
+    return values
 
 
 def masses(values: Any) -> Floats:
