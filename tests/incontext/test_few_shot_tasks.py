@@ -84,6 +84,8 @@ def test_labels_and_losses():
     assert torch.allclose(grad[0, 0], prediction_error(logits, y, "classification")[0, 0], atol=1e-6)
     assert previous_labels(y, 1)[0].tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
     assert previous_labels(y, 0) is y
+    with pytest.raises(ValueError, match="labels must be finite"):
+        encode_labels(torch.tensor([[1.0, -math.inf]]), 1, "regression")
 
 
 def test_maml_equals_gradient_descent_by_hand_on_every_prefix():

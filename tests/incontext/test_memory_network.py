@@ -481,5 +481,10 @@ def test_labels_of_a_session_are_one_a_row_and_finite():
     session = net("regression").start(B)
     with pytest.raises(ValueError, match=f"{B} rows, got {B - 1} labels"):
         session.observe(x[:, 0], y[:-1, 0])
+    for one in (1.0, torch.tensor(1.0)):
+        with pytest.raises(ValueError, match=f"{B} rows, got .*1.*: give a tensor with a label for each"):
+            session.observe(x[:, 0], one)
+    with pytest.raises(ValueError, match=rf"{B} rows, got items of shape \({D},\)"):
+        session.predict(x[0, 0])
     with pytest.raises(ValueError, match="labels must be finite"):
         session.observe(x[:, 0], y[:, 0] / 0)

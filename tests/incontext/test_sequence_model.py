@@ -72,6 +72,14 @@ def test_context_and_queries(layout):
     assert empty.shape == (2, 4) and empty.isfinite().all()
 
 
+@pytest.mark.parametrize("mixer", ["gru", "lstm"])
+def test_a_recurrent_mixer_answers_several_queries_of_context_and_query(mixer):
+    model, (x, y, xq) = build(layout="paired", mixer=mixer), pairs()
+    side_by_side = model.predict(x, y, xq)
+    for j in range(4):
+        torch.testing.assert_close(side_by_side[:, j], model(torch.cat([x, xq[:, j : j + 1]], 1), y)[:, 0])
+
+
 def test_class_labels_and_own_mixers():
     model = build(out_dim=5, layout="shifted")
     x, _, _ = pairs()
@@ -117,6 +125,26 @@ def test_data_that_do_not_fit():
             model(bad_x, bad_y)
 
 
+@pytest.mark.parametrize("options", [{}, {"mixer": "gru"}, {"layout": "shifted"}, {"layout": "paired"}], ids=str)
+def test_queries_that_do_not_fit(options):
+    model, (x, y, xq) = build(**options), pairs()
+    for bad_y, bad_q, text in [
+        (y, xq[..., :2], r"Xq must be \(2, m, 3\)"),
+        (y, xq[:1], r"Xq must be \(2, m, 3\)"),
+        (y, xq[:, 0], "Xq must be"),
+        (y[:, :5], xq, "6 inputs and 5 labels"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            model.predict(x, bad_y, bad_q)
+
+
+def test_learned_positions_without_a_place_for_the_query():
+    (x, y, xq), full = pairs(n=9), build(max_points=10)
+    with pytest.raises(ValueError, match="no place for a query: build the model with max_points=10"):
+        build().predict(x, y, xq)
+    assert full.predict(x, y, xq).shape == build(position="none").predict(x, y, xq).shape == (2, 4)
+
+
 def test_curve():
     curve = Curve([1, 2], [[0.0, 1.0], [2.0, 3.0], [4.0, 2.0]])
     np.testing.assert_allclose(curve.mean, [2.0, 2.0])
@@ -126,6 +154,9 @@ def test_curve():
     assert np.isinf(Curve([1], [[1.0]]).ci).all()
     with pytest.raises(ValueError, match="one column a position"):
         Curve([1, 2, 3], [[1.0, 2.0]])
+    for level in (0.0, 1.0, 95):
+        with pytest.raises(ValueError, match=f"level must lie between 0 and 1, got {level}"):
+            curve.interval(level)
 
 
 @pytest.mark.parametrize("options", [*CAUSAL, {"layout": "paired"}, {"layout": "aligned"}], ids=str)

@@ -131,5 +131,10 @@ def test_no_fast_step_has_norm_zero_and_small_norms_are_true():
     assert float(small.norm()) == pytest.approx(2e-8)
 
 
+def test_what_overflows_has_no_norm_of_zero():
+    broken = Fast(draw(1, 2, IN).float() * 1e20, draw(1, 2, OUT).float() * 1e20, torch.zeros(1))
+    assert broken.norm().isnan().all()
+
+
 def test_the_room_of_the_fast_slow_memory_shows_it():
     assert incontext.FastLinear is FastLinear

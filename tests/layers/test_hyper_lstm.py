@@ -70,8 +70,17 @@ def test_bad_input():
         HyperLSTM(2, 3, hyper_size=0)
     with pytest.raises(ValueError, match="one direction"):
         as_hyper_lstm(nn.LSTM(2, 3, bidirectional=True))
+    with pytest.raises(ValueError, match="set lstm.batch_first = True"):
+        as_hyper_lstm(nn.LSTM(2, 3))
     with pytest.raises(ValueError, match="x must have shape"):
         HyperLSTM(2, 3)(torch.zeros(1, 2, 5))
+
+
+def test_an_lstm_in_evaluation_stays_there():
+    lstm = nn.LSTM(3, 4, num_layers=2, dropout=0.5, batch_first=True).eval()
+    x, net = torch.randn(2, 5, 3), as_hyper_lstm(lstm)
+    torch.testing.assert_close(net(x)[0], lstm(x)[0])
+    assert as_hyper_lstm(lstm.train()).training
 
 
 def test_a_double_lstm_stays_double():

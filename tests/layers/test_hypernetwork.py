@@ -286,6 +286,14 @@ def test_pretrained_weights_are_the_start():
         hyper.load_theta0({**weights, "0.bias": torch.zeros(9)})
 
 
+def test_tasks_of_a_pretrained_net_start_near_it():
+    hyper = HyperNetwork.from_pretrained(mlp((60, 40, 10)), TaskCondition(3, 8))
+    for part, shape in zip(hyper.layout.slices().values(), hyper.layout.shapes, strict=True):
+        change = (hyper.generate_flat(task=[0, 1, 2]) - hyper.theta0)[:, part]
+        ordinary = math.sqrt(2 / shape[1]) if len(shape) > 1 else 0.01
+        assert change.square().mean().sqrt().item() == pytest.approx(0.1 * ordinary, rel=0.01)
+
+
 def test_bad_input_is_named():
     hyper, x = make(), torch.randn(5, 6)
     with pytest.raises(IndexError, match="task 7 of 4"):
@@ -534,6 +542,9 @@ def test_norms_that_do_not_go(options, words):
 
 
 def test_targets_and_starts_that_mean_nothing():
+    for make_lazy in (lambda t: HyperNetwork(t, TaskCondition(2, 3)), RecurrentHyperNetwork):
+        with pytest.raises(ValueError, match="'1.weight' has no shape yet: run the target"):
+            make_lazy(nn.Sequential(nn.ReLU(), nn.LazyLinear(3)))
     with pytest.raises(ValueError, match="mixes types.*0.bias is torch.float32.*1.bias is torch.float64"):
         HyperNetwork(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3).double()), TaskCondition(2, 3))
     net = mlp((6, 5, 3))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from etude.layers import HyperNetwork, NoiseCondition, ScalarCondition, TaskCondition, mlp
+from etude.layers import DataCondition, HyperNetwork, NoiseCondition, ScalarCondition, TaskCondition, mlp
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,25 @@ def test_numbers_without_bounds_are_squashed(scale, want):
 def test_a_range_without_an_end_names_the_remedy(low, high, scale):
     with pytest.raises(ValueError, match='must be finite.*scale="sigmoid" or "tanh"'):
         ScalarCondition("a", low, high, scale)
+
+
+def test_names_may_have_ranges_and_scales_of_their_own():
+    condition = ScalarCondition(["lam", "lr", "z"], (0, 1e-4, 0), (2, 1, 1), ("linear", "log", "tanh"))
+    z = condition(lam=[0.5, 1.0], lr=1e-2, z=0.0)
+    assert torch.allclose(z, torch.tensor([[0.25, 0.5, 0.5], [0.5, 0.5, 0.5]]))
+    one = ScalarCondition("lr", 1e-4, 1.0, "log")
+    assert torch.equal(condition(lam=0.0, lr=0.3, z=0.0)[:, 1], one(lr=0.3)[:, 0])
+    with pytest.warns(UserWarning, match=r"condition 'lam' from 3 to 3 leaves the range \[0, 2\]"):
+        condition(lam=3.0, lr=0.5, z=9.0)
+    with pytest.warns(UserWarning, match="condition 'lr' from 2 to 2"):  # once for each
+        condition(lam=3.0, lr=2.0, z=0.0)
+    hyper = HyperNetwork(mlp((6, 3)), ScalarCondition(["a", "b"], [0.0, 1.0], [1.0, 9.0]))
+    assert hyper(torch.randn(4, 6), a=0.5, b=torch.linspace(1, 9, 4)).shape == (4, 3)
+    for wrong in ({"low": (0.0, 0.1, 0.2)}, {"high": [1.0]}, {"scale": ("log", "log", "log")}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be one for all, or one for each of a, b"):
+            ScalarCondition(["a", "b"], **wrong)
+    with pytest.raises(ValueError, match="low must be below high, got 0.5 and 0.1"):
+        ScalarCondition(["a", "b"], (0, 0.5), (1, 0.1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -67,6 +86,11 @@ def test_tasks_are_whole_numbers():
     assert torch.equal(hyper(x, task=torch.tensor([0, 1, 1], dtype=torch.uint8)), hyper(x, task=[0, 1, 1]))
     with pytest.raises(TypeError, match="missing condition 'task'"):
         hyper.forward_flat(x, hyper.generate_flat(task=1)[0])
+
+
+def test_an_encoder_gives_at_least_one_number():
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+        DataCondition(nn.Identity(), 0)
 
 
 @pytest.mark.parametrize("draws", [0, -1])

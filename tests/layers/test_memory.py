@@ -92,6 +92,19 @@ def test_gradients_reach_start_query_and_gate():
     assert float(memory.initial.grad.abs().sum()) > 0
 
 
+def test_a_zero_query_or_slot_gives_no_gradient_by_similarity():
+    memory, M = ContentMemory(4, 3), torch.randn(2, 4, 3)
+    M[0, 1] = 0
+    q = torch.randn(2, 3)
+    q[1] = 0
+    M, q = M.requires_grad_(True), q.requires_grad_(True)
+    read = memory.read(q, M)
+    assert torch.allclose(read.weights[1], torch.full((4,), 0.25))
+    read.value.square().sum().backward()
+    assert float(q.grad[1].abs().max()) == 0 and float(q.grad[0].abs().max()) > 0
+    assert float(M.grad.abs().max()) < 1e3
+
+
 def test_bad_input():
     for wrong in ({"slots": 0}, {"width": 0}, {"write": "random"}, {"temperature": 0.0}, {"usage_decay": 1.5}):
         with pytest.raises(ValueError):

@@ -1,6 +1,7 @@
 """The comparison at the quick tier: what conditioning gives on far tasks, and that the problems are what they say."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from etude.errors import UsageError
 from etude.lab.jobs import UserData
 from etude.lab.registry import study
 from etude.lab.runner import configure, run_study
+from etude.lab.study import Job
 from etude.studies._review_nets import WaveNet, per_task_net
 from etude.studies._review_problems import OpenSet, TurnedTasks, Waves
+from etude.studies._review_runs import open_set
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,17 @@ def test_tasks_are_turned_and_share_no_training_image():
     batch = data.draw(7, stream(0, "b"))
     assert batch.x.shape == (4, 7, 64)
     assert batch.y.shape == (4, 7)
+
+
+def test_a_set_too_small_says_which_setting_fits():
+    digits = load_images("digits")
+    with pytest.raises(ValueError, match=r"rows=500 asks for 2000 images in 4 tasks, .* 1438: --set rows=359"):
+        TurnedTasks.of(digits, 3, 90.0, 4, 500, 60)
+    with pytest.raises(ValueError, match=r"test_rows=400 .* 359: --set test_rows=359"):
+        TurnedTasks.of(digits, 3, 90.0, 4, 50, 400)
+    pair = replace(digits, x=digits.x[digits.y < 3], y=digits.y[digits.y < 3], classes=digits.classes[:3])
+    config = study("hypernetworks-review").configs["quick"]
+    assert list(open_set(Job("user", "single", (3,), config, pair), 3)) == []
 
 
 def test_unknown_classes_are_never_trained_on_and_waves_follow_their_formula():

@@ -46,13 +46,19 @@ def test_plots_are_drawn(run):
 
 
 def test_digits_and_users_tables_have_what_their_claims_need():
-    config = PhysicalConfig(digits_hidden=(6, 6), digits_epochs=1, digits_inner_steps=1)
+    config = PhysicalConfig(
+        digits_hidden=(6, 6), digits_epochs=1, digits_inner_steps=1, recovery_epochs=1, twin_steps=1, twin_pairs=50
+    )
     study = PhysicalStudy()
     task = study.task("digits", config)
     for protocol in ("digits", "user"):
         for arm in ("phyll", "ideal_bp", "no_physics", "read_out_only"):
             names = {m.metric for m in study.measure(Job(protocol, arm, (1,), config, task))}
             assert {"accuracy", "accuracy_optics", "accuracy_optics_microwave"} <= names
+    config = config.model_copy(update={"boxes": ("optics",)})
+    jobs = [Job("user", arm, (1,), config, task) for arm in ("phyll", "shuffled_labels", "pat")]
+    drifted = {m.arm for job in jobs for m in study.measure(job) if m.metric == "accuracy_after_drift"}
+    assert drifted >= {"phyll", "shuffled_labels", "in_silico_stale"}  # for P3 and P3b
 
 
 TINY = PhysicalConfig(epochs=5, inner_steps=2, twin_steps=2, twin_pairs=50, hidden=(6, 5), box_width=9, curve_every=1)

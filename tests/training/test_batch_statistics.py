@@ -50,9 +50,12 @@ def test_ghosts_take_whole_batches_here():
 
 def test_settings_come_back_after_an_exception():
     net = nn.Sequential(GhostBatchNorm1d(2, 4))
+    net(torch.randn(8, 2, generator=stream(0, "x")))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(ValueError, match="expected 2D or 3D"):
-        reestimate_batchnorm(net, torch.zeros(3, 2, 2, 2))
+        reestimate_batchnorm(net, [torch.zeros(3, 2), torch.zeros(3, 2, 2, 2)])
     assert (net[0].ghost_size, net[0].momentum, net[0].training) == (4, 0.1, True)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_bad_input_is_named():

@@ -1,5 +1,6 @@
 """Black boxes: what goes in, what is refused, what is counted; the simulated physics."""
 
+import copy
 import math
 
 import numpy as np
@@ -86,10 +87,19 @@ def test_bad_settings():
         BlackBox(3)
     with pytest.raises(ValueError, match="repeats"):
         BlackBox(abs, repeats=0)
+    with pytest.raises(ValueError, match="repeats must be a whole number of at least 1, got 1.5"):
+        BlackBox(abs, repeats=1.5)
     with pytest.raises(ValueError, match="unknown box 'radio'"):
         PhysicalBox("radio", 2, 2, generator=stream(0, "b"))
     with pytest.raises(ValueError, match="at least 1"):
         PhysicalBox("optics", 0, 2, generator=stream(0, "b"))
+
+
+def test_rows_in_bfloat16_reach_a_numpy_callable_and_come_back():
+    h = torch.rand(3, 2, generator=stream(0, "h")).bfloat16()
+    y = BlackBox(lambda x: 2 * x, encode=None)(h)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, 2 * h)
 
 
 @pytest.mark.parametrize("kind", BOXES)
@@ -106,6 +116,17 @@ def test_boxes_are_fixed_finite_and_drift_to_another_sample(kind):
     assert torch.allclose(turned.scatter, box.other, atol=1e-6)
     assert not torch.allclose(turned(x), y, atol=1e-2)
     assert torch.allclose(turned.rotated(-90)(x), y, atol=1e-4)  # and back
+
+
+@pytest.mark.parametrize("kind", BOXES)
+def test_a_box_in_double_precision_is_the_same_physics(kind):
+    box = PhysicalBox(kind, 6, 5, generator=stream(3, "b"))
+    x = amplitude(torch.randn(20, 6, generator=stream(0, "x")))
+    for fine in (copy.deepcopy(box).double(), copy.deepcopy(box).to(torch.float64), box.rotated(0).double().rotated(0)):
+        y = fine(x.double())
+        assert y.dtype == torch.float64
+        assert torch.allclose(y.float(), box(x), rtol=1e-4, atol=1e-5)
+        assert torch.equal(fine.float()(x), box(x))
 
 
 def test_optics_is_an_intensity_that_scales_with_the_square():

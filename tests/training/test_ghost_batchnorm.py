@@ -12,7 +12,7 @@ from etude.data.randomness import stream
 from etude.data.tasks import Split
 from etude.layers import TargetError
 from etude.training import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, TrainConfig, to_ghost_batchnorm, train
-from etude.training.ghost_batchnorm import ghost_sizes
+from etude.training.ghost_batchnorm import ghost_batch_norm, ghost_sizes
 
 SHAPES = {(5,): (nn.BatchNorm1d, GhostBatchNorm1d), (5, 3): (nn.BatchNorm1d, GhostBatchNorm1d)}
 SHAPES |= {(4, 3, 2): (nn.BatchNorm2d, GhostBatchNorm2d), (3, 2, 2, 2): (nn.BatchNorm3d, GhostBatchNorm3d)}
@@ -143,7 +143,7 @@ def test_double_precision_and_gradcheck():
 def test_a_ghost_of_one_value_is_refused_as_torch_does():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         GhostBatchNorm1d(3, 1)(torch.randn(4, 3))
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
+    with pytest.raises(ValueError, match="more than 1 value per channel.* 5 rows in ghosts of 2"):
         GhostBatchNorm1d(3, 2)(torch.randn(5, 3))  # the remainder of one row is half a ghost: its own
     assert GhostBatchNorm1d(3, 3)(torch.randn(7, 3)).shape == (7, 3)  # here it joins the last
     assert GhostBatchNorm2d(3, 1)(torch.randn(4, 3, 2, 2)).shape == (4, 3, 2, 2)
@@ -160,6 +160,10 @@ def test_wrong_ghost_size(size):
 def test_wrong_dimensions_are_refused_as_torch_does():
     with pytest.raises(ValueError, match="expected 4D"):
         GhostBatchNorm2d(3, 2)(torch.randn(4, 3))
+    with pytest.raises(ValueError, match=r"expected 3 channels, got an input of shape \(4, 5\)"):
+        GhostBatchNorm1d(3, 2)(torch.randn(4, 5))  # not 6 and 10, those of two ghosts
+    with pytest.raises(ValueError, match="ghost_size must be a whole number"):
+        ghost_batch_norm(torch.randn(4, 3), None, None, ghost_size=0)
 
 
 def net() -> nn.Sequential:

@@ -161,6 +161,45 @@ def test_padding_is_left_out():
     assert values[0] == pytest.approx(values[1])
 
 
+@pytest.mark.parametrize("mask, message", [
+    (torch.ones(10, 4, dtype=torch.bool), r"mask \(10, 4\) fits no guided layer"),
+    (torch.ones(6, 5, dtype=torch.bool), r"'0' \(10, 5, 4\)"),
+    (torch.ones(10, 5, dtype=torch.long), "int64"),
+])  # fmt: skip
+def test_a_mask_that_would_mask_nothing_is_refused(mask, message):
+    ids = torch.randint(0, 9, (10, 5), generator=stream(0, "ids"))
+    g = Guidance(nn.Sequential(nn.Embedding(9, 4)), nn.Sequential(nn.Embedding(9, 6)), map=[("0", "0")])
+    g.target(ids)
+    with pytest.raises(ValueError, match=message):
+        g.loss(ids, mask=mask)
+
+
+def test_positions_are_asked_of_every_layer_and_time_first_is_noticed():
+    x = normal(10, 6, 4)
+    guide = nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
+    g = Guidance(nn.Sequential(nn.Linear(4, 5)), guide, map=[("0", "1")], per_position=True)
+    g.target(x)
+    with pytest.raises(ValueError, match=r"'1' is \(10, 3\)"):
+        g.loss(x)
+
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.RNN(4, 5)
+
+        def forward(self, x):
+            return self.rnn(x.transpose(0, 1))[0]
+
+    g = Guidance(made(TimeFirst), made(TimeFirst, 1), map=[("rnn", "rnn")])
+    g.target(x)
+    with pytest.warns(UserWarning, match=r"'rnn' puts out \(6, 10, 5\), time first"):
+        g.loss(x)
+    g.target(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        g.loss(x)
+
+
 def test_per_position_is_the_mean_over_positions():
     target, guide = nn.Sequential(nn.Linear(4, 5)), nn.Sequential(nn.Linear(4, 3))
     x = normal(10, 6, 4)
@@ -259,6 +298,7 @@ def test_bad_batches(nets):
     ({"until_step": 0}, "until_step"), ({"map": "odd"}, "map must be"), ({"map": []}, "map must be"),
     ({"map": [("0", "0")], "layers": "0"}, "leave layers"),
     ({"guide_input": lambda x: x, "noise": stream(0, "n")}, "not both"),
+    ({"map": [("0",)]}, "map must be"), ({"map": ["00"]}, "map must be"), ({"index": "rsa", "debiased": True}, "CKA"),
 ])  # fmt: skip
 def test_bad_settings(nets, options, message):
     with pytest.raises(ValueError, match=message):
@@ -306,6 +346,31 @@ def test_noise_kept_grams_rows_and_state(nets):
     assert float(again.loss(x)) == 0
 
 
+def test_an_earlier_state_puts_the_hooks_back_and_one_of_other_layers_changes_nothing(nets):
+    target, guide = nets
+    x = normal(20, 6)
+    g = Guidance(target, guide, map=[("0", "0")], until_step=1)
+    start = g.state_dict()
+    target(x)
+    first = float(g.loss(x))
+    assert not target[0]._forward_hooks
+    g.load_state_dict(start)
+    target(x)
+    assert float(g.loss(x)) == pytest.approx(first)
+    with pytest.raises(TargetError, match="pairs '9' of the guide"):
+        g.load_state_dict({"alpha": 2.0, "step": 0, "pairs": [["0", "9"]]})
+    assert (g.alpha, g.step, g.pairs) == (1.0, 1, (("0", "0"),))
+
+
+def test_an_evaluation_is_not_guided_by_a_wrapped_loss(nets):
+    g = Guidance(*nets)
+    loss = g.wrap(F.cross_entropy)
+    with torch.no_grad():
+        out = g.target(normal(3, 6))  # a last batch too small for any similarity
+        assert torch.equal(loss(out, torch.arange(3)), F.cross_entropy(out, torch.arange(3)))
+    assert g.step == 0
+
+
 def test_a_language_model_and_a_loss_of_another_trainer():
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
@@ -335,6 +400,11 @@ def test_half_precision_is_compared_in_single(nets):
     assert value.dtype == torch.float32
     exact = 1 - cka(target[0](x), guide[0](x))
     assert torch.isclose(value, exact, atol=0.02)
+    g.remove()
+    g = Guidance(target, guide, map=[("0", "0")], index="rsa")
+    with torch.autocast("cpu", torch.bfloat16):
+        target(x)
+        assert g.loss(x).dtype == torch.float32
 
 
 def test_layers_without_rows_are_left_out_where_none_was_named():

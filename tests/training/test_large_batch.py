@@ -54,6 +54,9 @@ def test_noise_of_a_step_by_the_closed_form():
 
 
 def test_bad_input_is_named():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match=r"1 normalises by the batch.*model.eval\(\)"):
+        step_noise(net, lambda m, b: m(b.x).sum(), Split(torch.ones(4, 2), torch.ones(4)), 2, 0.1, stream(0, "b"))
     with pytest.raises(ValueError, match="batch=0"):
         large_batch_config(BASE, REGIME, num_rows=100, batch=0, epochs=12)
     with pytest.raises(ValueError, match="epoch 0"):

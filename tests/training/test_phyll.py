@@ -128,6 +128,13 @@ def test_costs_are_counted_by_hand():
     net.predict(x[:10])
     assert net.cost_report()["physical_runs_prediction"] == 10 * 3 * 2
     assert net.cost_report()["digital_macs_prediction"] == 30 * (6 * 16 + 7 * 10)
+    before = net.cost_report()
+    net.representations(x[:10])
+    more = {k: v - before[k] for k, v in net.cost_report().items()}
+    assert more == {
+        "physical_runs_training": 0, "physical_runs_prediction": 10 * 2,
+        "digital_macs_training": 0, "digital_macs_prediction": 10 * (6 * 16 + 7 * 10),
+    }  # fmt: skip
     assert Costs().report()["physical_runs_training"] == 0
     assert backprop_macs(10, [4, 3, 2]) == 10 * (3 * (12 + 6) - 12)
 
@@ -171,6 +178,7 @@ def test_from_module_trains_its_linear_layers_in_place():
         ({"y": np.zeros(90)}, "at least 2 classes"),
         ({"boxes": []}, "one box a layer"),
         ({"hidden": [0]}, "must be positive"),
+        ({"hidden": [2.5]}, "hidden must be whole numbers"),
         ({"theta": 0}, "must be positive"),
         ({"theta": np.nan}, "must be positive and finite, got nan"),
         ({"hidden": 20}, "sequences of one entry a layer"),
@@ -269,7 +277,7 @@ def test_partial_fit_can_begin_with_the_classes_that_will_come():
     assert net.score(x, y) > 0.8
     with pytest.raises(ValueError, match="not those of before"):
         net.partial_fit(x, y, classes=[0, 1])
-    with pytest.raises(NotFittedError):
+    with pytest.raises(NotFittedError, match="needs classes="):
         PhyLL().partial_fit(x, y)
 
 
@@ -289,6 +297,35 @@ def test_a_file_of_other_settings_is_refused(tmp_path, option, value):
     PhyLL([optics(11, 6)], [4], random_state=0).fit(x, y, epochs=1).save(tmp_path / "net")
     with pytest.raises(ValueError, match=f"was saved with {option}=.*, this net has {option}={value!r}"):
         PhyLL([optics(11, 6)], [4], **{option: value}).load(tmp_path / "net")
+
+
+def test_a_file_that_does_not_fit_leaves_the_net_as_it_was(tmp_path):
+    x, y = blobs()
+    PhyLL(hidden=[4], random_state=0).fit(x, np.array(["a", "b", "c"])[y], epochs=1).save(tmp_path / "net")
+    net = PhyLL(hidden=[5], random_state=0).fit(x, y, epochs=1)
+    before = net.predict(x)
+    with pytest.raises(ValueError, match="holds layers of"):
+        net.load(tmp_path / "net")
+    assert np.array_equal(net.predict(x), before)
+
+
+def test_a_module_takes_the_weights_of_a_file(tmp_path):
+    x, y = blobs()
+
+    def wrapped(inputs):
+        module = nn.Sequential(nn.Linear(inputs, 6), nn.Tanh(), nn.Linear(6, 4))
+        return module, PhyLL.from_module(module, blackbox=["1"], random_state=0)
+
+    module, net = wrapped(11)
+    net.fit(x, y, epochs=2).save(tmp_path / "net")
+    other, again = wrapped(11)
+    again.load(tmp_path / "net")
+    assert torch.equal(other[0].weight, module[0].weight)
+    assert torch.equal(other[2].bias, module[2].bias)
+    again.partial_fit(x, y)
+    assert torch.equal(other[0].weight, again.weights_[0])
+    with pytest.raises(ValueError, match=r"linear layer 0 has weights \(6, 9\), .* holds \(6, 11\)"):
+        wrapped(9)[1].load(tmp_path / "net")
 
 
 def test_a_linear_layer_without_bias_stays_without():

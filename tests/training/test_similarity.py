@@ -229,3 +229,19 @@ def made_linear(scale, seed=0):
 def test_rsa_is_blind_to_size(factor):
     X, Y = torch.randn(8, 5, generator=stream(0, "x")), torch.randn(8, 3, generator=stream(1, "x"))
     assert float(rsa(factor * X, Y)) == pytest.approx(float(rsa(X, Y)), abs=1e-5)
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+@pytest.mark.parametrize("width", [3, 40])
+def test_mixed_precision_does_not_reach_the_gram_matrices(width, debiased):
+    X, Y = normal(20, width).float() + 2, normal(20, 5, seed=1).float()
+    net = nn.Sequential(nn.Flatten())
+
+    def values():
+        single = [cka(X, Y, debiased=debiased), rsa(X, Y), hsic(X, Y, debiased=debiased)]
+        matrices = (cka_matrix({"a": X}, {"b": Y}, debiased=debiased), cka_matrix(net, net, [X], layers="0"))
+        return [*single, *(m.values.squeeze() for m in matrices)]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = values()
+    assert all(torch.equal(a, b) for a, b in zip(found, values(), strict=True))

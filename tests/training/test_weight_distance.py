@@ -102,6 +102,8 @@ def test_trace_of_a_training_run_starts_before_the_first_update():
         ([0, 1, 2], [1.0, 2.0, 3.0], "numbered from 1"),
         ([1, 2, 3], [0.0, 0.0, 0.0], "finite and positive"),
         ([1, 2, 3], [1.0, np.nan, 0.0], "finite and positive"),
+        ([1, 2, 3], [2.0, 2.0, 2.0], "all distances are 2"),
+        ([5, 5, 5], [1.0, 2.0, 3.0], "all updates are 5"),
     ],
 )
 def test_bad_input_is_named(steps, distances, message):

@@ -61,12 +61,14 @@ def as_generator(random_state: int | torch.Generator | np.random.RandomState | N
     Raises
     ------
     TypeError
-        For numpy's Generator, which has no place among the seeds.
+        For numpy's Generator, which has no place among the seeds, and for what is no whole number.
     """
     if isinstance(random_state, torch.Generator):
         return random_state
     if isinstance(random_state, np.random.Generator):
         raise TypeError("random_state cannot be numpy's Generator: pass an int drawn from it")
+    if random_state is not None and not isinstance(random_state, (int, np.integer, np.random.RandomState)):
+        raise TypeError(f"random_state is a whole number, a generator or None, got {random_state!r}")
     if random_state is None:
         return stream(int(np.random.SeedSequence().generate_state(1)[0]), "unseeded")
     if isinstance(random_state, np.random.RandomState):

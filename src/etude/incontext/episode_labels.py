@@ -18,7 +18,7 @@ def encode_labels(y: Tensor, output_size: int, task: TaskKind) -> tuple[Tensor, 
     Raises
     ------
     ValueError
-        For another shape, classes that are no whole numbers, or a class outside 0..output_size - 1.
+        For another shape, classes that are no whole numbers, a class outside 0..output_size - 1, or an infinite value.
     """
     if task == "classification":
         if y.ndim != 2 or y.is_floating_point() or y.dtype == torch.bool:
@@ -32,6 +32,8 @@ def encode_labels(y: Tensor, output_size: int, task: TaskKind) -> tuple[Tensor, 
     values = y[..., None] if y.ndim == 2 and output_size == 1 else y
     if values.ndim != 3 or values.shape[-1] != output_size or not values.is_floating_point():
         raise ValueError(f"values must be floats of shape (B, T, {output_size}), got {y.dtype} {tuple(y.shape)}")
+    if bool(values.isinf().any()):
+        raise ValueError("labels must be finite (NaN: missing), got an infinite one")
     known = ~values.isnan().any(-1)
     return torch.where(known[..., None], values, 0.0), known
 

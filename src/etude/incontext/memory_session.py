@@ -33,11 +33,10 @@ class MemorySession:
         return self.state.previous[:, -1]
 
     def _rows(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or len(x) != self.batch_size:
+            raise ValueError(f"this session has {self.batch_size} rows, got items of shape {tuple(x.shape)}")
         with evaluating(*() if self.net.encoder is None else (self.net.encoder,)):
-            x = self.net._features(x[:, None])[:, 0]
-        if len(x) != self.batch_size:
-            raise ValueError(f"this session has {self.batch_size} rows, got {len(x)}")
-        return x
+            return self.net._features(x[:, None])[:, 0]  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
@@ -47,10 +46,9 @@ class MemorySession:
     @torch.no_grad()
     def observe(self, x: Tensor, y: Tensor) -> Tensor:
         """Predict (B, out), then learn from labels (B,); rows with a missing label only read."""
-        if len(y) != self.batch_size:
-            raise ValueError(f"this session has {self.batch_size} rows, got {len(y)} labels")
-        if y.is_floating_point() and bool(y.isinf().any()):
-            raise ValueError("labels must be finite (NaN: missing), got an infinite one")
+        if not isinstance(y, Tensor) or y.ndim == 0 or len(y) != self.batch_size:
+            got = f"{len(y)} labels" if isinstance(y, Tensor) and y.ndim else repr(y)
+            raise ValueError(f"this session has {self.batch_size} rows, got {got}: give a tensor with a label for each")
         target, known = encode_labels(y[:, None], self.net.output_size, self.net.task)
         state, record = self.net.step(self.state, self._rows(x), self.previous)
         label, there = target[:, 0].to(record.o.dtype), known[:, 0]

@@ -141,15 +141,27 @@ class SequenceModel(nn.Module):
         -------
         Tensor
             (B, m, out_dim), without the last axis where `out_dim` is 1.
+
+        Raises
+        ------
+        ValueError
+            For shapes that do not fit, or more pairs than `max_points`, or as many where learned positions of the
+            interleaved layout leave none for the query.
         """
-        if self.layout not in _CAUSAL:
+        X, y = self._check(X, y)
+        B, n, m = *X.shape[:2], Xq.shape[1] if Xq.ndim == 3 else 0
+        if Xq.shape != (B, m, self.in_dim):
+            raise ValueError(f"Xq must be ({B}, m, {self.in_dim}) beside these pairs, got shape {tuple(Xq.shape)}")
+        if y.shape[1] != n:
+            raise ValueError(f"{n} inputs and {y.shape[1]} labels: queries stand behind whole pairs")
+        if self.layout not in _CAUSAL and self.attends:
             return self(torch.cat([X, Xq], 1), y)
-        B, n, m = *X.shape[:2], Xq.shape[1]
         if not self.attends:
             rows = torch.arange(B, device=X.device).repeat_interleave(m)
             longer = torch.cat([X[rows], Xq.reshape(B * m, 1, Xq.shape[-1])], 1)
             return self(longer, y[rows])[:, -1].reshape(B, m, *([self.out_dim] if self.out_dim > 1 else []))
-        X, y = self._check(X, y)
+        if self.layout == "interleaved" and n == self.max_points and isinstance(self.positions, LearnedPositions):
+            raise ValueError(f"{n} pairs leave no place for a query: build the model with max_points={n + 1}")
         blank = y.new_zeros(B, m, self.y_dim)
         if self.layout == "interleaved":
             tokens = torch.cat([self._interleave(X, y), self._token(Xq, blank)], 1)

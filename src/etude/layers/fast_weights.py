@@ -30,12 +30,12 @@ class Fast(NamedTuple):
         return self.deltas.transpose(1, 2) @ self.inputs
 
     def norm(self) -> Tensor:
-        """(B,) Frobenius norms, from s x s products."""
+        """(B,) Frobenius norms, from s x s products; NaN where they overflow."""
         inputs, deltas = self.inputs.to(self.bound.dtype), self.deltas.to(self.bound.dtype)
         with torch.autocast(inputs.device.type, enabled=False):  # half precision would lose the difference of terms
             gram = (inputs @ inputs.transpose(1, 2)) * (deltas @ deltas.transpose(1, 2))
         squared = gram.sum((1, 2))
-        some = squared > 0
+        some = ~(squared <= 0)  # rounding may bring a zero below 0; NaN must stay one
         return torch.where(some, torch.where(some, squared, 1.0).sqrt(), 0.0)
 
     def detach(self) -> "Fast":

@@ -85,13 +85,20 @@ def _lstm(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 def as_hyper_lstm(lstm: nn.LSTM, *, hyper_size: int = 16, embed_size: int = 4) -> HyperLSTM:
     """A HyperLSTM that computes what a trained one-directional `lstm` computes, free to rescale its weights.
 
+    It is in the mode of `lstm`, training or evaluation.
+
     Raises
     ------
     ValueError
-        For a bidirectional LSTM, one without biases, or one with projections.
+        For a bidirectional LSTM, one without biases, with projections, or that reads time first.
     """
     if lstm.bidirectional or not lstm.bias or lstm.proj_size:
         raise ValueError("takes an LSTM in one direction, with biases and without projection")
+    if not lstm.batch_first:  # the same numbers read as other axes would give other numbers without a word
+        raise ValueError(
+            "this LSTM reads (time, batch, input), a HyperLSTM (batch, time, input): set lstm.batch_first = True and "
+            "give batches first"
+        )
     made = HyperLSTM(
         lstm.input_size, lstm.hidden_size, hyper_size=hyper_size, embed_size=embed_size, num_layers=lstm.num_layers,
         dropout=lstm.dropout,
@@ -100,4 +107,4 @@ def as_hyper_lstm(lstm: nn.LSTM, *, hyper_size: int = 16, embed_size: int = 4) -
         for name, p in lstm.named_parameters():
             getattr(made, name)[: len(p)] = p
     like = lstm.get_parameter("weight_ih_l0")
-    return made.to(like)
+    return made.to(like).train(lstm.training)

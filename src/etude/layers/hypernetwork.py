@@ -66,7 +66,8 @@ class HyperNetwork(nn.Module):
         to a tenth of that; "scaled": the same
         start, with the factor in the head's own rows ("all" only), so that it does not magnify the optimiser's steps;
         "hyperfan": by the variance of the head's rows ("all" only). None: "default" where one head emits a change of
-        theta_0, as in MIP, else "gain". What starts at a constant (norm gains, slopes, scales): see `Start`.
+        theta_0 from scalars, as in MIP, else "gain". What starts at a constant (norm gains, slopes, scales): see
+        `Start`.
     activation
         Of the generator, whose kaiming gain follows it (see `kaiming_kind`); "rnn" and "attention" have their own.
     norm
@@ -121,7 +122,8 @@ class HyperNetwork(nn.Module):
         bounded = condition.bounded and encoding is not None
         residual = bounded if residual is None else residual
         if init is None:
-            init = "default" if residual and strategy == "all" else "gain"
+            # embeddings and features have lengths of their own, with which "default" would drown theta_0
+            init = "default" if residual and strategy == "all" and condition.bounded else "gain"
         if hidden is None:
             hidden = (32,) if strategy in ("rnn", "attention") else (16, 64, 128)
         if init not in ("gain", "scaled", "hyperfan", "default"):
@@ -165,6 +167,8 @@ class HyperNetwork(nn.Module):
         cls, net: nn.Module, condition: Condition, *, freeze_theta0: bool = False, **options: Any
     ) -> "HyperNetwork":
         """MIP around a trained net: theta_0 is its weights. `freeze_theta0`: train the change alone (an adapter).
+
+        The change is not zero at first; ``init="gain"`` keeps it to a tenth of the size of an ordinary net's weights.
 
         ValueError for residual=False, which has no theta_0.
         """

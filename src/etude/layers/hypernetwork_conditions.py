@@ -8,12 +8,14 @@ import functools
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 Encoding = Literal["cos|sin", "z|1-z"]
+Scale = Literal["linear", "log", "sigmoid", "tanh"]
 
 
 def encode_magnitude(z: Tensor, encoding: Encoding | None) -> Tensor:
@@ -74,37 +76,16 @@ class Condition(nn.Module):
         return found
 
 
-class ScalarCondition(Condition):
-    """Numbers in a known range, brought to [0, 1]; one value for all rows or a tensor (C,).
+@dataclass(frozen=True)
+class _Range:
+    """Where one number lies, and how it is brought to [0, 1]."""
 
-    Parameters
-    ----------
-    low, high
-        The finite ends of the range.
-    scale
-        "linear"; "log" for a range whose logarithm is meant; for numbers without bounds, and then without `low` and
-        `high`, "sigmoid" or "tanh", which squash them: 1 / (1 + exp(-v)) or (1 + tanh v) / 2. Values far from 0, by
-        more than about 5 or 3, are then hardly told apart: divide by their usual size first.
-    strict
-        A value outside the range is an error; otherwise a warning, once, and it is used as it is (the encoding gives
-        two values one code there).
-    """
+    low: float
+    high: float
+    scale: Scale
 
-    bounded = True
-
-    def __init__(
-        self,
-        names: Sequence[str] | str,
-        low: float = 0.0,
-        high: float = 1.0,
-        scale: Literal["linear", "log", "sigmoid", "tanh"] = "linear",
-        *,
-        strict: bool = False,
-    ) -> None:
-        super().__init__()
-        names = (names,) if isinstance(names, str) else names
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"names must be different and at least one, got {list(names)}")
+    def __post_init__(self) -> None:
+        low, high, scale = self.low, self.high, self.scale
         if scale in ("sigmoid", "tanh"):
             if (low, high) != (0.0, 1.0):
                 raise ValueError(f'scale="{scale}" takes every number: leave out low={low} and high={high}')
@@ -118,8 +99,68 @@ class ScalarCondition(Condition):
             raise ValueError(
                 f'scale must be "linear", "sigmoid", "tanh", or "log" with low > 0, got {scale!r} and low={low}'
             )
-        self.names, self.width = tuple(names), len(names)
-        self.low, self.high, self.scale, self.strict, self._warned = low, high, scale, strict, False
+
+    def unit(self, v: Tensor) -> Tensor:
+        """Finite numbers (C,) on [0, 1], or beyond it for those outside the range."""
+        if self.scale == "sigmoid":
+            return v.sigmoid()
+        if self.scale == "tanh":
+            return (v.tanh() + 1) / 2
+        if self.scale == "log" and not bool((v > 0).all()):
+            raise ValueError(f'condition {v.min():g} has no logarithm: the scale is "log", values must be positive')
+        low, high = (math.log(self.low), math.log(self.high)) if self.scale == "log" else (self.low, self.high)
+        return ((v.log() if self.scale == "log" else v) - low) / (high - low)
+
+    def left_by(self, v: Tensor, kinds: list[torch.dtype]) -> bool:
+        """Whether v leaves the range further than its bounds do in the coarsest type that values came in."""
+        if self.scale in ("sigmoid", "tanh") or not len(v) or (v.min() >= self.low and v.max() <= self.high):
+            return False
+        coarsest = max(kinds, key=lambda kind: torch.finfo(kind).eps, default=v.dtype)
+        low, high = torch.tensor([self.low, self.high], dtype=torch.float64).to(coarsest).tolist()
+        return not (bool(v.min() >= min(low, self.low)) and bool(v.max() <= max(high, self.high)))
+
+
+class ScalarCondition(Condition):
+    """Numbers in a known range, brought to [0, 1]; one value for all rows or a tensor (C,).
+
+    Parameters
+    ----------
+    low, high
+        The finite ends of the range: one for all names, or a sequence with one for each.
+    scale
+        "linear"; "log" for a range whose logarithm is meant; for numbers without bounds, and then without `low` and
+        `high` (or with 0 and 1), "sigmoid" or "tanh", which squash them: 1 / (1 + exp(-v)) or (1 + tanh v) / 2. Values
+        far from 0, by more than about 5 or 3, are then hardly told apart: divide by their usual size first. One for
+        all names, or a sequence with one for each.
+    strict
+        A value outside the range is an error; otherwise a warning, once a name, and it is used as it is (the encoding
+        gives two values one code there).
+
+    Raises
+    ------
+    ValueError
+        For names that repeat or none, ranges without ends or of another number than the names, an unknown scale.
+    """
+
+    bounded = True
+
+    def __init__(
+        self,
+        names: Sequence[str] | str,
+        low: float | Sequence[float] = 0.0,
+        high: float | Sequence[float] = 1.0,
+        scale: Scale | Sequence[Scale] = "linear",
+        *,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        names = (names,) if isinstance(names, str) else names
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"names must be different and at least one, got {list(names)}")
+        self.names, self.width, self.strict = tuple(names), len(names), strict
+        each = (_for_each(self.names, what, of) for what, of in (("low", low), ("high", high), ("scale", scale)))
+        self.ranges = tuple(_Range(*own) for own in zip(*each, strict=True))
+        self._warned: set[str] = set()
 
     def probe(self) -> Tensor:
         return torch.ones(1, self.width)
@@ -137,27 +178,29 @@ class ScalarCondition(Condition):
             row = int((~torch.isfinite(z)).any(1).nonzero()[0])
             values = dict(zip(self.names, z[row].tolist(), strict=True))
             raise ValueError(f"condition {row} is NaN or infinite: {values}")
-        if self.scale == "sigmoid":
-            return z.sigmoid()
-        if self.scale == "tanh":
-            return (z.tanh() + 1) / 2
-        if self.scale == "log" and not bool((z > 0).all()):
-            raise ValueError(f'condition {z.min():g} has no logarithm: the scale is "log", values must be positive')
-        if len(z) and (z.min() < self.low or z.max() > self.high) and not self._rounded(z, floating):
-            text = f"condition from {z.min():g} to {z.max():g} leaves the range [{self.low:g}, {self.high:g}]"
-            if self.strict:
-                raise ValueError(text)
-            if not self._warned:
-                warnings.warn(text, stacklevel=2)
-                self._warned = True
-        low, high = (math.log(self.low), math.log(self.high)) if self.scale == "log" else (self.low, self.high)
-        return ((z.log() if self.scale == "log" else z) - low) / (high - low)
+        units = []
+        for name, own, v in zip(self.names, self.ranges, z.unbind(1), strict=True):
+            units.append(own.unit(v))
+            if own.left_by(v, floating):
+                self._outside(name, f"from {v.min():g} to {v.max():g} leaves the range [{own.low:g}, {own.high:g}]")
+        return torch.stack(units, 1)
 
-    def _rounded(self, z: Tensor, kinds: list[torch.dtype]) -> bool:
-        """Whether z leaves the range only as far as its bounds do in the coarsest type that values came in."""
-        coarsest = max(kinds, key=lambda kind: torch.finfo(kind).eps, default=z.dtype)
-        low, high = torch.tensor([self.low, self.high], dtype=torch.float64).to(coarsest).tolist()
-        return bool(z.min() >= min(low, self.low)) and bool(z.max() <= max(high, self.high))
+    def _outside(self, name: str, text: str) -> None:
+        text = f"condition {name!r} {text}"
+        if self.strict:
+            raise ValueError(text)
+        if name not in self._warned:
+            warnings.warn(text, stacklevel=3)
+            self._warned.add(name)
+
+
+def _for_each(names: tuple[str, ...], what: str, given: Any) -> tuple[Any, ...]:
+    """One value a name."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return (given,) * len(names)
+    if len(given) != len(names):
+        raise ValueError(f"{what} must be one for all, or one for each of {', '.join(names)}; got {list(given)}")
+    return tuple(given)
 
 
 class TaskCondition(Condition):
@@ -249,6 +292,8 @@ class DataCondition(Condition):
 
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}: it is what the encoder gives for a row")
         self.encoder, self.width = encoder, width
 
     def forward(self, **given: Any) -> Tensor:

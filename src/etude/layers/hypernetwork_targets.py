@@ -16,8 +16,13 @@ def select_targets(target: nn.Module, targets: Sequence[str] | str | None) -> di
     ------
     TargetError
         If a glob, or all of them together, match nothing.
+    ValueError
+        For a lazy module, whose weights have no shape yet.
     """
     named = dict(target.named_parameters(remove_duplicate=False))
+    for name, p in named.items():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"{name!r} has no shape yet: run the target on a batch before it is given here")
     globs = ["*"] if targets is None else [targets] if isinstance(targets, str) else list(targets)
     if not globs:
         raise TargetError("targets is empty: give globs of what is generated, or None for all")

@@ -65,13 +65,14 @@ class ContentMemory(nn.Module):
         return self.initial.expand(batch_size, -1, -1)
 
     def read(self, q: Tensor, M: Tensor) -> Read:
-        """Attend with queries (B, k); a zero query or slot has similarity 0."""
+        """Attend with queries (B, k); a zero query or slot has similarity 0, and no gradient comes of it."""
         if q.shape != (M.shape[0], M.shape[2]):
             raise ValueError(f"queries {tuple(q.shape)} do not fit a memory {tuple(M.shape)}")
         wide = torch.promote_types(M.dtype, torch.float32)  # TINY and short queries are 0 in half precision
         rows, asked = M.to(wide), q.to(wide) * self.temperature
         lengths = torch.linalg.vector_norm(rows, dim=-1) * torch.linalg.vector_norm(asked, dim=-1)[:, None]
-        weights = (torch.bmm(M, q.to(M.dtype)[..., None])[..., 0] / lengths.clamp_min(TINY)).softmax(-1).to(M.dtype)
+        cosines = torch.bmm(M, q.to(M.dtype)[..., None])[..., 0] / lengths.clamp_min(TINY)
+        weights = cosines.masked_fill(lengths == 0, 0.0).softmax(-1).to(M.dtype)  # else gradients of 1 / TINY
         return Read(torch.bmm(weights[:, None], M)[:, 0], weights)
 
     def write(self, M: Tensor, weights: Tensor, vector: Tensor, gate: Tensor) -> Tensor:

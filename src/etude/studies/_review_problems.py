@@ -27,8 +27,15 @@ class TurnedTasks:
 
     @classmethod
     def of(cls, images: ImageSet, seed: int, degrees: float, tasks: int, rows: int, test_rows: int) -> "TurnedTasks":
-        """Disjoint training rows for each task."""
+        """Disjoint training rows for each task; ValueError where the set has too few."""
         task = images.task(seed, SHARE)
+        assert task.test is not None
+        for what, asked, there, each in (("rows", rows, task.train.n, tasks), ("test_rows", test_rows, task.test.n, 1)):
+            if asked * each > there:
+                raise ValueError(
+                    f"{what}={asked} asks for {asked * each} images in {tasks} tasks, the set leaves {there}: "
+                    f"--set {what}={max(1, there // each)}"
+                )
         angles = [degrees * t for t in range(tasks)]
         segments = rotated_stream(task, angles, seed=seed, sizes=rows, test_size=test_rows, disjoint=True)
         train, test = [s.split("train") for s in segments], [s.split("test") for s in segments]

@@ -28,7 +28,12 @@ def fit(job: Job, seed: int, net: Any, draw: Any, loss: Any, steps: int) -> Any:
 
 
 def open_set(job: Job, seed: int) -> Iterator[Measurement]:
-    """Confidence on known classes and entropy on unknown ones, of the average over draws or nets."""
+    """Confidence on known classes and entropy on unknown ones, of the average over draws or nets.
+
+    Nothing for a user's set of fewer than four classes: half of them are known, and one alone is no question.
+    """
+    if len(job.task.classes) < 4:
+        return
     c, data = job.config, OpenSet.of(job.task, seed, job.config.open_rows)
     sizes = (data.train.x.shape[1], 32, data.classes)
 

@@ -22,6 +22,7 @@ from etude.studies._physical_plots import physical_plots
 from etude.training.physical_boxes import BOXES, BoxKind
 
 VOWELS, ONE_NET = ("vowels",), ("no_physics", "ridge")
+DRIFTING = (*VOWELS, "user")  # where the claims of drift are judged
 GRADIENTS = {"ideal_bp": ("ideal",), "pat": ("pat", "in_silico"), "spsa": ("spsa",)}
 
 
@@ -131,7 +132,7 @@ def _task(job: Job, config: PhysicalConfig, seed: int) -> Task:
 def _outcome(
     job: Job, config: PhysicalConfig, seed: int, kind: str, how: str, twin: arms_of.TwinMaker
 ) -> arms_of.Outcome:
-    task, drift = _task(job, config, seed), job.protocol == "vowels"
+    task, drift = _task(job, config, seed), job.protocol in DRIFTING
     if how:
         return arms_of.back_propagation(task, kind, config, seed, how=how, drift=drift, twin=twin)
     if job.arm == "read_out_only":

@@ -31,6 +31,8 @@ def reestimate_batchnorm(model: nn.Module, x: Tensor | Iterable[Any], *, batch_s
     ------
     ValueError
         If no batch norm keeps running statistics, or there are no data.
+
+    Whatever is raised on the way, the statistics are then those of before.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
@@ -44,6 +46,7 @@ def reestimate_batchnorm(model: nn.Module, x: Tensor | Iterable[Any], *, batch_s
     if first is None:  # before the statistics that there are are thrown away
         raise ValueError("there are no batches to take statistics from")
     modes = [(m, m.training) for m in model.modules()]
+    kept = [(buffer, buffer.clone()) for m in norms for buffer in m.buffers(recurse=False)]
     settings = [(m, m.momentum, getattr(m, "ghost_size", None)) for m in norms]
     try:
         model.eval()
@@ -55,6 +58,10 @@ def reestimate_batchnorm(model: nn.Module, x: Tensor | Iterable[Any], *, batch_s
                 setattr(m, "ghost_size", 2**62)  # noqa: B010
         for batch in chain([first], batches):
             model(batch if isinstance(batch, Tensor) else batch[0])
+    except BaseException:
+        for buffer, value in kept:
+            buffer.copy_(value)
+        raise
     finally:
         for m, momentum, ghost_size in settings:
             m.momentum = momentum

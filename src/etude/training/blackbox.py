@@ -21,6 +21,11 @@ def amplitude(h: Tensor) -> Tensor:
     return h / h.norm(dim=-1, keepdim=True).clamp_min(1e-12) + 1e-6
 
 
+def _array(x: Tensor) -> np.ndarray:
+    """As NumPy takes it, which has no bfloat16."""
+    return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
+
+
 class BlackBox(nn.Module):
     """Any callable (n, m) -> (n, p) as a layer without gradient: a module, a simulator, a device driver.
 
@@ -58,8 +63,8 @@ class BlackBox(nn.Module):
         super().__init__()
         if not callable(fn):
             raise TypeError(f"{name}: a box is a callable (n, m) -> (n, p), got {type(fn).__name__}")
-        if repeats < 1:
-            raise ValueError(f"{name}: repeats must be at least 1, got {repeats}")
+        if repeats < 1 or repeats % 1:
+            raise ValueError(f"{name}: repeats must be a whole number of at least 1, got {repeats}")
         self.fn, self.name, self.repeats, self.encode = fn, name, repeats, encode
         self.torch_input = isinstance(fn, nn.Module) if torch_input is None else torch_input
         self.runs = 0
@@ -78,7 +83,7 @@ class BlackBox(nn.Module):
     def _run(self, x: Tensor) -> Tensor:
         with evaluating(self.fn) if isinstance(self.fn, nn.Module) else nullcontext():  # hardware does not train
             own = x.clone()  # a box may work in place
-            y = self.fn(own) if self.torch_input else self.fn(own.cpu().numpy())
+            y = self.fn(own) if self.torch_input else self.fn(_array(own))
         if not isinstance(y, Tensor):
             array = np.asarray(y)
             if array.dtype.kind not in "biufc":

@@ -31,6 +31,12 @@ def ghost_sizes(rows: int, ghost_size: int) -> list[int]:
     return sizes
 
 
+def _whole(ghost_size: int) -> int:
+    if not isinstance(ghost_size, Real) or not ghost_size >= 1 or ghost_size % 1:
+        raise ValueError(f"ghost_size must be a whole number of at least 1, got {ghost_size}")
+    return int(ghost_size)
+
+
 def ghost_batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -61,10 +67,19 @@ def ghost_batch_norm(
     Raises
     ------
     ValueError
-        If a ghost has a single value for a channel.
+        If a ghost has a single value for a channel, the channels of `x` are not those of the statistics or weights,
+        or `ghost_size` is no whole number of at least 1.
     """
     n, channels = x.shape[0], x.shape[1]
-    sizes = ghost_sizes(n, ghost_size)
+    known = next((len(t) for t in (running_mean, weight) if t is not None), channels)
+    if channels != known:  # torch would count the channels of all ghosts together
+        raise ValueError(f"expected {known} channels, got an input of shape {tuple(x.shape)}")
+    sizes = ghost_sizes(n, _whole(ghost_size))
+    if min(sizes) == 1 and x.shape[2:].numel() == 1:
+        raise ValueError(
+            f"expected more than 1 value per channel when training, but {n} rows in ghosts of {ghost_size} leave a "
+            "ghost of one row: take ghosts of at least 3 rows, and batches of at least 2"
+        )
     whole = len(sizes) if sizes[-1] == sizes[0] else len(sizes) - 1
     kept = running_mean is not None and running_var is not None
     like = weight if weight is not None else running_mean
@@ -147,9 +162,7 @@ class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def set_ghosts(self, ghost_size: int, contiguous_groups: bool = False) -> None:
         """Divide batches otherwise from now on; ValueError unless the size is a whole number of at least 1."""
-        if not isinstance(ghost_size, Real) or not ghost_size >= 1 or ghost_size % 1:
-            raise ValueError(f"ghost_size must be a whole number of at least 1, got {ghost_size}")
-        self.ghost_size, self.contiguous_groups = int(ghost_size), contiguous_groups
+        self.ghost_size, self.contiguous_groups = _whole(ghost_size), contiguous_groups
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)

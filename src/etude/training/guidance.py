@@ -17,8 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from etude.layers.surgery import Hook, Record, TargetError
-from etude.training.layer_maps import Pairs, choose_layers, even_map, without_logits
-from etude.training.similarity import MIN_ROWS, as_rows, rsa, same_rows, unit_grams
+from etude.training.layer_maps import (
+    Pairs,
+    check_called,
+    check_comparable,
+    check_mask,
+    choose_layers,
+    even_map,
+    looks_time_first,
+    without_logits,
+)
+from etude.training.similarity import MIN_ROWS, as_rows, full_precision, rsa, same_rows, unit_grams
 
 Index = Literal["cka", "rsa"] | Callable[[Tensor, Tensor], Tensor]
 
@@ -76,7 +85,7 @@ class Guidance:
     noise
         A generator: the guide sees standard normal noise of the input's shape (does the data matter?).
     per_position
-        Sequences (n, time, d) position by position, averaged, instead of flattened.
+        Sequences (n, time, d) position by position, averaged, instead of flattened; every layer must put out such.
     item
         Part of an output that is a tuple (recurrent layers, attention).
 
@@ -125,6 +134,8 @@ class Guidance:
             raise ValueError(f"max_samples must be at least {MIN_ROWS}, got {max_samples}")
         if isinstance(index, str) and index not in ("cka", "rsa"):
             raise ValueError(f"index must be 'cka', 'rsa' or a function of two activations, got {index!r}")
+        if debiased and index != "cka":
+            raise ValueError(f"debiased is an estimator of CKA: leave it out with index={index!r}")
         if until_step is not None and (until_step < 1 or int(until_step) != until_step):
             raise ValueError(f"until_step must be a whole number of at least 1, got {until_step}")
         if guide_input is not None and noise is not None:
@@ -148,7 +159,7 @@ class Guidance:
         self._grams: dict[Hashable, dict[str, Tensor]] = {}
         self._input: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._buffers_checked = False
-        self._warned_flat = False
+        self._warned_flat = self._order_checked = False
         self._attach()
 
     def _attach(self) -> None:
@@ -182,7 +193,8 @@ class Guidance:
         x
             The guide's input. None: what the target was called with.
         mask
-            (n, time), True = real token; features of that shape are set to 0 elsewhere before they are compared.
+            (n, time), True = real token; features of that shape, (n, time, ...), are set to 0 elsewhere before they
+            are compared. At least one layer of the target must have it.
         task
             The task's loss, for the share in `report` only.
         key
@@ -191,7 +203,7 @@ class Guidance:
         Raises
         ------
         ValueError
-            If the target has not run since, a batch is smaller than four, or rows do not fit.
+            If the target has not run since, a batch is smaller than four, or rows, positions or mask do not fit.
         TargetError
             If a layer that was asked for is not called.
         """
@@ -202,17 +214,27 @@ class Guidance:
         if not features:
             raise ValueError("the target has not run on this batch: call target(x) before loss(x), once for each loss")
         guided = self._grams.get(key) if key is not None else None
+        fresh = guided is None
         if guided is None:
             guided = self._run_guide(x)
             if self._pairs is None:
                 self._pairs = self._even(features, guided)
-            self._check_called(features, guided)
-            self._check_rows(features, guided)
+            for side, record, seen, default in (
+                ("target", self._record, features, self._default[0]),
+                ("guide", self._guide_record, guided, self._default[1]),
+            ):
+                if not default:
+                    check_called(side, list(record.layers), list(seen))
+            check_comparable(self._pairs, features, guided, per_position=self.per_position)
+            self._check_order(features)
+        assert self._pairs is not None
+        if mask is not None:
+            check_mask(mask, {t: features[t] for t, _ in self._pairs})
+        if fresh:
             with torch.no_grad():
                 guided = self._prepared(guided, (g for _, g in self._pairs), mask)
             if key is not None:
                 self._grams[key] = guided
-        assert self._pairs is not None
         similar = self._similarities(self._prepared(features, (t for t, _ in self._pairs), mask), guided)
         value = self.alpha * (1 - similar).sum()
         self._note(similar.detach(), value.detach(), task)
@@ -235,25 +257,20 @@ class Guidance:
             guide = without_logits(self.guide, list(same_rows(theirs)))
         return tuple((target[j], g) for g, j in zip(guide, even_map(len(guide), len(target)), strict=True))
 
-    def _check_called(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-        assert self._pairs is not None
-        for side, layers, seen, default in (
-            ("target", self._record.layers, mine, self._default[0]),
-            ("guide", self._guide_record.layers, theirs, self._default[1]),
-        ):
-            silent = [n for n in layers if n not in seen and not default]
-            if silent:
-                raise TargetError(f"the {side} does not call {silent}; it called {list(seen)}")
-
-    def _check_rows(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-        for t, g in self._pairs or ():
-            X, Y = mine[t], theirs[g]
-            positions = self.per_position and X.ndim == Y.ndim == 3
-            if len(X) != len(Y) or (positions and X.shape[1] != Y.shape[1]):
-                raise ValueError(
-                    f"{t!r} {tuple(X.shape)} and {g!r} {tuple(Y.shape)} do not hold the same rows and positions: "
-                    "the batch must stand first in both models (batch_first=True)"
-                )
+    def _check_order(self, features: Mapping[str, Tensor]) -> None:
+        """Warn once where the batch seems to stand second: the similarity would be one of time steps."""
+        if self._order_checked or self._input is None or self._pairs is None:
+            return
+        self._order_checked = True
+        args, kwargs = self._input
+        x = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        late = [t for t, _ in self._pairs if x is not None and looks_time_first(features[t], x)]
+        if late:
+            warnings.warn(
+                f"{late[0]!r} puts out {tuple(features[late[0]].shape)}, time first as it seems: its time steps are "
+                "compared in place of the rows of the batch. Set batch_first=True",
+                stacklevel=3,
+            )
 
     def _similarities(self, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Tensor:
         """(pairs,) similarities of prepared layers."""
@@ -267,7 +284,8 @@ class Guidance:
         assert callable(compare)
         for t, g in self._pairs:
             X, Y = mine[t], theirs[g]
-            parts = [compare(a, b) for a, b in zip(X, Y, strict=True)] if X.ndim == 3 else [compare(X, Y)]
+            with full_precision(X):
+                parts = [compare(a, b) for a, b in zip(X, Y, strict=True)] if X.ndim == 3 else [compare(X, Y)]
             made.append(torch.stack(parts).mean())
         return torch.stack(made)
 
@@ -276,9 +294,8 @@ class Guidance:
         more in front."""
         names = list(dict.fromkeys(names))
         chosen = [self._rows(features[name], mask) for name in names]
-        with torch.autocast(chosen[0].device.type, enabled=False):
-            by_position = self.per_position and all(X.ndim == 3 for X in chosen)
-            if by_position:
+        with full_precision(chosen[0]):
+            if self.per_position:
                 steps = [[X[:, t] for X in chosen] for t in range(min(X.shape[1] for X in chosen))]
                 each = [self._flat(layers) for layers in steps]
                 return {name: torch.stack([layers[i] for layers in each]) for i, name in enumerate(names)}
@@ -332,12 +349,12 @@ class Guidance:
         """`loss` plus the guidance on the target's last batch, with the same arguments.
 
         For trainers that own the loop: Hugging Face's ``Trainer(compute_loss_func=guidance.wrap(f))``, or a
-        Lightning module's loss.
+        Lightning module's loss. Without gradient, as in an evaluation, it is the task's loss alone and counts no step.
         """
 
         def guided(*args: Any, **kwargs: Any) -> Tensor:
             task = loss(*args, **kwargs)
-            return task + self.loss(task=task)
+            return task + self.loss(task=task) if torch.is_grad_enabled() else task
 
         return guided
 
@@ -365,11 +382,23 @@ class Guidance:
         return {"alpha": self.alpha, "step": self.step, "pairs": [list(p) for p in self.pairs]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`; past `until_step` the hooks come off."""
+        """Go on from `state_dict()`: past `until_step` the hooks come off, before it they come back.
+
+        Raises
+        ------
+        TargetError
+            For pairs of layers that this guidance does not look at; nothing is changed then.
+        """
+        pairs = tuple((t, g) for t, g in state["pairs"])
+        for side, record, names in zip(("target", "guide"), (self._record, self._guide_record), zip(*pairs)):
+            if strange := [n for n in names if n.partition(":")[0] not in record.layers]:
+                raise TargetError(f"the state pairs {strange[0]!r} of the {side}; here it is {list(record.layers)}")
         self.alpha, self.step = float(state["alpha"]), int(state["step"])
-        self._pairs = tuple((t, g) for t, g in state["pairs"]) or self._pairs
+        self._pairs = pairs or self._pairs
         if self.until_step is not None and self.step >= self.until_step:
             self.remove()
+        elif not self._attached:
+            self._attach()
 
 
 def _note_input(owner: "weakref.ref[Guidance]") -> Callable[..., None]:

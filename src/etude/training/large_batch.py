@@ -62,9 +62,19 @@ def step_noise(
     """Trace of the covariance of one SGD step ``-lr * gradient`` where the model stands.
 
     Batches of `batch` rows are drawn with replacement, as the derivation of the square-root rule supposes (drawn
-    without, a batch that is a good part of the rows has less noise). Batch norm must be in eval mode, or the
-    gradient is no mean over rows.
+    without, a batch that is a good part of the rows has less noise).
+
+    Raises
+    ------
+    ValueError
+        If a batch norm takes its statistics from the batch: the gradient then is no mean over rows.
     """
+    for name, m in model.named_modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and (m.training or m.running_mean is None):
+            raise ValueError(
+                f"{name or 'the model'} normalises by the batch, so the gradient is no mean over rows: call "
+                "model.eval() first (a norm without running statistics cannot be measured)"
+            )
     n = data.n
 
     def drawn() -> Any:

@@ -1,13 +1,14 @@
 """Which layers of two models are compared, and which with which."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from etude.layers.surgery import match
+from etude.layers.surgery import TargetError, match
 from etude.training.similarity import representation_layers
 
 Pairs = Sequence[tuple[str, str]]
@@ -43,7 +44,7 @@ def choose_layers(
         If a name or glob matches nothing, or a model has no layer of the usual kinds.
     """
     if map != "even":
-        if isinstance(map, str) or not map:
+        if isinstance(map, str) or not map or any(isinstance(p, str) or len(p) != 2 for p in map):
             raise ValueError(f"map must be 'even' or pairs (target layer, guide layer), got {map!r}")
         if layers is not None or guide_layers is not None:
             raise ValueError("map names the layers already: leave layers and guide_layers out")
@@ -77,3 +78,42 @@ def without_logits(model: nn.Module, called: list[str]) -> list[str]:
     """Without the layer called last, where that is linear and others are left."""
     last = model.get_submodule(called[-1].partition(":")[0]) if called else None
     return called[:-1] if isinstance(last, nn.Linear) and len(called) > 1 else called
+
+
+def check_called(side: str, asked: Iterable[str], seen: Sequence[str]) -> None:
+    """TargetError, naming them, if layers that were asked for are not among those that the model has called."""
+    if silent := [n for n in asked if n not in seen]:
+        raise TargetError(f"the {side} does not call {silent}; it called {list(seen)}")
+
+
+def check_comparable(
+    pairs: Pairs, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, per_position: bool = False
+) -> None:
+    """ValueError if the features (n, ...) of a pair differ in rows or, position by position, are not (n, time, d)."""
+    for t, g in pairs:
+        X, Y = mine[t], theirs[g]
+        for name, Z in ((t, X), (g, Y)):
+            if per_position and Z.ndim != 3:
+                raise ValueError(
+                    f"per_position compares (n, time, d), but {name!r} is {tuple(Z.shape)}: name layers that put out "
+                    "sequences, or leave per_position out"
+                )
+        if len(X) != len(Y) or (per_position and X.shape[1] != Y.shape[1]):
+            raise ValueError(
+                f"{t!r} {tuple(X.shape)} and {g!r} {tuple(Y.shape)} do not hold the same rows and positions: "
+                "the batch must stand first in both models (batch_first=True)"
+            )
+
+
+def check_mask(mask: Tensor, features: Mapping[str, Tensor]) -> None:
+    """ValueError for a mask that is not (n, time) of booleans, or fits none of the features (n, time, ...)."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be boolean, True = real token, got {mask.dtype}: compare or use .bool()")
+    if not any(X.ndim > 2 and X.shape[:2] == mask.shape for X in features.values()):
+        shapes = ", ".join(f"{name!r} {tuple(X.shape)}" for name, X in features.items())
+        raise ValueError(f"mask {tuple(mask.shape)} fits no guided layer (n, time, ...) of the target: {shapes}")
+
+
+def looks_time_first(features: Tensor, x: Tensor) -> bool:
+    """Whether the first two axes of `features` are those of the input (n, time, ...) in the other order."""
+    return features.ndim > 2 and x.ndim > 1 and features.shape[:2] == (x.shape[1], x.shape[0]) and len(x) != x.shape[1]

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -189,9 +190,9 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         ValueError
             As in `fit`; for new classes.
         """
-        first = classes is not None and not hasattr(self, "classes_")
-        if not first:
-            check_is_fitted(self)
+        first = not hasattr(self, "classes_")
+        if first and classes is None:
+            raise NotFittedError("the first partial_fit needs classes=, all labels that will come (or call fit first)")
         rows, y = validate_data(self, X, y, dtype=np.float32, reset=first)
         check_classification_targets(y)
         known = self.classes_ if classes is None else np.unique(classes)
@@ -220,6 +221,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         for layer in range(len(self.hidden)):
             h = self._linear(layer, self._features(layer, h))
             found.append(detected(h, self._goodness))
+            self.costs_.predict(len(h), *self.weights_[layer].shape)
         return torch.cat(found, 1).cpu().numpy()
 
     def replace_boxes(self, boxes: Sequence[Callable[[Any], Any] | None]) -> Self:
@@ -245,23 +247,26 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             f"{k}.{i}": t for k in ("weights", "biases", "directions") for i, t in enumerate(getattr(self, k + "_"))
         }
         state |= {"shift": self.shift_, "span": self.span_, "rng": self._generator.get_state()}
-        about = {"classes": json.dumps(self.classes_.tolist()), "settings": json.dumps(self._settings())}
+        about = {
+            "classes": json.dumps(self.classes_.tolist()),
+            "settings": json.dumps(self._settings(len(self.classes_))),
+        }
         save_file({k: v.cpu().contiguous() for k, v in state.items()}, path, about)
 
     def load(self, path: str | Path) -> Self:
-        """Take the state of `save`.
+        """Take the state of `save`; the linear layers of a module (`from_module`) take the weights, too.
 
         Raises
         ------
         ValueError
             If `hidden`, the number of boxes or of classes, `bypass`, `goodness` or `label_mode` of this object do not
-            fit it.
+            fit it, or the module's layers have other shapes. This object is then as it was.
         """
         with safe_open(path, "pt") as file:
             state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
             about = file.metadata()
-        self.classes_ = np.array(json.loads(about["classes"]))
-        mine = self._settings()
+        classes = np.array(json.loads(about["classes"]))
+        mine = self._settings(len(classes))
         for name, value in json.loads(about.get("settings", "{}")).items():
             if mine[name] != value:
                 raise ValueError(f"{path} was saved with {name}={value!r}, this net has {name}={mine[name]!r}")
@@ -272,8 +277,20 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         if widths != list(self.hidden):
             raise ValueError(f"{path} holds layers of {widths} units, this net has hidden={list(self.hidden)}")
         self._check_count(self._given_boxes())
-        for kind in ("weights", "biases", "directions"):
-            setattr(self, kind + "_", [state[f"{kind}.{i}"].to(self.device) for i in range(count)])
+        kinds = ("weights", "biases", "directions")
+        found = {kind: [state[f"{kind}.{i}"].to(self.device) for i in range(count)] for kind in kinds}
+        linears: list[nn.Linear] = getattr(self, "_linears", [])
+        for i, (linear, weight) in enumerate(zip(linears, found["weights"])):
+            if linear.weight.shape != weight.shape:
+                shapes = f"{tuple(linear.weight.shape)}, {path} holds {tuple(weight.shape)}"
+                raise ValueError(f"linear layer {i} has weights {shapes}")
+        self.classes_ = classes
+        for kind, tensors in found.items():
+            setattr(self, kind + "_", tensors)
+        for linear, weight, bias in zip(linears, found["weights"], found["biases"]):
+            linear.weight.data = weight
+            if linear.bias is not None:
+                linear.bias.data = bias
         self.shift_, self.span_ = state["shift"].to(self.device), state["span"].to(self.device)
         self._generator = torch.Generator()
         self._generator.set_state(state["rng"])
@@ -288,7 +305,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
     def _label_goodness(self, X: ArrayLike) -> NDArray[np.float32]:
         check_is_fitted(self)
         x = self._scaled(validate_data(self, X, dtype=np.float32, reset=False))
-        n, c, before = len(x), self._num_classes, self.costs_.physical_training
+        n, c = len(x), self._num_classes
         label = torch.arange(c, device=x.device).repeat(n)
         h = embed_label(x.repeat_interleave(c, 0), label, c, self.label_mode)
         found = []
@@ -296,8 +313,6 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             h = self._linear(layer, self._features(layer, h))
             found.append(cosine_goodness(h, self.directions_[layer], self._goodness))
             self.costs_.predict(len(h), *self.weights_[layer].shape)
-        self.costs_.physical_prediction += self.costs_.physical_training - before
-        self.costs_.physical_training = before
         return torch.stack(found, -1).view(n, c, -1).cpu().numpy()
 
     @property
@@ -308,10 +323,10 @@ class PhyLL(ClassifierMixin, BaseEstimator):
     def _goodness(self) -> Goodness:
         return vars(self)["goodness"]  # type: ignore[no-any-return]
 
-    def _settings(self) -> dict[str, Any]:
-        """What weights mean nothing without."""
+    def _settings(self, known: int) -> dict[str, Any]:
+        """What weights mean nothing without; `known` classes where no number is set."""
         shared = {name: vars(self)[name] for name in ("bypass", "goodness", "label_mode")}
-        return shared | {"n_classes": self._num_classes}
+        return shared | {"n_classes": self.n_classes or known}
 
     def _given_boxes(self) -> Sequence[Callable[[Any], Any] | None]:
         return [None] * len(self.hidden) if self.boxes is None else self.boxes
@@ -337,6 +352,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             raise ValueError(f"need one box a layer, got {given} boxes and {len(self.hidden)} hidden layers")
         if not 0 < self.theta < math.inf or any(k < 1 for k in self.hidden):
             raise ValueError(f"theta and hidden must be positive and finite, got {self.theta} and {list(self.hidden)}")
+        if any(k % 1 for k in self.hidden):
+            raise ValueError(f"hidden must be whole numbers, got {list(self.hidden)}")
         for name, value, known in (("label_mode", self.label_mode, LABEL_MODES), ("scale", self.scale, SCALES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
@@ -361,7 +378,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         first = self._scaled(X[:1]).expand(2, -1)  # for the widths; with two labels, as one input looks like a dead box
         h = embed_label(first, torch.arange(2, device=first.device), c, self.label_mode)
         for layer, k in enumerate(self.hidden):
-            f = self._features(layer, h)
+            f = self._features(layer, h, training=True)
             weight, bias = self._initial(layer, k, f.shape[1])
             self.weights_.append(weight)
             self.biases_.append(bias)
@@ -382,11 +399,11 @@ class PhyLL(ClassifierMixin, BaseEstimator):
     def _scaled(self, X: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(X)).to(self.device) / self.span_ - self.shift_
 
-    def _features(self, layer: int, h: Tensor) -> Tensor:
+    def _features(self, layer: int, h: Tensor, *, training: bool = False) -> Tensor:
         box = self._boxes[layer]
         if box is None:
             return h
-        self.costs_.physical_training += len(h) * box.repeats
+        self.costs_.run(len(h) * box.repeats, training=training)
         f = torch.cat([box(h), h], 1) if self.bypass else box(h)
         if layer < len(self.weights_) and f.shape[1] != self.weights_[layer].shape[1]:
             beside = h.shape[1] if self.bypass else 0
@@ -435,7 +452,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         h = torch.cat([embed_label(x, y, c, self.label_mode), embed_label(x, wrong, c, self.label_mode)])
         losses = []
         for layer, optimizer in enumerate(optimizers):
-            f = self._features(layer, h)  # right and wrong labels in one run; fixed over the inner steps
+            f = self._features(layer, h, training=True)  # right and wrong labels in one run; fixed over the inner steps
             weight, bias = self.weights_[layer], self.biases_[layer]
             for _ in range(inner_steps):
                 found = local_gradient(f, weight, bias, self.directions_[layer], self.theta, self._goodness)

@@ -7,9 +7,10 @@ back-propagation can be shown beside; `PhyLL` never uses that.
 Source: Momeni et al. 2023, arXiv 2304.11042, experiments (the oscillator chain is our fourth kind).
 """
 
+import copy
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class PhysicalBox(nn.Module):
     ========== =======================================================================
     optics     ``|A h|^2``, A complex Gaussian: intensity behind a scattering medium
     acoustic   ``tanh(s (u + u^3 / 3))`` with ``u = B h``, B real: a cubic non-linearity that saturates
-    microwave  ``|A (e^{i pi h} * c)|^2``: the input sits in the phases of a wave c
+    microwave  ``|A (e^{i pi h sqrt(m) / 2} * c)|^2``: the input sits in the phases of a wave c
     duffing    displacement after 20 Euler steps of coupled Duffing oscillators driven by ``B h``
     ========== =======================================================================
 
@@ -55,13 +56,25 @@ class PhysicalBox(nn.Module):
         wave = torch.rand(in_features, generator=generator) * 2 * math.pi
         self.register_buffer("carrier", torch.polar(torch.full_like(wave, in_features**-0.5), wave))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """What `to` and `double` do: of complex buffers they drop the imaginary part, or leave them as they are."""
+        waves = [name for name, b in self._buffers.items() if b is not None and b.is_complex()]
+        for name in waves:
+            self._buffers[name] = torch.view_as_real(self._buffers[name])  # type: ignore[arg-type]
+        super()._apply(fn, recurse)
+        for name in waves:
+            parts: Any = self._buffers[name]
+            if parts.dtype not in (torch.float32, torch.float64):  # complex numbers have no half precision
+                parts = parts.float()
+            self._buffers[name] = torch.view_as_complex(parts.contiguous())
+        return self
+
     def rotated(self, degrees: float) -> "PhysicalBox":
         """The box after a drift: ``cos(a) A_0 + sin(a) A_1``; 90 degrees is another sample altogether."""
-        turned = PhysicalBox(self.kind, self.in_features, self.out_features, generator=torch.Generator())
-        turned.load_state_dict(self.state_dict())
+        turned = copy.deepcopy(self)
         turned.scatter = drift(degrees)(self.scatter, self.other)
         turned.other = drift(degrees + 90)(self.scatter, self.other)
-        return turned.to(self.scatter.device)
+        return turned
 
     def forward(self, h: Tensor) -> Tensor:
         if self.kind == "optics":

@@ -19,6 +19,13 @@ class Costs:
     digital_training: int = 0
     digital_prediction: int = 0
 
+    def run(self, rows: int, *, training: bool) -> None:
+        """Rows through a box."""
+        if training:
+            self.physical_training += rows
+        else:
+            self.physical_prediction += rows
+
     def train(self, rows: int, k: int, q: int, inner_steps: int) -> None:
         """Local steps on a layer: forwards and the weights' gradient, then once forwards to the next layer."""
         self.digital_training += rows * k * q * (2 * inner_steps + 1)

@@ -137,8 +137,8 @@ def scale_lr(lr: float, batch: int, base_batch: int, rule: str = "sqrt") -> floa
     """
     if batch < 1 or base_batch < 1:
         raise ValueError(f"batch sizes must be at least 1, got batch={batch} and base_batch={base_batch}")
-    if not lr > 0:
-        raise ValueError(f"lr must be positive, got {lr}")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be positive and finite, got {lr}")
     powers = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
     if rule not in powers:
         raise ValueError(f"unknown rule {rule!r}: choose one of {', '.join(powers)}")

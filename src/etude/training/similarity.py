@@ -53,6 +53,11 @@ def as_rows(X: Tensor) -> Tensor:
     return X if X.dtype == torch.float64 else X.float()
 
 
+def full_precision(X: Tensor) -> torch.autocast:
+    """A block without autocast, which would round the products of `as_rows` to half precision again."""
+    return torch.autocast(X.device.type, enabled=False)
+
+
 def centred_gram(X: Tensor, *, debiased: bool = False) -> Tensor:
     """The centred Gram matrix (n, n), of length 1, so that CKA of two layers is the sum of their product.
 
@@ -60,7 +65,8 @@ def centred_gram(X: Tensor, *, debiased: bool = False) -> Tensor:
     activations give zeros (their CKA is 0/0, taken as 0).
     """
     X = _moderate(as_rows(X))
-    K = torch.where(_flat(X), 0.0, _gram(X, debiased))
+    with full_precision(X):
+        K = torch.where(_flat(X), 0.0, _gram(X, debiased))
     return K / K.norm().clamp_min(torch.finfo(K.dtype).tiny)
 
 
@@ -150,10 +156,11 @@ def hsic(X: Tensor, Y: Tensor, *, debiased: bool = False) -> Tensor:
     """
     X, Y = _pair(X, Y)
     n = len(X)
-    if X.shape[1] + Y.shape[1] > n:
-        return (_gram(X, debiased) * _gram(Y, debiased)).sum()
-    X, Y = X - X.mean(0), Y - Y.mean(0)
-    value = (X.T @ Y).square().sum()
+    with full_precision(X):
+        if X.shape[1] + Y.shape[1] > n:
+            return (_gram(X, debiased) * _gram(Y, debiased)).sum()
+        X, Y = X - X.mean(0), Y - Y.mean(0)
+        value = (X.T @ Y).square().sum()
     if debiased:  # of the Gram matrices without their diagonals dx and dy; their rows sum to -dx and -dy
         dx, dy = X.square().sum(1), Y.square().sum(1)
         value = value - (1 + 2 / (n - 2)) * (dx * dy).sum() + dx.sum() * dy.sum() / ((n - 1) * (n - 2))
@@ -210,12 +217,13 @@ def rsa(X: Tensor, Y: Tensor) -> Tensor:
     X, Y = map(_moderate, _pair(X, Y))
     rows, columns = torch.triu_indices(len(X), len(X), 1, device=X.device)
     parts = []
-    for Z in (X, Y):
-        unit = Z / Z.norm(dim=1, keepdim=True).clamp_min(torch.finfo(Z.dtype).tiny)
-        v = (unit @ unit.T)[rows, columns]
-        v = v - v.mean()
-        parts.append(v / v.norm().clamp_min(1e-12))
-    return parts[0] @ parts[1]
+    with full_precision(X):
+        for Z in (X, Y):
+            unit = Z / Z.norm(dim=1, keepdim=True).clamp_min(torch.finfo(Z.dtype).tiny)
+            v = (unit @ unit.T)[rows, columns]
+            v = v - v.mean()
+            parts.append(v / v.norm().clamp_min(1e-12))
+        return parts[0] @ parts[1]
 
 
 def effective_rank(X: Tensor, *, centred: bool = False) -> Tensor:
@@ -364,7 +372,8 @@ def _one_batch(a: Mapping[str, Tensor], b: Mapping[str, Tensor], debiased: bool)
     _warn_flat(*(_moderate(as_rows(X)) for side in ([a] if a is b else [a, b]) for X in side.values()))
     left = _stacked(a, lambda X: centred_gram(X, debiased=debiased))
     right = left if a is b else _stacked(b, lambda X: centred_gram(X, debiased=debiased))
-    return CKAMatrix(left @ right.T, tuple(a), tuple(b))
+    with full_precision(left):
+        return CKAMatrix(left @ right.T, tuple(a), tuple(b))
 
 
 def _stacked(features: Mapping[str, Tensor], gram: Callable[[Tensor], Tensor]) -> Tensor:
@@ -375,5 +384,6 @@ def _products(a: Mapping[str, Tensor], b: Mapping[str, Tensor], debiased: bool) 
     """Of one batch: HSIC of all pairs, and of each layer with itself, up to the common factor of its size."""
     n = len(next(iter(a.values())))
     scale = n * (n - 3) if debiased else (n - 1) ** 2
-    left, right = (_stacked(f, lambda X: _gram(as_rows(X), debiased)) for f in (a, b))
-    return [v / scale for v in (left @ right.T, left.square().sum(1), right.square().sum(1))]
+    with full_precision(next(iter(a.values()))):
+        left, right = (_stacked(f, lambda X: _gram(as_rows(X), debiased)) for f in (a, b))
+        return [v / scale for v in (left @ right.T, left.square().sum(1), right.square().sum(1))]

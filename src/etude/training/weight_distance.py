@@ -39,7 +39,8 @@ def fit_distances(steps: ArrayLike, distances: ArrayLike) -> DistanceFit:
     Raises
     ------
     ValueError
-        For fewer than 3 points, an update below 1, or distances that are not finite and positive.
+        For fewer than 3 points, an update below 1, updates or distances that are all the same, or distances that are
+        not finite and positive.
     """
     t, d = np.asarray(steps, np.float64), np.asarray(distances, np.float64)
     if t.ndim != 1 or t.shape != d.shape or t.size < 3:
@@ -48,6 +49,9 @@ def fit_distances(steps: ArrayLike, distances: ArrayLike) -> DistanceFit:
         raise ValueError(f"updates are numbered from 1, got {t.min():g}")
     if not (np.isfinite(d).all() and (d > 0).all()):
         raise ValueError("distances must be finite and positive: the weights have not moved, or training diverged")
+    for name, values in (("updates", t), ("distances", d)):
+        if np.ptp(values) == 0:
+            raise ValueError(f"all {name} are {values[0]:g}: there is no growth to fit")
     log_c, log_a = np.polyfit(np.log(t), d, 1)
     power = _best_power(t, d)
     root = np.sqrt(t)
