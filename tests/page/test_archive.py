@@ -19,6 +19,7 @@ from etude.page.importers import read
 from etude.page.listing import listing
 from etude.page.periods import KINDS, archive, containing, period_of
 from etude.page.records import make_record
+from etude.page.search.query import parse
 
 NOW = 1_790_000_000  # Monday 21 September 2026
 DAY = 86_400
@@ -153,6 +154,41 @@ def test_both_data_bases_have_the_same_random_order_and_archive(database):
     assert sorted(numbers) == list(range(40)) and numbers != sorted(numbers, reverse=True)
     assert sum(m["papers"] for m in archive(database)) == 40
     assert [m["period"].name for m in archive(database)] == ["2026-10", "2026-09"]
+
+
+@pytest.mark.parametrize(("q", "total"), [("-zzzz", len(papers())), ("learning network -zzzz", None)])
+def test_a_search_goes_on_to_its_last_paper(single, q, total):  # noqa: F811
+    whole, cursor, found = single.get("/api/papers", params={"q": q, "limit": 100}).json(), None, []
+    while cursor or not found:
+        part = single.get("/api/papers", params={"q": q, "limit": 2 if total is None else 20, "cursor": cursor}).json()
+        found += [p["slug"] for p in part["papers"]]
+        cursor = part["next"]
+    assert found == [p["slug"] for p in whole["papers"]] and whole["next"] is None
+    assert len(set(found)) == len(found) >= 3 and len(found) == (total or len(found))
+    assert single.get("/api/papers", params={"q": q, "cursor": "nonsense"}).status_code == 400
+
+
+def test_the_page_of_a_search_leads_to_the_following(single):  # noqa: F811
+    first = single.get("/search?q=-zzzz")
+    assert "50 papers on this page" in first.text
+    (following,) = re.findall('<p class="more"><a href="([^"]+)"', first.text)
+    second = single.get(following.replace("&amp;", "&"))
+    assert len(slugs(second)) == len(papers()) - 50 and not set(slugs(first)) & set(slugs(second))
+    assert 'class="more"' not in second.text
+    assert parse("has:nothing") == parse("has nothing")  # no filter, so two words
+    assert parse("“graph neural” author:„Kaixiong Zhou“") == parse('"graph neural" author:"Kaixiong Zhou"')
+
+
+def test_what_came_since(single):  # noqa: F811
+    moment = at("2026-09-20 18:00")
+    (first,) = spread_over_days(single.site, [moment])
+    for since in ("2026-09-20T17:00:00Z", "2026-09-20T19:00+02:00", "2026-09-20T17:00", str(moment)):
+        assert [p["slug"] for p in single.get("/api/papers", params={"since": since}).json()["papers"]] == [first]
+    assert single.get("/api/papers?since=2026-09-21").json()["papers"] == []
+    narrowed = {"since": "2026-09-20T17:00", "window": "month"}
+    assert len(single.get("/api/papers", params=narrowed).json()["papers"]) == 1
+    for since in ("yesterday", "-1", "9" * 30):
+        assert single.get("/api/papers", params={"since": since}).status_code == 400
 
 
 def test_a_paper_answers_to_its_identifiers(single):  # noqa: F811

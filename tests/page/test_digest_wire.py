@@ -58,6 +58,7 @@ def test_the_way_out_is_plain_on_the_wire(db, box, tmp_path):  # noqa: F811
         c.execute(sa.update(t.outbox).values(status="queued"))
     assert send_due(db, Folder(tmp_path / "mails"), clock=lambda: NOW)["sent"] == 1
     (file,) = (tmp_path / "mails").glob("*.eml")
+    assert file.stat().st_mode & 0o077 == 0  # it holds an address, and others hold links that sign in
     for raw in (box.mails[-1][2], file.read_bytes()):
         way = header(raw, b"List-Unsubscribe")
         assert way.startswith(b"<https://papers.a-long-name-of-a-lab.example.org/u/"), way

@@ -330,6 +330,40 @@ def test_a_backup_comes_back(tmp_path):
     (tmp_path / "bad").write_bytes(copy.read_bytes()[:5000])
     with pytest.raises(LedgerError, match="damaged|read"):
         upkeep.restore(tmp_path / "bad", ledger=str(tmp_path / "other.sqlite"))
+    (tmp_path / "empty").touch()
+    with pytest.raises(LedgerError, match="holds no page"):
+        upkeep.restore(tmp_path / "empty", ledger=str(tmp_path / "other.sqlite"))
+    with pytest.raises(LedgerError, match="no folder"):
+        upkeep.restore(copy, ledger=str(tmp_path / "none" / "other.sqlite"))
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith("other")]
+
+
+def test_no_old_log_is_played_into_a_backup(tmp_path):
+    live, copy = tmp_path / "live.sqlite", tmp_path / "copy.sqlite"
+    shutil.copyfile(os.environ["ETUDE_TEST_PAGE"], live)
+    db = Database(live)
+    db.backup(copy)
+    with db.begin() as c:
+        c.execute(sa.update(t.paper).values(votes=7))
+    log = live.with_name("live.sqlite-wal")
+    written = log.read_bytes()  # as a killed server leaves it
+    db.close()
+    live.rename(tmp_path / "moved.sqlite")
+    log.write_bytes(written)
+    with pytest.raises(LedgerError, match="live.sqlite-wal belongs to the database that was there"):
+        upkeep.restore(copy, ledger=str(live))
+    log.unlink()
+    upkeep.restore(copy, ledger=str(live))
+    assert not {r["votes"] for r in Database(live).rows(sa.select(t.paper.c.votes))} & {7}
+
+
+def test_nothing_is_copied_from_nowhere(tmp_path):
+    with pytest.raises(LedgerError, match="nothing to copy"):
+        commands.backup(tmp_path / "copy.sqlite", ledger=str(tmp_path / "typo.sqlite"))
+    assert not list(tmp_path.iterdir())
+    shutil.copyfile(os.environ["ETUDE_TEST_PAGE"], tmp_path / "p.sqlite")
+    with pytest.raises(LedgerError, match="cannot be written"):
+        commands.backup(tmp_path / "none" / "copy.sqlite", ledger=str(tmp_path / "p.sqlite"))
 
 
 # The quality of search and taste

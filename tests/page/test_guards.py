@@ -125,7 +125,9 @@ def test_words_are_never_sql(page, words):
 def test_bodies_are_bounded(page):
     token = accounts.new_api_token(page.site.db, page.site.me()["id"], "x", 1)
     head = {"authorization": f"Bearer {token}"}
-    assert page.post("/api/papers", content=b"x" * (2**21 + 1), headers=head).status_code == 413
+    large = page.post("/api/papers", content=b"x" * (2**21 + 1), headers=head)
+    assert (large.status_code, large.json()) == (413, {"error": "larger than 2 MiB"})
+    assert large.headers["x-content-type-options"] == "nosniff"
     assert page.post("/submit", headers={"content-length": str(2**27)}).status_code == 413
     assert page.post("/api/papers", content=iter([b"{}"]), headers=head).status_code == 411  # no length said
     assert page.post("/api/papers", json={"title": "x" * 1001}, headers=head).status_code == 422

@@ -167,7 +167,8 @@ def test_blocks(text, kind):
 @pytest.mark.parametrize(
     ("latex", "text"),
     [(r'na\"{\i}ve', "naïve"), (r"\L ojasiewicz", "Łojasiewicz"), (r"Schr{\"o}dinger", "Schrödinger"),
-     (r"{O}(\sqrt T)", r"{O}(\sqrt T)"), (r"$\alpha$ \'{e}", r"$\alpha$ é"), ("plain", "plain")],
+     (r"{O}(\sqrt T)", r"{O}(\sqrt T)"), (r"$\alpha$ \'{e}", r"$\alpha$ é"), ("plain", "plain"),
+     (r"S{\o}ren {\L}ukasz", "Søren Łukasz"), (r"Stra{\ss}e in \AA{}rhus", "Straße in Århus"), (r"\'{\i}x", "íx")],
 )  # fmt: skip
 def test_accents_but_not_formulas(latex, text):
     assert decode_accents(latex) == text
@@ -266,6 +267,14 @@ def test_bibtex_joins_strings_and_reads_accents_with_a_blank():
     a, b = read(text).records
     assert (a.title, a.venue, a.authors) == ("One # two", "NeurIPS 30", ("Paul Erdős",))
     assert (b.title, b.venue) == ('"So" # he said', "NeurIPS Workshop")
+
+
+def test_bibtex_reads_names_of_more_parts_and_drops_fonts():
+    text = r"""@book{a, title = {J. of \emph{Things} in {\it bold} $\emph{x}$}, author = {van der Waals, Jan and Smith, Jr., Bob
+    and Cee, D., Jr.}}"""
+    (record,) = read(text).records
+    assert record.title == r"J. of Things in bold $\emph{x}$"
+    assert record.authors == ("Jan van der Waals", "Bob Smith Jr.", "D. Cee Jr.")
 
 
 def test_bibtex():

@@ -19,6 +19,7 @@ from etude.page import tables as t
 from etude.page.database import Database
 from etude.page.settings import Settings, from_environment, load_secret, page_secret
 from etude.page.sync import sync_catalogue
+from etude.page.upkeep import explained
 from etude.page.web.app import create_app
 
 SECRET = "a test's secret, long enough to be taken"
@@ -148,12 +149,36 @@ def test_one_at_a_time_on_both_databases(database, now):
         ({"mail_from": "Etude <etude@example.org>\nBcc: x"}, "ETUDE_MAIL_FROM"),
         ({"admin": "root"}, "admin's address 'root'"),
         ({"base_url": "papers.example.org"}, "--base-url papers"),
+        ({"port": 99_999}, "--port 99999: choose 1 to 65535"),
     ],
 )
 def test_addresses_are_checked_before_anything_starts(bad, text):
     with pytest.raises(UsageError, match=text) as caught:
         Settings(secret=SECRET, **bad).check()
     assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cause", "remedy"),
+    [("attempt to write a readonly database", "writable"), ("database or disk is full", "free some space"),
+     ("connection refused", "see that it runs")],
+)  # fmt: skip
+def test_a_command_says_what_the_database_refuses(cause, remedy):
+    @explained()
+    def command():
+        raise sa.exc.OperationalError("UPDATE event", {}, Exception(cause))
+
+    with pytest.raises(LedgerError, match=f"{cause}.*{remedy}"):
+        command()
+
+
+def test_commands_of_the_page_say_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ETUDE_SECRET", SECRET)
+    monkeypatch.setattr(Database, "rows", away)
+    from etude.cli import main
+
+    assert main(["digest", "--dry-run", "--for", "ann@example.org", "--ledger", str(tmp_path / "p.sqlite")]) == 3
+    assert "the database refuses" in capsys.readouterr().err
 
 
 def test_the_digest_checks_its_settings(tmp_path, monkeypatch):

@@ -180,6 +180,17 @@ def test_citations_of_others_and_of_braces():
     assert "et al" not in ris(ROW) + text
 
 
+def test_citations_of_names_of_more_parts():
+    row = ROW | {"authors": [{"name": n} for n in ("Jan van der Waals", "Bob Smith Jr.", "bell hooks", "Plato")]}
+    assert "author = {Jan van der Waals and Smith, Jr., Bob and bell hooks and Plato}" in bibtex(row)
+    names = [line[6:].strip() for line in ris(row).splitlines() if line.startswith("AU")]
+    assert names == ["van der Waals, Jan", "Smith, Bob, Jr.", "hooks, bell", "Plato"]
+    assert csl(row)["author"][:2] == [
+        {"family": "van der Waals", "given": "Jan"},
+        {"family": "Smith", "given": "Bob", "suffix": "Jr."},
+    ]
+
+
 @pytest.mark.parametrize("bad", [{"arxiv_id": "foo"}, {"doi": "nope"}, {"url": "javascript:alert(1)"}])
 def test_what_cannot_be_an_identifier_is_said(single, bad):  # noqa: F811
     answer = post(single, "/submit", title="A new one", **bad)

@@ -270,6 +270,16 @@ def test_arxiv_ids(text, expected):
 def test_other_identifiers():
     assert doi("https://doi.org/10.1000/ABC.") == "10.1000/abc"
     assert doi("hello") is None
+    for text in (
+        "10.48550/arXiv.1506.03134",
+        "https://doi.org/10.48550/ARXIV.1506.03134",
+        "doi:10.48550/arXiv.1506.03134",
+    ):
+        assert arxiv_id(text) == ("1506.03134", None)  # arXiv mints a DOI for every paper
+    assert arxiv_id("https://doi.org/1506.03134") is None
+    minted = make_record(title="T", doi="https://doi.org/10.48550/arXiv.1506.03134")
+    assert (minted.arxiv_id, minted.doi) == ("1506.03134", None)
+    assert make_record(title="T", arxiv_id="1506.03134", doi="10.1000/j").doi == "10.1000/j"
     assert norm_hash("Naïve  Bayes!") == norm_hash("naive bayes")
     assert same_abstract(ABSTRACT, ABSTRACT + " end")
     assert not same_abstract(ABSTRACT, ABSTRACT.replace("word", "w"))

@@ -87,9 +87,10 @@ def test_no_query_is_an_error(page, query):
 
 
 def test_an_identifier_jumps(page):
-    answer = page.get("/search", params={"q": "https://arxiv.org/abs/1506.03134v2"})
-    assert answer.status_code == 303
-    assert answer.headers["location"] == "/paper/pointer-networks"
+    for text in ("https://arxiv.org/abs/1506.03134v2", "10.48550/arXiv.1506.03134"):
+        answer = page.get("/search", params={"q": text})
+        assert answer.status_code == 303
+        assert answer.headers["location"] == "/paper/pointer-networks"
 
 
 def test_every_paper_has_a_page(page):
@@ -149,6 +150,7 @@ def test_whatever_is_submitted_is_text_everywhere(page):
         assert "<img src=x" not in text or path.endswith(".bib")
         assert "javascript:" not in text
     assert page.get(f"/api{place.replace('paper', 'papers')}").json()["url"] is None
+    assert "&lt;img src=x" in page.get(f"/api{place.replace('paper', 'papers')}.md").text
     no_title = post(page, "/submit", title="  ")
     assert no_title.status_code == 422
     assert "needs a title" in no_title.text
@@ -367,6 +369,10 @@ def test_redirects_stay_here(target):
 def test_forwarded_addresses_count_only_from_a_proxy():
     assert security.client_address("198.51.100.1", "203.0.113.9", ()) == "198.51.100.1"
     assert security.client_address("10.0.0.1", "203.0.113.9, 10.0.0.2", ("10.0.0.1", "10.0.0.2")) == "203.0.113.9"
+    # a socket for IPv4 and IPv6 at once
+    assert security.client_address("::ffff:10.0.0.1", "203.0.113.9", ("10.0.0.1",)) == "203.0.113.9"
+    assert security.network_prefix("::ffff:203.0.113.9") == security.network_prefix("203.0.113.9") == "203.0.113.0/24"
+    assert security.network_prefix("2001:db8:1:2::9") == "2001:db8:1::/48"
 
 
 def test_secrets(tmp_path, monkeypatch):

@@ -37,17 +37,26 @@ def _names(row: dict[str, Any]) -> tuple[list[str], bool]:
     return [n for n in kept if n], kept != names
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Given and family name; no given name where there is one word."""
-    given, _, family = name.rpartition(" ")
-    return given, family
+SUFFIX = re.compile(r"(?:[JS]r\.?|II|III|IV)")
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """Given name, family name and suffix; no given name where there is one word.
+
+    As in BibTeX the family begins with the first word in small letters ("van der Waals").
+    """
+    words = name.split()
+    suffix = words.pop() if len(words) > 2 and SUFFIX.fullmatch(words[-1]) else ""
+    start = next((i for i, w in enumerate(words[1:-1], 1) if w[0].islower()), len(words) - 1)
+    return " ".join(words[:start]), " ".join(words[start:]), suffix
 
 
 def bibtex(row: dict[str, Any]) -> str:
     """One BibTeX entry; every field is escaped."""
     kind = "article" if row["venue"] else "misc"
     people, others = _names(row)
-    escaped = [_escaped(n) for n in people]
+    split = [(_split(n), n) for n in people]
+    escaped = [_escaped(f"{last}, {jr}, {first}" if jr else n) for (first, last, jr), n in split]
     names = " and ".join([*(f"{{{n}}}" if re.search(r"\band\b", n) else n for n in escaped), *["others"] * others])
     fields = {
         "title": _escaped(row["title"]), "author": names,
@@ -62,7 +71,8 @@ def bibtex(row: dict[str, Any]) -> str:
 def ris(row: dict[str, Any]) -> str:
     """One RIS record (CRLF line ends, as the format asks)."""
     pairs = [("TY", "JOUR" if row["venue"] else "GEN"), ("TI", row["title"])]
-    pairs += [("AU", ", ".join(part for part in reversed(_split(n)) if part)) for n in _names(row)[0]]
+    for given, family, suffix in map(_split, _names(row)[0]):
+        pairs.append(("AU", ", ".join(part for part in (family, given, suffix) if part)))
     pairs += [
         ("PY", year_of(row)),
         ("JO", row["venue"]),
@@ -78,8 +88,9 @@ def csl(row: dict[str, Any]) -> dict[str, Any]:
     """One CSL-JSON item."""
     people = []
     for name in _names(row)[0]:
-        given, family = _split(name)
-        people.append({"family": family, "given": given} if given else {"literal": name})
+        given, family, suffix = _split(name)
+        whole = {"family": family, "given": given} | ({"suffix": suffix} if suffix else {})
+        people.append(whole if given else {"literal": name})
     year = year_of(row)
     item = {
         "id": row["slug"], "type": "article-journal" if row["venue"] else "article", "title": row["title"],

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from etude.errors import MissingExtra, UsageError
 from etude.page import upkeep
+from etude.page.upkeep import explained
 
 Flag = Parameter(negative=())
 LedgerOption = Annotated[str | None, Parameter(name="--ledger")]
@@ -309,8 +310,12 @@ def backup(target: Path, *, ledger: LedgerOption = None) -> None:
     ledger
         Path or URL of the database (default: ETUDE_LEDGER or etude.sqlite).
     """
-    from etude.page.database import Database
+    from etude.errors import LedgerError
+    from etude.page.database import Database, sqlite_file
 
+    file = sqlite_file(ledger)
+    if file is not None and not file.exists():  # opening it would make an empty one
+        raise LedgerError(f"{file} is not there, so there is nothing to copy: name it with --ledger or ETUDE_LEDGER")
     Database(ledger).backup(target)
     out.print(f"copied to {target}")
 
@@ -381,12 +386,12 @@ def digest(
 
 def register(app: App) -> None:
     """Add the page's commands to the command line."""
-    app.command(serve)
-    app.command(worker)
-    app.command(import_papers, name="import")
-    app.command(snapshot)
-    app.command(digest)
+    app.command(explained()(serve))
+    app.command(explained()(worker))
+    app.command(explained()(import_papers), name="import")
+    app.command(explained()(snapshot))
+    app.command(explained()(digest))
     db = App(name="db", help="The database of page and ledger.")
-    db.command(backup)
+    db.command(explained()(backup))
     upkeep.register(app, db)
     app.command(db)

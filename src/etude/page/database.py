@@ -21,6 +21,12 @@ ALONE = 0x65747564  # names our lock among those of a PostgreSQL database
 _versions = sa.Table("page_schema", sa.MetaData(), sa.Column("version", sa.Integer, primary_key=True))
 
 
+def sqlite_file(url: str | Path | None) -> Path | None:
+    """The file of an SQLite database, None for one on a server; `url` None is the ledger's."""
+    text = str(url or default_url()).removeprefix("sqlite:///")
+    return None if "://" in text else Path(text).expanduser().absolute()
+
+
 def steps() -> list[tuple[int, ModuleType]]:
     """The numbered migrations, in order: modules ``m0001_...`` with ``up(connection)`` and ``down(connection)``."""
     names = sorted(m.name for m in pkgutil.iter_modules(migrations.__path__) if m.name.startswith("m"))
@@ -119,8 +125,12 @@ class Database:
             raise LedgerError("backup copies an SQLite database; for PostgreSQL use pg_dump")
         if Path(target).exists():
             raise LedgerError(f"{target} exists already: give a new file")
-        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
-            c.execute(sa.text("VACUUM INTO :target"), {"target": str(target)})
+        try:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
+                c.execute(sa.text("VACUUM INTO :target"), {"target": str(target)})
+        except sa.exc.DBAPIError as error:
+            Path(target).unlink(missing_ok=True)  # half a copy is none
+            raise LedgerError(f"{target} cannot be written: {error.orig}") from error
 
     def close(self) -> None:
         with self._watching:

@@ -10,6 +10,7 @@ _ARXIV_NEW = r"\d{4}\.\d{4,5}"
 _ARXIV_OLD = r"[a-z][a-z-]*(?:\.[A-Za-z]{2})?/\d{7}"
 _ARXIV = re.compile(rf"({_ARXIV_NEW}|{_ARXIV_OLD})(?:v(\d+))?$")
 _DOI = re.compile(r"(10\.\d{4,9}/\S+)$", re.IGNORECASE)
+_ARXIVS_DOI = re.compile(r"(?:doi:\s*)?10\.48550/arxiv\.(.+)", re.IGNORECASE)  # arXiv mints one for every paper
 SHINGLE_WORDS = 5
 SAME_ABSTRACT = 0.8
 
@@ -22,9 +23,13 @@ class ArxivId(NamedTuple):
 
 
 def arxiv_id(text: str) -> ArxivId | None:
-    """Read ``1706.03762v7``, ``hep-th/9901001v1``, ``arXiv:cs.CL/0001001`` or an arXiv address; None for others."""
+    """Read ``1706.03762v7``, ``hep-th/9901001v1``, ``arXiv:cs.CL/0001001``, an arXiv address or arXiv's own DOI
+    (``10.48550/arXiv.1706.03762``); None for others."""
     value = text.strip()
-    if "//" in value:
+    minted = _ARXIVS_DOI.fullmatch(_doi_text(value))
+    if minted:
+        value = minted.group(1)
+    elif "//" in value:
         found = re.match(r"/(?:abs|pdf|html|e-print)/(.+?)(?:\.pdf)?/?$", _path_at("arxiv.org", value) or "")
         value = found.group(1) if found else ""
     value = re.sub(r"^arxiv:\s*", "", value, flags=re.IGNORECASE)
@@ -42,11 +47,14 @@ def _path_at(host: str, address: str) -> str | None:
     return parts.path if name == host or name.endswith(f".{host}") else None
 
 
+def _doi_text(value: str) -> str:
+    """What stands behind a doi.org address, nothing for another address; other text as it is."""
+    return unquote((_path_at("doi.org", value) or "").lstrip("/")) if "//" in value else value
+
+
 def doi(text: str) -> str | None:
     """A DOI in lower case, from itself, ``doi:...`` or a doi.org address; None for others."""
-    value = text.strip()
-    if "//" in value:
-        value = unquote((_path_at("doi.org", value) or "").lstrip("/"))
+    value = _doi_text(text.strip())
     value = re.sub(r"^doi:\s*", "", value, flags=re.IGNORECASE)
     match = _DOI.fullmatch(value)
     return match.group(1).lower().rstrip(".,;") if match else None

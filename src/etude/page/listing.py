@@ -174,7 +174,8 @@ def listing(
         key = counted.c.n
         query = query.add_columns(key.label("window_votes"))
     elif window != "all":
-        filters = replace(filters or Filters(), since=now - SECONDS[window])
+        filters = filters or Filters()
+        filters = replace(filters, since=max(filters.since or 0, now - SECONDS[window]))
     query = query.where(condition(filters or Filters()))
     if without is not None:
         query = query.where(p.id.not_in(without))

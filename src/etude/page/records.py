@@ -79,6 +79,10 @@ def make_record(**values: Any) -> PaperRecord:
     abstract = clean(str(values.pop("abstract", "") or ""))[:MAX_ABSTRACT]
     names = [clean(str(n)).replace("\n", " ")[:MAX_NAME] for n in values.pop("authors", ()) or ()]
     arxiv = arxiv_id(str(values.pop("arxiv_id", "") or ""))
+    said = str(values.pop("doi", "") or "")
+    object_id = doi(said)
+    if object_id and (minted := arxiv_id(said)):  # arXiv's own DOI says no more than its id; a journal's does
+        arxiv, object_id = arxiv or minted, None
     version = values.pop("arxiv_version", None)
     tags = [clean(str(t)).lower()[:80] for t in values.pop("tags", ()) or ()]
     texts: dict[str, Any] = {
@@ -89,7 +93,7 @@ def make_record(**values: Any) -> PaperRecord:
         title=title, abstract=abstract, authors=tuple(n for n in names if n)[:MAX_AUTHORS],
         published_at=at if at is not None and EARLIEST <= at <= LATEST else None,
         arxiv_id=arxiv.id if arxiv else None, arxiv_version=(arxiv.version if arxiv else None) or version,
-        doi=doi(str(values.pop("doi", "") or "")), url=web_address(values.pop("url", None)),
+        doi=object_id, url=web_address(values.pop("url", None)),
         code_url=web_address(values.pop("code_url", None)), tags=tuple(dict.fromkeys(t for t in tags if t)),
         **texts, **values,
     )  # fmt: skip

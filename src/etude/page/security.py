@@ -58,10 +58,15 @@ def safe_next(target: str | None, default: str = "/") -> str:
     return target or default
 
 
+def _unmapped(address: str) -> str:
+    """``::ffff:192.0.2.1``, as a socket for IPv4 and IPv6 names an IPv4 address, in that address's own form."""
+    return address[7:] if address.lower().startswith("::ffff:") and "." in address else address
+
+
 def network_prefix(address: str) -> str:
-    """The /24 of an IPv4 address, the /48 of an IPv6 address; anything else as it is."""
+    """The /24 of an IPv4 address, also of one written as IPv6; the /48 of an IPv6 address; anything else as it is."""
     try:
-        ip = ipaddress.ip_address(address)
+        ip = ipaddress.ip_address(_unmapped(address))
     except ValueError:
         return address[:40]
     return str(ipaddress.ip_network(f"{ip}/{24 if ip.version == 4 else 48}", strict=False))
@@ -69,6 +74,7 @@ def network_prefix(address: str) -> str:
 
 def client_address(peer: str, forwarded: str | None, trusted: Collection[str]) -> str:
     """The reader's address: X-Forwarded-For counts only from a trusted proxy, and only its last foreign entry."""
+    peer = _unmapped(peer)
     if peer not in trusted or not forwarded:
         return peer
     for entry in reversed([e.strip() for e in forwarded.split(",")]):

@@ -64,8 +64,8 @@ class Settings:
         Raises
         ------
         UsageError
-            For a short or default secret, a single-user page that others could reach, or addresses (of the page, the
-            mail server, the sender, the admin) that cannot be read.
+            For a short or default secret, a single-user page that others could reach, a port that is none, or
+            addresses (of the page, the mail server, the sender, the admin) that cannot be read.
         """
         if len(self.secret) < MIN_SECRET or self.secret in ("changeme" * 4, "secret" * 6):
             raise UsageError(
@@ -77,6 +77,8 @@ class Settings:
             raise UsageError(
                 f"--host {self.host}: give --base-url, the address that readers use; links in mails need it"
             )
+        if not 0 < self.port < 65_536:
+            raise UsageError(f"--port {self.port}: choose 1 to 65535")
         if self.base_url and urlsplit(self.base_url).scheme not in ("http", "https"):
             raise UsageError(f"--base-url {self.base_url}: write it as https://papers.example.org")
         if self.smtp_url:

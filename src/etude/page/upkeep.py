@@ -1,8 +1,10 @@
 """Commands that look after a page: fetching papers, checking the index, bringing a backup back."""
 
-import shutil
+import os
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +15,32 @@ from etude.errors import LedgerError, UsageError
 
 LedgerOption = Annotated[str | None, Parameter(name="--ledger")]
 out = Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What the database refuses a command, in words.
+
+    Raises
+    ------
+    LedgerError
+        In the place of the driver's own error.
+    """
+    try:
+        yield
+    except Exception as error:
+        from sqlalchemy.exc import DBAPIError  # here, since loading it takes longer than most commands' help
+
+        if not isinstance(error, DBAPIError):
+            raise
+        cause = str(error.orig).splitlines()[0]
+        low = cause.lower()
+        remedy = "see that it runs, and name it with --ledger or ETUDE_LEDGER"
+        if "readonly" in low or "read-only" in low or "unable to open" in low:
+            remedy = "make the file and its folder writable, or give another with --ledger or ETUDE_LEDGER"
+        elif "full" in low:
+            remedy = "free some space and try again; what was committed is intact"
+        raise LedgerError(f"the database refuses: {cause}; {remedy}") from error
 
 
 def fetch(query: str, *, most: int = 100, page: int = 100, ledger: LedgerOption = None) -> None:
@@ -144,32 +172,44 @@ def restore(source: Path, *, ledger: LedgerOption = None) -> None:
     ledger
         Path of the database (default: ETUDE_LEDGER or etude.sqlite).
     """
-    from etude.lab.ledger import default_url
-    from etude.page.database import Database
+    from etude.page.database import Database, sqlite_file
 
-    target = (ledger or default_url()).removeprefix("sqlite:///")
-    if "://" in target:
+    target = sqlite_file(ledger)
+    if target is None:
         raise UsageError("a backup of SQLite goes into a file; for PostgreSQL use pg_restore")
-    if Path(target).exists():
+    if target.exists():
         raise LedgerError(f"{target} exists: stop the page and move it away first, nothing is overwritten")
+    if not target.parent.is_dir():
+        raise LedgerError(f"there is no folder {target.parent}: make it first")
+    for log in (target.with_name(f"{target.name}-{end}") for end in ("wal", "journal")):
+        if log.exists():  # SQLite would play it into whatever file has the name
+            raise LedgerError(f"{log} belongs to the database that was there: move it to where that one is now")
+    part = target.with_name(f"{target.name}.part")
     try:
-        with sqlite3.connect(f"file:{source}?mode=ro", uri=True) as c:
-            sound = c.execute("PRAGMA integrity_check").fetchone()[0]
+        with closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as old:
+            sound = old.execute("PRAGMA integrity_check").fetchone()[0]
+            ours = old.execute("SELECT count(*) FROM sqlite_master WHERE name = 'page_schema'").fetchone()[0]
+            if sound == "ok" and ours:
+                with closing(sqlite3.connect(part)) as new:
+                    old.backup(new)
     except sqlite3.Error as error:
-        raise LedgerError(f"{source} is no database that can be read: {error}") from error
+        part.unlink(missing_ok=True)
+        raise LedgerError(f"{source} is no database that can be read and copied: {error}") from error
     if sound != "ok":
         raise LedgerError(f"{source} is damaged: {sound}")
-    shutil.copyfile(source, target)
+    if not ours:
+        raise LedgerError(f"{source} holds no page: give a file that etude db backup wrote")
+    os.replace(part, target)
     Database(target).close()  # older tables come to the newest migration
     out.print(f"{source} is back as {target}")
 
 
 def register(app: App, db: App) -> None:
     """Add these commands to the command line."""
-    app.command(fetch)
-    app.command(enrich)
-    app.command(recommend)
-    db.command(restore)
+    app.command(explained()(fetch))
+    app.command(explained()(enrich))
+    app.command(explained()(recommend))
+    db.command(explained()(restore))
     index = App(name="index", help="The index of the page's search.")
-    index.command(index_check, name="check")
+    index.command(explained()(index_check), name="check")
     app.command(index)

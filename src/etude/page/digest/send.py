@@ -40,7 +40,8 @@ class Transport(Protocol):
 
 
 class Folder:
-    """Mails as files; the same key writes the same file, so nothing is doubled."""
+    """Mails as files for their owner's eyes only, since they hold addresses and links that sign in; the same key writes
+    the same file, so nothing is doubled."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -48,7 +49,9 @@ class Folder:
     def send(self, key: str, recipient: str, raw: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / f".{key}.part"
-        part.write_text(raw, encoding="utf-8", errors="surrogateescape", newline="")
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            file.write(raw)
         os.replace(part, self.folder / f"{key}.eml")
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import re
 from datetime import UTC, datetime
 
 from etude.errors import DataError, MissingExtra
+from etude.page.citations import SUFFIX
 from etude.page.identity import arxiv_id
 from etude.page.importers.latex import MATH, decode_accents
 from etude.page.importers.reading import Reading, Unreadable
@@ -14,22 +15,26 @@ _ESCAPED = {
     r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\{": "{", r"\}": "}",
 }  # fmt: skip
 _AWAY = {escape: chr(0xE000 + i) for i, escape in enumerate(_ESCAPED)}  # characters of no script
+_FONTS = re.compile(  # what only says how a text is set
+    r"\\(?:emph|text(?:bf|it|tt|sc|rm|sf|sl|up|normal)|mbox)\s*(?=\{)|(?<=\{)\\(?:em|it|bf|tt|sc|rm|sf|sl)\b\s*"
+)
 _BACK = str.maketrans({_AWAY[escape]: letter for escape, letter in _ESCAPED.items()})
 
 
 def _plain(value: str) -> str:
-    """Accents and escapes decoded, protecting braces off, outside formulas."""
+    """Accents and escapes decoded, commands of fonts and protecting braces off, outside formulas."""
     parts = MATH.split(value)
     for i in range(0, len(parts), 2):
         for escape, mark in _AWAY.items():
             parts[i] = parts[i].replace(escape, mark)
-        plain = decode_accents(parts[i]).replace("~", " ").replace("--", "–")
+        plain = decode_accents(_FONTS.sub("", parts[i])).replace("~", " ").replace("--", "–")
         parts[i] = plain.replace("{", "").replace("}", "").translate(_BACK)
     return "".join(parts)
 
 
 def split_names(value: str) -> list[str]:
-    """Names of an author field: split at " and " outside braces, "Last, First" turned round, "others" dropped."""
+    """Names of an author field: split at " and " outside braces, "Last, First" and "Last, Jr, First" turned round,
+    "others" dropped."""
     names, depth, start = [], 0, 0
     for match in re.finditer(r"[{}]|\s+and\s+", value):
         token = match.group(0)
@@ -44,6 +49,9 @@ def split_names(value: str) -> list[str]:
         if name.strip() in ("", "others"):
             continue
         parts = [_plain(p).strip() for p in _split_outside(name, ",")]
+        if len(parts) == 3:
+            last, first, junior = parts if SUFFIX.fullmatch(parts[2]) else (parts[0], parts[2], parts[1])
+            parts = [f"{last} {junior}", first]
         out.append(" ".join(p for p in [*parts[1:][::-1], parts[0]] if p) if len(parts) > 1 else parts[0])
     return out
 

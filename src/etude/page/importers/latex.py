@@ -5,10 +5,13 @@ import re
 from etude.errors import MissingExtra
 
 MATH = re.compile(r"((?<!\\)\$(?:\\.|[^$\\])*\$|\\\(.*?\\\))", re.DOTALL)
+_LETTER = "aa|AA|ae|AE|oe|OE|o|O|l|L|ss|i|j"
 _ACCENT = re.compile(
-    r"""\\(?:["'`^~=.](?:\{\\?[A-Za-z]+\}|\\?[A-Za-z])|[cvuHkrdbt]\{\\?[A-Za-z]+\}|(?:aa|AA|ae|AE|oe|OE|o|O|l|L|ss|i|j)\b\s?|[&%#_$])"""
+    r"""\\(?:["'`^~=.](?:\{\\?[A-Za-z]+\}|\\?[A-Za-z])|[cvuHkrdbt]\{\\?[A-Za-z]+\}|(?:"""
+    + _LETTER
+    + r""")\b(?:\{\}|\s?)|[&%#_$])"""
 )
-_BRACED = re.compile(r"\{(" + _ACCENT.pattern + r")\}", re.VERBOSE)
+_BRACED = re.compile(r"""(?<!\\["'`^~=.cvuHkrdbt])\{\\(""" + _LETTER + r""")\s*\}""")  # no accent's own letter
 
 
 def decode_accents(text: str) -> str:
@@ -35,5 +38,6 @@ def decode_accents(text: str) -> str:
     parts = MATH.split(text)
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"\{\\([cvuHkrdbt])\s+(\\?[A-Za-z])\}", r"\\\1{\2}", parts[i])  # {\H o}
+        parts[i] = _BRACED.sub(r"\\\1{}", parts[i])  # S{\o}ren, which is no \oren
         parts[i] = _ACCENT.sub(letter, re.sub(r"\{(\\[A-Za-z\"'`^~=.]+(?:\s?\{?\\?[A-Za-z]*\}?)?)\}", r"\1", parts[i]))
     return "".join(parts)

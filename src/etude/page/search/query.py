@@ -8,6 +8,7 @@ from etude.page.identity import arxiv_id, clean, doi
 MAX_QUERY = 500
 _TOKEN = re.compile(r'(-?)(?:(\w+):)?(?:"([^"]*)"?|(\S+))')
 _YEARS = re.compile(r"(\d{4})?(\.\.)?(\d{4})?")
+_QUOTES = str.maketrans(dict.fromkeys("“”„‟«»", '"'))  # as telephones and other languages write them
 FILTERS = ("author", "tag", "room", "year", "has", "verdict", "venue")
 
 
@@ -37,7 +38,7 @@ def _letters(text: str) -> str:
 def parse(raw: str) -> Query:
     """Read a query: ``"phrase"``, ``-word``, ``author:``, ``tag:``, ``room:``, ``year:2019..2023``, ``has:study``,
     ``verdict:fails``, or an arXiv id, a DOI or an arXiv address, which jumps to the paper."""
-    text = clean(raw)[:MAX_QUERY].replace("\n", " ")
+    text = clean(raw)[:MAX_QUERY].replace("\n", " ").translate(_QUOTES)
     if " " not in text and text:
         found = arxiv_id(text)
         if found is not None:
@@ -58,7 +59,7 @@ def parse(raw: str) -> Query:
                 high = int(match.group(3)) if match.group(3) else None
                 years = (low, high if match.group(2) else low)
                 continue
-        elif key in FILTERS and value and not minus:
+        elif key in FILTERS and value and not minus and (key != "has" or value.lower() == "study"):
             filters[key] = (*filters.get(key, ()), value.lower())
             continue
         plain = _letters(f"{name} {value}" if name else value)

@@ -14,16 +14,20 @@ from etude.errors import UsageError
 from etude.lab.registry import runnable
 from etude.page import tables as t
 from etude.page.citations import bibtex, year_of
+from etude.page.importers.arxiv_atom import timestamp
 from etude.page.listing import listing
 from etude.page.periods import period_of
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, site
-from etude.page.web.finding import find
+from etude.page.web.finding import find_page
 from etude.page.web.pages import claim_rows, filters_of, find_paper, related_of
 from etude.page.web.render import iso
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-Since = Annotated[int | None, Query(ge=0, lt=2**62)]
+Since = Annotated[
+    str | None,
+    Query(max_length=40, description="Papers that came since then: 2026-11-28, an ISO time, or seconds since 1970"),
+]
 Seed = Annotated[int | None, Query(ge=0, lt=10**9)]
 
 
@@ -52,6 +56,20 @@ def public(row: dict[str, Any]) -> dict[str, Any]:
 router = APIRouter(prefix="/api", tags=["papers"], responses=problems(422))
 
 
+def _moment(text: str) -> int:
+    """Seconds since 1970 of a date, an ISO time (UTC where it names no zone) or these seconds themselves.
+
+    Raises
+    ------
+    UsageError
+        For other text.
+    """
+    at = int(text) if text.isascii() and text.isdigit() else timestamp(text)
+    if at is None or at >= 2**62:
+        raise UsageError(f"since {text!r}: write 2026-11-28, 2026-11-28T07:00:00Z or seconds since 1970")
+    return at
+
+
 @router.get("/papers", responses=problems(400, 429))
 def papers(
     request: Request, sort: Literal["trending", "hot", "slow", "new", "top", "random"] = "trending",
@@ -65,13 +83,16 @@ def papers(
     """
     s = site(request)
     filters = filters_of(s, request)
-    filters = filters if since is None else replace(filters, since=since)
+    filters = replace(filters, since=_moment(since)) if since else filters
     if q:
         count_search(request)
-        hits = find(s, parse(q), filters, limit=limit)
-        return {"papers": [public(h.row) | {"reason": h.reason} for h in hits], "next": None}
+        hits, following = find_page(s, parse(q), filters, limit=limit, cursor=cursor)
+        return {"papers": [public(h.row) | {"reason": h.reason} for h in hits], "next": following}
     page = listing(s.db, sort=sort, window=window, filters=filters, limit=limit, cursor=cursor, now=s.now, seed=seed)
     return {"papers": [public(r) for r in page.rows], "next": page.cursor}
+
+
+_AS_TEXT = str.maketrans({"&": "&amp;", "<": "&lt;", "[": "&#91;"})  # a title holds no tag and no link
 
 
 @router.get("/papers/{slug:path}.md", response_class=PlainTextResponse, responses=problems(404))
@@ -80,7 +101,7 @@ def paper_markdown(request: Request, slug: str) -> Response:
     row = find_paper(site(request), slug)
     names = ", ".join(a["name"] for a in row["authors"])
     text = f"# {row['title']}\n\n{names}\n\n{row['abstract']}\n"
-    return PlainTextResponse(text, media_type="text/markdown")
+    return PlainTextResponse(text.translate(_AS_TEXT), media_type="text/markdown")
 
 
 @router.get("/papers/{slug:path}.bib", response_class=PlainTextResponse, responses=problems(404))

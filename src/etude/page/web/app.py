@@ -100,10 +100,10 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
     """Host, size, cookie and origin before a view; headers after it."""
     s: Site = request.app.state.site
     if request.headers.get("host", "").lower() not in s.settings.allowed_hosts:
-        return PlainTextResponse("unknown host", status_code=421)
+        return _turned_away(request, 421, "unknown host")
     most = MAX_API_BODY if request.url.path.startswith("/api/") else MAX_BODY
     if int(request.headers.get("content-length") or 0) > most:
-        return PlainTextResponse(f"larger than {most // 2**20} MiB", status_code=413)
+        return _turned_away(request, 413, f"larger than {most // 2**20} MiB")
     cookie = request.cookies.get(COOKIE, "")
     fresh = not 20 <= len(cookie) <= 80
     request.state.cookie = cookie = secrets.token_urlsafe(32) if fresh else cookie
@@ -112,7 +112,7 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
         if origin not in (None, "null") and not _ours(s.settings, origin):
             return await _etude_error(request, Forbidden("this form was sent from another site"))
     if request.method not in SAFE and "transfer-encoding" in request.headers:
-        return PlainTextResponse("say how long it is", status_code=411)
+        return _turned_away(request, 411, "say how long it is")
     readable = request.url.path.startswith(OPEN)
     if readable and request.method == "OPTIONS" and "access-control-request-method" in request.headers:
         return Response(status_code=204, headers=CORS)
@@ -136,6 +136,13 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
         secure = s.settings.address.startswith("https")
         response.set_cookie(COOKIE, given or cookie, httponly=True, samesite="lax", secure=secure, max_age=365 * 86_400)
     return response
+
+
+def _turned_away(request: Request, status: int, words: str) -> Response:
+    """An answer before any view: it knows no reader, and a page would ask for one."""
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": words}, status_code=status, headers=HEADERS)
+    return PlainTextResponse(words, status_code=status, headers=HEADERS)
 
 
 async def _without_body(response: Any) -> Response:
@@ -189,9 +196,9 @@ async def _no_database(request: Request, error: Exception) -> Response:
         return await _etude_error(request, error)
     _log.error("the database does not answer: %s", error)
     words, headers = "the database does not answer just now: try again in a minute", {"Retry-After": "60"}
-    if request.url.path.startswith("/api/"):
-        return JSONResponse({"error": words}, status_code=503, headers=headers)
-    return PlainTextResponse(words, status_code=503, headers=headers)
+    answer = _turned_away(request, 503, words)
+    answer.headers.update(headers)
+    return answer
 
 
 async def _broken(request: Request, error: Exception) -> Response:

@@ -11,7 +11,7 @@ from etude.page import tables as t
 from etude.page.listing import listing
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, site
-from etude.page.web.finding import find
+from etude.page.web.finding import find_page
 from etude.page.web.pages import filters_of
 from etude.page.web.render import default_sort, feed_title, iso
 
@@ -58,7 +58,7 @@ def feed(request: Request, sort: str | None = None, window: str = "all", q: str 
     filters = filters_of(s, request)
     if q:
         count_search(request)
-        rows = [h.row for h in find(s, parse(q), filters)]
+        rows = [h.row for h in find_page(s, parse(q), filters)[0]]
     else:
         sort = sort or default_sort(request.query_params)
         rows = listing(s.db, sort=sort, window=window, filters=filters, limit=50, now=s.now).rows  # type: ignore[arg-type]

@@ -12,9 +12,12 @@ def with_verdict(s: Site, verdict: str) -> frozenset[str]:
     return frozenset(slug for slug, rows in s.verdicts().items() if any(r["verdict"] == verdict for r in rows))
 
 
-def find(s: Site, query: Query, filters: Filters, *, limit: int = 50) -> list[Hit]:
-    """Papers for a query; filters alone give the list that they leave, in the order of trending."""
+def find_page(
+    s: Site, query: Query, filters: Filters, *, limit: int = 50, cursor: str | None = None
+) -> tuple[list[Hit], str | None]:
+    """Papers for a query, and the cursor of the following page; filters alone give the list that they leave."""
     meaning = s.by_meaning() if query.text and not query.jump else None
-    return finding.find(
-        s.db, query, filters, with_verdict=lambda word: with_verdict(s, word), now=s.now, meaning=meaning, limit=limit
-    )
+    return finding.find_page(
+        s.db, query, filters, with_verdict=lambda word: with_verdict(s, word), now=s.now, meaning=meaning, limit=limit,
+        cursor=cursor,
+    )  # fmt: skip

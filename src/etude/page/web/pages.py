@@ -30,7 +30,7 @@ from etude.page.notes import MODERATORS, disputed, may_edit, notes_of
 from etude.page.periods import archive, period_of
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, reader, site
-from etude.page.web.finding import find, with_verdict
+from etude.page.web.finding import find_page, with_verdict
 from etude.page.web.render import default_sort, render, render_kept
 
 router = APIRouter(include_in_schema=False)
@@ -138,7 +138,7 @@ def search_page(request: Request, q: str = "") -> Response:
     if q:
         count_search(request)
     query = parse(q)
-    hits = find(s, query, filters_of(s, request))
+    hits, cursor = find_page(s, query, filters_of(s, request), cursor=request.query_params.get("cursor"))
     if query.jump and len(hits) == 1:
         return RedirectResponse(f"/paper/{hits[0].row['slug']}", status_code=303)
     rows = decorate(s, [h.row for h in hits], reader(request).id)
@@ -146,8 +146,9 @@ def search_page(request: Request, q: str = "") -> Response:
         row["reason"] = hit.reason
     words_only = bool(query.words or query.phrases) and s.by_meaning() is None
     return render(
-        request, "search.html.j2", q=q[:500], rows=rows, query=query, words_only=words_only, problem=s.meaning.problem
-    )
+        request, "search.html.j2", q=q[:500], rows=rows, query=query, cursor=cursor, words_only=words_only,
+        problem=s.meaning.problem,
+    )  # fmt: skip
 
 
 _KNOWN_AS = (
