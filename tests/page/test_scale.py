@@ -3,11 +3,13 @@
 import os
 import re
 import shutil
+import time
 import unicodedata
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -352,3 +354,19 @@ def test_a_page_that_changes_its_encoder_makes_its_vectors_anew(db, monkeypatch)
     monkeypatch.setenv("ETUDE_ENCODER", "quick")
     with pytest.raises(EtudeError, match="ETUDE_ENCODER=quick: choose one of full, static"):
         semantic.model_name()
+
+
+@pytest.mark.parametrize(("slow", "kept"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_texts_are_embedded_in_the_quicker_precision(slow, kept):
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, input_ids):
+            time.sleep(0.03 if self.weight.dtype == slow else 0.001)
+
+    model = Encoder()
+    chosen = semantic.quicker_precision(model)
+    assert chosen.weight.dtype == kept
+    assert model.weight.dtype == torch.float32  # what was given stays as it is
