@@ -60,8 +60,8 @@ class Confirmation:
             return f"{name}: nothing was measured again"
         theirs, ours = self.instructions
         rounding = (
-            f". The run computed with {theirs} instructions and this machine with {ours}, which rounds otherwise: set "
-            "ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA to the run's to compare like with like"
+            f". The run computed with {theirs} instructions and this machine with {ours}, which rounds otherwise: "
+            '"Another processor" in docs/verdicts.md says how to compare like with like'
         )
         return (
             f"{name}: {len(self.differ)} of {self.equal + len(self.differ)} numbers differ ({self.differ[0]}): "

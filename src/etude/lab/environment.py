@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES")  # torch's own is in its answer
 PACKAGES = ("etude", "torch", "numpy", "scipy", "scikit-learn", "scikit-image")
 
 
@@ -40,12 +41,14 @@ def processor() -> str:
 
 
 def instructions() -> str:
-    """The vector instructions that torch computes with: they decide how sums are rounded, and that which numbers a
-    seed gives. Lower ones than the processor's can be asked for by `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA`."""
+    """The vector instructions that torch computes with, and the limits set to it, to NumPy and to their libraries.
+
+    They decide how sums are rounded, and that which numbers a seed gives.
+    """
     import torch
 
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    return torch.backends.cpu.get_cpu_capability() + (f", oneDNN up to {limit.upper()}" if limit else "")
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *limits])
 
 
 @cache
