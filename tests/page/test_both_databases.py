@@ -77,7 +77,7 @@ def signed_in(app, address):
 
 def test_sign_in_vote_search_and_follow(app):
     ann, site = signed_in(app, "ann@example.org"), app.state.site
-    assert "rnn-sparsity" in ann.get("/").text
+    assert "rnn-sparsity" in ann.get("/?sort=new").text
     assert post(ann, "/vote/rnn-sparsity", wanted="true").status_code == 303
     assert post(ann, "/vote/rnn-sparsity", wanted="true").status_code == 303
     assert ann.get("/api/papers/rnn-sparsity").json()["votes"] == 1

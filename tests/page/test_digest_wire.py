@@ -94,6 +94,33 @@ def test_a_mailbox_that_takes_mail_again_gets_it_again(db, box):  # noqa: F811
     assert (row["status"], row["next_at"]) == ("active", next_run(now, "weekly", "UTC", 7))
 
 
+def test_a_paused_subscription_stays_as_it_is_until_the_wish_is_confirmed(db, monkeypatch):  # noqa: F811
+    settings, paused = Settings(secret="a" * 60), {"status": "paused", "next_at": None, "soft_failures": 3}
+    who = member(db, "ann@example.org", **paused)
+    before, tokens = state(db, t.subscriber), iter("abc")
+    monkeypatch.setattr(subscribe, "new_token", lambda: next(tokens))
+    wish = subscribe.Wish(email="ann@example.org", frequency="monthly", hour=9, language="de")
+    ask = lambda: subscribe.subscribe(db, settings, wish, network="n", now=NOW)
+    kept = ("status", "frequency", "hour", "language", "account_id")
+    ask()
+    assert {k: state(db, t.subscriber)[k] for k in kept} == {k: before[k] for k in kept}
+    purge(db, NOW + 8 * DAY)
+    late = state(db, t.subscriber)
+    assert (late["status"], late["wish"], subscribe.confirm(db, "a", NOW + 8 * DAY)) == ("paused", None, False)
+    ask()
+    assert subscribe.pending(db, "b", NOW)["id"] == who
+    assert subscribe.confirm(db, "b", NOW)
+    assert not subscribe.confirm(db, "b", NOW), "the link works once"
+    row = state(db, t.subscriber)
+    assert (row["status"], row["frequency"], row["hour"], row["language"]) == ("active", "monthly", 9, "de")
+    assert (row["next_at"], row["soft_failures"]) == (next_run(NOW, "monthly", "UTC", 9), 0)
+    with db.begin() as c:
+        c.execute(sa.update(t.subscriber).values(**paused))
+    ask()
+    assert subscribe.unsubscribe(db, settings, subscribe.unsubscribe_token(settings, who, row["created_at"]))
+    assert not subscribe.confirm(db, "c", NOW), "who left afterwards has left"
+
+
 def test_leaving_stops_a_mail_that_somebody_began_to_send(db, box):  # noqa: F811
     settings = Settings(secret="a" * 60)
     row = db.rows(sa.select(t.subscriber).where(t.subscriber.c.id == member(db, "ann@example.org")))[0]

@@ -95,6 +95,23 @@ def test_only_the_whole_name_is_followed(db):
     assert found() == set()
 
 
+def test_of_et_al_the_person_is_followed(page):
+    """As cards and BibTeX write it; also one followed before as it stands there finds its papers and can be left."""
+    with page.db.begin() as c:
+        record = make_record(title="Many hands", authors=["Ann Lee", "Bo Ito et al."])
+        store.add(c, record, source="bibtex", now=NOW)
+        c.execute(sa.insert(t.follow).values(account_id=page.me, kind="author", value="Cy Ro et al.", at=NOW))
+        following.follow(c, page.me, "author", "Bo Ito et al.", True, NOW)
+    assert following.follows_of(page.db, page.me) == [("author", "Bo Ito"), ("author", "Cy Ro et al.")]
+    for name in ("Bo Ito", "Bo Ito et al.", "Ann Lee"):
+        rows = listing(page.db, filters=Filters(followed=(("author", name),)), now=NOW).rows
+        assert [r["slug"] for r in rows] == ["many-hands"]
+    assert 'name="value" value="Bo Ito"' in page.get("/paper/many-hands").text
+    with page.db.begin() as c:
+        following.follow(c, page.me, "author", "Cy Ro et al.", False, NOW)
+    assert following.follows_of(page.db, page.me) == [("author", "Bo Ito")]
+
+
 @pytest.mark.parametrize(("kind", "value"), [("venue", "X"), ("room", "nowhere"), ("author", " \n"), ("tag", "")])
 def test_what_cannot_be_followed(kind, value):
     with pytest.raises(UsageError):

@@ -73,7 +73,8 @@ def test_only_we_read_forwarded_addresses(tmp_path, monkeypatch):
     from etude.page import commands
 
     given = {}
-    monkeypatch.setattr(uvicorn, "run", lambda app, **how: given.update(how))
+    monkeypatch.setattr("etude.page.serving.bound", lambda *_: [])
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, **_: given.update(vars(self.config)))
     commands.serve(ledger=str(tmp_path / "p.sqlite"), workers=0)
     assert given["proxy_headers"] is False
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from etude.errors import DataError
 from etude.page.citations import bibtex
 from etude.page.importers import read, saved_page
+from etude.page.importers.bibtex import split_names
 from etude.page.importers.latex import decode_accents
 from etude.page.importers.saved_page import classify, complete_date
 
@@ -281,7 +282,8 @@ def test_bibtex():
     got = read(BIB)
     a, b, c = got.records
     assert a.title == "Pointer Networks for $x_{1}$"
-    assert a.authors == ("Oriol Vinyals", "The Team and Co")
+    assert a.authors == ("Oriol Vinyals", "The Team and Co et al.")
+    assert split_names("others and A. Lee and others and B. Ito") == ["A. Lee et al.", "B. Ito"]
     assert (a.venue, a.arxiv_id, a.arxiv_version) == ("NeurIPS", "1506.03134", 2)
     assert datetime.fromtimestamp(a.published_at, UTC).month == 6
     assert (b.title, b.authors, b.extra["entry_type"]) == ("Schrödinger & co", ("Paul Erdős",), "weird")

@@ -1,4 +1,7 @@
-"""`kill -9` in the middle of votes, an import and the digest: nothing lost, nothing doubled. Real processes."""
+"""`kill -9` in the middle of votes, an import and the digest: nothing lost, nothing doubled; an orderly end by SIGTERM.
+
+Real processes.
+"""
 
 import json
 import random
@@ -230,5 +233,22 @@ def test_a_killed_worker_is_replaced(tmp_path, make_server):
             assert time.monotonic() < until, "no other worker was started"
             time.sleep(0.2)
         assert "worker" in alive[0].cmdline()
+    finally:
+        server.stop()
+
+
+def test_sigterm_ends_the_server_its_worker_and_the_write_ahead_log(tmp_path, make_server):
+    """What systemd sends ends the page as Ctrl-C does."""
+    import psutil
+
+    server = make_server(tmp_path, 1).start()
+    process = server.process
+    try:
+        (worker,) = psutil.Process(process.pid).children()
+        assert (tmp_path / "etude.sqlite-wal").exists()
+        server.stop(alone=True)
+        assert process.returncode == 0
+        assert not worker.is_running()
+        assert {p.name for p in tmp_path.iterdir()} == {"etude.sqlite", "etude.secret"}
     finally:
         server.stop()

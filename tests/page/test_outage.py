@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import threading
 
 import pytest
@@ -193,11 +194,26 @@ def test_the_address_of_the_page_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("ETUDE_BASE_URL", "https://papers.example.org")
     assert from_environment()["base_url"] == "https://papers.example.org"
     served = []
-    monkeypatch.setattr(uvicorn, "run", lambda app, **_: served.append(app.state.site.settings.address))
+    monkeypatch.setattr("etude.page.serving.bound", lambda *_: [])
+    monkeypatch.setattr(uvicorn.Server, "run", lambda s, **_: served.append(s.config.app.state.site.settings.address))
     monkeypatch.setattr("etude.page.search.semantic.SemanticIndex.refresh", lambda _: None)
     for given in ({}, {"base_url": "https://other.example.org"}):
         commands.serve(ledger=str(tmp_path / "p.sqlite"), workers=0, **given)
     assert served == ["https://papers.example.org", "https://other.example.org"]
+
+
+def test_a_port_that_is_taken_is_said_in_one_line_before_anything_begins(tmp_path, capsys):
+    from etude.cli import main
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        code = main(["serve", "--port", port, "--workers", "0", "--ledger", str(tmp_path / "p.sqlite")])
+    said = capsys.readouterr()
+    assert (code, said.out) == (3, "")
+    assert said.err.count("\n") == 1
+    assert f"port {port} of 127.0.0.1 is taken" in said.err
+    assert "another --port" in said.err
+    assert not (tmp_path / "p.sqlite").exists()
 
 
 def test_no_secret_is_made_for_a_database_elsewhere(tmp_path, monkeypatch):

@@ -92,7 +92,7 @@ def cursor(value):
 
 @pytest.mark.parametrize(
     "address",
-    [f"/?cursor={cursor('[1,100000000000000000000]')}", f"/?cursor={cursor('[1,1e308]')}", f"/?cursor={cursor('[1,1e999]')}",
+    [f"/?cursor={cursor('[1,1,100000000000000000000]')}", f"/?cursor={cursor('[1,1,1e308]')}", f"/?cursor={cursor('[1,1,1e999]')}",
      "/?year=²²²²", f"/api/papers?since={10**23}", "/u/².x", f"/outbox/{10**23}", f"/api/papers?limit={10**30}"],
 )  # fmt: skip
 def test_odd_addresses_are_refused_in_words(single, address):  # noqa: F811

@@ -14,7 +14,7 @@ from etude.page import library, notes, store
 from etude.page import tables as t
 from etude.page.database import Database, steps
 from etude.page.identity import arxiv_id, doi, norm_hash, same_abstract, slugify
-from etude.page.listing import listing
+from etude.page.listing import COLUMN, listing
 from etude.page.records import make_record
 from etude.page.sync import sync_catalogue
 
@@ -40,6 +40,13 @@ def test_import_twice_is_all_duplicates(database, now):
     assert len(database.rows(sa.select(t.paper))) == 2
 
 
+def test_et_al_takes_no_names_away(database, now):
+    store.add_all(database, [paper(authors=["Ann Lee", "Bo Ito", "Cy Ro"])], source="arxiv-atom", now=now)
+    cut = [paper(authors=["Lee, A. et al."])]
+    assert [m.status for m in store.add_all(database, cut, source="bibtex", now=now)] == ["duplicate"]
+    assert len(database.rows(sa.select(t.paper))[0]["authors"]) == 3
+
+
 def test_same_title_alone_is_not_enough(database, now):
     other = paper(abstract=" ".join(f"other{i}" for i in range(80)))
     assert [m.status for m in store.add_all(database, [paper(), other], source="form", now=now)] == ["new", "new"]
@@ -58,6 +65,8 @@ def at(year):
         ({"authors": ["A. Smith"], "published_at": at(2009)}, True),
         ({"authors": ["Jo Jones"], "published_at": at(2002)}, True),
         ({"authors": ["Jo Jones"]}, False),
+        ({"authors": ["Jo Jones et al."]}, False),
+        ({"authors": ["Smith, et al."]}, True),
         ({}, True),
     ],
 )
@@ -81,6 +90,44 @@ def test_pinned_papers_that_find_no_room_on_the_first_page_stand_in_their_place(
             seen, cursor = seen + [r["id"] for r in page.rows], page.cursor
         assert len(seen) == len(set(seen)) == 20
         assert limit < 2 or seen[0] % 2 == 0
+
+
+def test_equal_heat_is_ordered_by_time_and_place_of_the_import(database, now):
+    """The card's order, on one page and over cursors: heat, then the latest to come, then as it stood in the file."""
+    early = [m.paper_id for m in store.add_all(database, [paper(f"E{i}") for i in range(4)], source="form", now=now)]
+    late = [
+        m.paper_id for m in store.add_all(database, [paper(f"L{i}") for i in range(4)], source="form", now=now + 60)
+    ]
+    with database.begin() as c:
+        c.execute(sa.update(t.paper).where(t.paper.c.id.not_in(early[:1])).values(dict.fromkeys(h.HALF_LIVES, 5.0)))
+    wanted = [early[0], *late, *early[1:]]
+    for sort in ("trending", "hot", "slow"):
+        got, cursor = [], None
+        while cursor is not None or not got:
+            page = listing(database, sort=sort, limit=3, cursor=cursor, now=now)
+            got, cursor = got + [r["id"] for r in page.rows], page.cursor
+        assert got == wanted
+    assert [r["id"] for r in sorted(database.rows(sa.select(t.paper)), key=h.rank)] == wanted
+
+
+def test_lists_by_heat_are_read_off_an_index(database, now):
+    """Neither the first page nor one behind a cursor sorts anything."""
+    store.add_all(database, [paper(f"P{i}") for i in range(9)], source="form", now=now)
+    if not database.is_sqlite:
+        names = {i["name"] for i in sa.inspect(database.engine).get_indexes("paper")}
+        assert {f"ix_paper_by_{c}" for c in h.HALF_LIVES} <= names
+        return
+    for sort, column in COLUMN.items():
+        asked = []
+        see = lambda connection, cursor, statement, values, *_: asked.append((statement, values))  # noqa: B023
+        sa.event.listen(database.engine, "before_cursor_execute", see)
+        cursor = listing(database, sort=sort, limit=3, now=now).cursor
+        listing(database, sort=sort, limit=3, now=now, cursor=cursor)
+        sa.event.remove(database.engine, "before_cursor_execute", see)
+        lists = [(s, v) for s, v in asked if s.startswith("SELECT") and "pinned" not in s.partition("WHERE")[2]]
+        with database.engine.connect() as c:
+            plans = [str(c.exec_driver_sql(f"EXPLAIN QUERY PLAN {s}", v).all()) for s, v in lists]
+        assert [f"ix_paper_by_{column}" in plan and "TEMP B-TREE" not in plan for plan in plans] == [True, True], plans
 
 
 def test_what_is_taken_back_warms_no_longer(database, now):

@@ -30,10 +30,15 @@ def year_of(row: dict[str, Any]) -> int | None:
     return datetime.fromtimestamp(row["published_at"], UTC).year
 
 
+def person(name: str) -> str:
+    """A name without the "et al." that says behind the last one that there are others."""
+    return re.sub(r",?\s*\bet al\.?$", "", name).strip()
+
+
 def _names(row: dict[str, Any]) -> tuple[list[str], bool]:
     """Authors, and whether there are others ("et al.")."""
     names = [a["name"] for a in row["authors"]]
-    kept = [re.sub(r",?\s*\bet al\.?$", "", n).strip() for n in names]
+    kept = [person(n) for n in names]
     return [n for n in kept if n], kept != names
 
 

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,6 +63,7 @@ def serve(
 
     from etude.page.retention import purge
     from etude.page.search.semantic import model_name
+    from etude.page.serving import bound, end, keep, until_told_to_end
     from etude.page.settings import Settings, from_environment, page_secret
     from etude.page.web.app import create_app
 
@@ -69,43 +71,30 @@ def serve(
     given = {"admin": admin, "base_url": base_url}
     more: dict[str, Any] = from_environment() | {name: value for name, value in given.items() if value}
     secret = page_secret(ledger)
-    settings = Settings(database=ledger, host=host, port=port, mode=mode, secret=secret, **more)
-    app = create_app(settings)
-    purge(app.state.site.db, app.state.site.now, settings.mail_folder)
-    stop = threading.Event()
-    threading.Thread(target=app.state.site.meaning.refresh, daemon=True).start()  # answers do not wait for it
-    if settings.smtp_url:
-        threading.Thread(target=_send_mails, args=(settings, stop), daemon=True).start()
-    command = [sys.executable, "-m", "etude.cli", "worker"] + (["--ledger", ledger] if ledger else [])
-    environment = os.environ | {PARENT: str(os.getpid())}
-    children = [subprocess.Popen(command, env=environment) for _ in range(workers)]
-    keeper = threading.Thread(target=_keep, args=(children, command, environment, stop), daemon=True)
-    keeper.start()
-    out.print(f"Etude on {settings.address} (Ctrl-C stops it)")
-    try:
+    settings = Settings(database=ledger, host=host, port=port, mode=mode, secret=secret, **more).check()
+    with until_told_to_end(), ExitStack() as after:
+        sockets = [after.enter_context(each) for each in bound(host, port)]
+        app = create_app(settings)
+        site, stop = app.state.site, threading.Event()
+        after.callback(site.close)
+        purge(site.db, site.now, settings.mail_folder)
+        threading.Thread(target=site.meaning.refresh, daemon=True).start()  # answers do not wait for it
+        command = [sys.executable, "-m", "etude.cli", "worker"] + (["--ledger", ledger] if ledger else [])
+        environment = os.environ | {PARENT: str(os.getpid())}
+        children: list[Any] = []
+        after.callback(end, children)
+        children += [subprocess.Popen(command, env=environment) for _ in range(workers)]
+        helpers = [threading.Thread(target=keep, args=(children, command, environment, stop), daemon=True)]
+        if settings.smtp_url:
+            helpers.append(threading.Thread(target=_send_mails, args=(settings, stop), daemon=True))
+        for helper in helpers:
+            helper.start()
+            after.callback(helper.join, timeout=10)  # so that no worker is started that nobody ends
+        after.callback(stop.set)
+        out.print(f"Etude on {settings.address} (Ctrl-C stops it)")
         quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
         # X-Forwarded-For is ours to read (`client_address`): uvicorn would believe everybody on this machine
-        uvicorn.run(app, host=host, port=port, proxy_headers=False, **quiet)
-    finally:
-        stop.set()
-        keeper.join(timeout=10)  # so that it starts none that nobody ends
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.wait()
-
-
-def _keep(children: list[Any], command: list[str], environment: dict[str, str], stop: threading.Event) -> None:
-    """Put another worker in the place of one that died; sooner or later, should it die at once every time."""
-    import subprocess
-
-    pause = 1.0
-    while not stop.wait(pause):
-        dead = [i for i, child in enumerate(children) if child.poll() is not None]
-        for i in dead:
-            out.print(f"worker {children[i].pid} ended with {children[i].returncode}: another one is started")
-            children[i] = subprocess.Popen(command, env=environment)
-        pause = min(60.0, 2 * pause) if dead else max(1.0, 0.9 * pause)
+        uvicorn.Server(uvicorn.Config(app, proxy_headers=False, **quiet)).run(sockets=sockets)
 
 
 def _over_and_over(step: Callable[[], float], stop: threading.Event) -> None:
@@ -134,6 +123,7 @@ def _send_mails(settings: Any, stop: threading.Event) -> None:
         return PAUSE
 
     _over_and_over(send, stop)
+    db.close()
 
 
 def worker(*, ledger: LedgerOption = None, jobs: int | None = None, once: Annotated[bool, Flag] = False) -> None:
@@ -165,7 +155,8 @@ def worker(*, ledger: LedgerOption = None, jobs: int | None = None, once: Annota
     threading.Thread(target=_embed, args=(ledger, stop, ready), daemon=True).start()
     threading.Thread(target=_follow_ledger, args=(ledger, stop), daemon=True).start()
     threading.Thread(target=_leave_with_parent, args=(stop,), daemon=True).start()
-    ready.wait()
+    while not (stop.is_set() or ready.wait(0.2)):  # a model may take a minute to load: whoever ends us waits no longer
+        pass
     work(queue, jobs=jobs, stop=stop)
 
 

@@ -19,6 +19,7 @@ from etude.page import tables as t
 from etude.page.database import Database
 from etude.page.fetch import Fetcher, repository_of
 from etude.page.importers.reading import Reading, Unreadable
+from etude.page.listing import by_heat
 from etude.page.records import PaperRecord, make_record
 
 DAY = 86_400
@@ -126,9 +127,7 @@ def enrich(db: Database, name: str, *, most: int = 50, now: int, fetcher: Fetche
     source, p, e = SOURCES[name], t.paper.c, t.enriched.c
     old = sa.select(e.paper_id).where(e.source == name, e.at > now - source.fresh)
     named = p.code_url.is_not(None) if name == "github" else sa.or_(p.arxiv_id.is_not(None), p.doi.is_not(None))
-    query = (
-        sa.select(t.paper).where(named, p.hidden.is_(False), p.id.not_in(old)).order_by(p.heat_72.desc(), p.id.desc())
-    )
+    query = sa.select(t.paper).where(named, p.hidden.is_(False), p.id.not_in(old)).order_by(*by_heat())
     counts, fetcher = {"asked": 0, "filled": 0, "unknown": 0}, fetcher or Fetcher()
     try:
         for row in db.rows(query.limit(most)):

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from etude import ROOMS
 from etude.errors import UsageError
 from etude.page import tables as t
+from etude.page.citations import person
 from etude.page.database import Database
 from etude.page.identity import clean
 
@@ -26,6 +27,7 @@ def tidy(kind: str, value: str) -> Follow:
         For another kind, no name, or a room that does not exist.
     """
     name = clean(value).replace("\n", " ")[:LONGEST].strip()
+    name = person(name) if kind == "author" else name
     if kind not in KINDS:
         raise UsageError(f"{kind!r} cannot be followed: {', '.join(KINDS)}")
     if kind == "room" and name not in ROOMS:
@@ -45,7 +47,7 @@ def follow(c: sa.Connection, account: int, kind: str, value: str, wanted: bool, 
     """
     kind, name = tidy(kind, value)
     f = t.follow.c
-    mine = sa.and_(f.account_id == account, f.kind == kind, f.value == name)
+    mine = sa.and_(f.account_id == account, f.kind == kind, f.value.in_((name, value)))  # as it was once kept, too
     there = c.execute(sa.select(f.at).where(mine)).first() is not None
     if there and not wanted:
         c.execute(sa.delete(t.follow).where(mine))
@@ -69,8 +71,9 @@ def any_of(follows: Collection[Follow]) -> sa.ColumnElement[bool]:
     named = {kind: [value for k, value in follows if k == kind] for kind in KINDS}
     parts: list[sa.ColumnElement[bool]] = [sa.false()]
     for name in named["author"]:
-        whole = sa.cast(p.authors, sa.Text).contains(f'"name": {json.dumps(name)}', autoescape=True)
-        parts.append(whole)
+        for whole in (person(name) + others for others in ("", " et al.", ", et al.")):
+            said = f'"name": {json.dumps(whole)}'
+            parts.append(sa.cast(p.authors, sa.Text).contains(said, autoescape=True))
     if named["room"]:
         parts.append(p.room.in_(named["room"]))
     if named["tag"]:

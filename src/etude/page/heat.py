@@ -8,7 +8,7 @@ remaining ones, since a subtraction would lose precision.
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 EPOCH = 1_577_836_800  # 2020-01-01 UTC
 HALF_LIVES = {"heat_12": 12.0, "heat_72": 72.0, "heat_720": 720.0}  # hours: hot now, trending, slow burn
@@ -62,6 +62,11 @@ def score(value: float, now: float, half_life_hours: float = 72.0) -> float:
     """What the page shows: ``S(now)``."""
     exponent = value - (now - EPOCH) / (3600 * half_life_hours)
     return 0.0 if exponent < -1000 else 2.0 ** min(exponent, 1000.0)
+
+
+def rank(row: dict[str, Any]) -> tuple[float, int, int]:
+    """A paper's place by heat, the lower the better: ties go to the latest to come, then as they were imported."""
+    return -row["heat_72"], -row["submitted_at"], row["id"]
 
 
 def code_stars(new_stars: int) -> float:

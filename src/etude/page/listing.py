@@ -122,8 +122,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) < 2**63
 
 
-def decode_cursor(text: str) -> list[Any]:
-    """The values of a cursor.
+def decode_cursor(text: str, length: int = 2) -> list[Any]:
+    """The values of a cursor, as many as its order has keys.
 
     Raises
     ------
@@ -132,11 +132,30 @@ def decode_cursor(text: str) -> list[Any]:
     """
     try:
         value = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        if isinstance(value, list) and len(value) == 2 and all(_is_number(v) for v in value):
+        if isinstance(value, list) and len(value) == length and all(_is_number(v) for v in value):
             return value
     except ValueError:
         pass
     raise UsageError("the cursor is not valid: start again from the first page")
+
+
+def by_heat(column: str = "heat_72") -> list[sa.UnaryExpression[Any]]:
+    """The ranking at every moment: warmest first, then the latest to come, then as they stood in their import.
+
+    `heat.rank` is the same of rows that are read already. Each column has an index in this order.
+    """
+    p = t.paper.c
+    return [p[column].desc(), p.submitted_at.desc(), p.id.asc()]
+
+
+def _behind(order: Sequence[sa.UnaryExpression[Any]], values: Sequence[Any]) -> sa.ColumnElement[bool]:
+    """Rows that come after one with these values. That the first key is no better lets the index begin there."""
+    keys = [clause.element for clause in order]
+    falling = [clause.modifier is sa.sql.operators.desc_op for clause in order]
+    after: sa.ColumnElement[bool] = sa.false()
+    for key, falls, value in reversed(list(zip(keys, falling, values, strict=True))):
+        after = sa.or_(key < value if falls else key > value, sa.and_(key == value, after))
+    return sa.and_(keys[0] <= values[0] if falling[0] else keys[0] >= values[0], after)
 
 
 def listing(
@@ -179,20 +198,22 @@ def listing(
     query = query.where(condition(filters or Filters()))
     if without is not None:
         query = query.where(p.id.not_in(without))
-    query = query.order_by(key.desc(), p.id.desc())
+    order = by_heat(COLUMN[sort]) if sort in COLUMN else [key.desc(), p.id.desc()]
+    query = query.order_by(*order)
     pinned = db.rows(query.where(p.pinned).limit(limit - 1))  # on later pages too, to know which were first
     if pinned:
         query = query.where(p.id.not_in([r["id"] for r in pinned]))
     if cursor:
-        value, last = decode_cursor(cursor)
-        query, pinned = query.where(sa.or_(key < value, sa.and_(key == value, p.id < int(last)))), []
+        *values, last = decode_cursor(cursor, len(order))
+        query, pinned = query.where(_behind(order, [*values, int(last)])), []
     limit -= len(pinned)
     rows = db.rows(query.limit(limit + 1))
     following = None
     if len(rows) > limit:
         rows = rows[:limit]
-        name = (COLUMN | {"top": "window_votes", "random": "place"}).get(sort, "submitted_at")
-        following = encode_cursor((rows[-1][name], rows[-1]["id"]))
+        named = {"top": "window_votes", "random": "place"}.get(sort, "submitted_at")
+        keys = [COLUMN[sort], "submitted_at"] if sort in COLUMN else [named]
+        following = encode_cursor([rows[-1][k] for k in (*keys, "id")])
     return Page([*pinned, *rows], following)
 
 

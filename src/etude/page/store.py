@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from etude.errors import EtudeError
 from etude.page import heat as h
 from etude.page import tables as t
-from etude.page.citations import year_of
+from etude.page.citations import person, year_of
 from etude.page.database import Database
 from etude.page.identity import norm_hash, same_abstract, slugify, title_key
 from etude.page.records import PaperRecord
@@ -49,7 +49,8 @@ def _agree(a: dict[str, Any], b: dict[str, Any]) -> bool:
     if a["abstract"] and b["abstract"]:
         return same_abstract(a["abstract"], b["abstract"])
     said = []
-    first = [title_key(p["authors"][0]["name"].split()[-1]) if p["authors"] else "" for p in (a, b)]
+    names = [person(p["authors"][0]["name"]).split() if p["authors"] else [] for p in (a, b)]
+    first = [title_key(words[-1]) if words else "" for words in names]
     if all(first):
         said.append(first[0] == first[1])
     years = [None if p["published_inferred"] else year_of(p) for p in (a, b)]
@@ -87,6 +88,8 @@ def changed_fields(row: dict[str, Any], record: PaperRecord, *, again: bool = Fa
     overwrite each other whenever the file is imported.
     """
     new = record.columns()
+    if len(row["authors"]) > len(record.authors) > 0 and person(record.authors[-1]) != record.authors[-1]:
+        new["authors"] = row["authors"]  # "et al." says less than the names that stand here
     newer = (record.arxiv_version or 0) - (row["arxiv_version"] or 0)
     if newer < 0 or (again and newer == 0):
         return {k: new[k] for k in MERGED if new[k] and not row[k]}

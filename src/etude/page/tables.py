@@ -5,6 +5,8 @@ Times are integers: seconds since 1970-01-01 UTC. Every change of a table is a n
 
 import sqlalchemy as sa
 
+from etude.page.heat import HALF_LIVES
+
 meta = sa.MetaData()
 
 
@@ -41,14 +43,15 @@ paper = sa.Table(
     sa.Column("lang", sa.String(12)),
     sa.Column("extra", sa.JSON, nullable=False, default=dict),  # entry type, HF upvotes, code stars ...
     sa.Column("norm_hash", sa.String(64), nullable=False, index=True),
-    sa.Column("heat_12", sa.Float, nullable=False, index=True),
-    sa.Column("heat_72", sa.Float, nullable=False, index=True),
-    sa.Column("heat_720", sa.Float, nullable=False, index=True),
+    sa.Column("heat_12", sa.Float, nullable=False),
+    sa.Column("heat_72", sa.Float, nullable=False),
+    sa.Column("heat_720", sa.Float, nullable=False),
     sa.Column("votes", sa.Integer, nullable=False, default=0),
     sa.Column("version", sa.Integer, nullable=False, default=1),  # of our row: a stale edit is refused
     sa.Column("hidden", sa.Boolean, nullable=False, default=False),
     sa.Column("pinned", sa.Boolean, nullable=False, default=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
+    *(sa.Index(f"ix_paper_by_{c}", sa.text(f"{c} DESC"), sa.text("submitted_at DESC"), "id") for c in HALF_LIVES),
     sa.Index("ix_paper_pinned", "pinned", sqlite_where=sa.text("pinned = 1"), postgresql_where=sa.text("pinned")),
     sa.Index("ix_paper_hidden", "hidden", sqlite_where=sa.text("hidden = 1"), postgresql_where=sa.text("hidden")),
     sa.Index("ix_paper_edited", "version", sqlite_where=_EDITED, postgresql_where=_EDITED),
@@ -153,6 +156,7 @@ subscriber = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False), sa.Column("confirmed_at", sa.BigInteger),
     sa.Column("network", sa.String(64)),
     sa.Column("language", sa.String(8), nullable=False, default="en", server_default="en"),  # of what mails say around
+    sa.Column("wish", sa.JSON(none_as_null=True)),  # what somebody paused asked for, until it is confirmed
 )  # fmt: skip
 sent = sa.Table(
     "sent", meta, _to("subscriber", first=True), sa.Column("period", sa.String(40), primary_key=True),

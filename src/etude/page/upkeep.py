@@ -178,7 +178,10 @@ def restore(source: Path, *, ledger: LedgerOption = None) -> None:
     if target is None:
         raise UsageError("a backup of SQLite goes into a file; for PostgreSQL use pg_restore")
     if target.exists():
-        raise LedgerError(f"{target} exists: stop the page and move it away first, nothing is overwritten")
+        raise LedgerError(
+            f"{target} exists: stop the page and move it away first, with {target.name}-wal and -shm where they are "
+            "there; nothing is overwritten"
+        )
     if not target.parent.is_dir():
         raise LedgerError(f"there is no folder {target.parent}: make it first")
     for log in (target.with_name(f"{target.name}-{end}") for end in ("wal", "journal")):

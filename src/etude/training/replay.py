@@ -151,7 +151,10 @@ class ReplayBuffer:
         seen = int(state["num_seen"])
         for name, held in rows.items():
             if len(held) != min(seen, self.size):
-                raise ValueError(f"the state holds {len(held)} rows, a buffer of size {self.size} would hold others: make one of the state's size")
+                raise ValueError(
+                    f"the state holds {len(held)} rows, a buffer of size {self.size} would hold others: make one of "
+                    "the state's size"
+                )
             column = held.new_empty((self.size, *held.shape[1:]), device=self.device or held.device)
             column[: len(held)] = held
             self._columns[int(name.removeprefix("column."))] = column

@@ -13,6 +13,7 @@ from etude.page.digest import mail
 from etude.page.digest.schedule import next_run, period, window
 from etude.page.digest.subscribe import unsubscribe_token
 from etude.page.following import Follow, follows_of
+from etude.page.heat import rank
 from etude.page.listing import Filters, listing
 from etude.page.search.finding import find
 from etude.page.search.query import parse
@@ -60,7 +61,7 @@ def _candidates(
     narrowed = Filters(since=since, followed=followed, rooms=rooms, tags=tags, authors=names, slugs=slugs)
     if filters.get("q"):
         hits = find(db, parse(filters["q"]), narrowed, with_verdict=lambda w: _with_verdict(db, w), now=now, limit=200)
-        return sorted((h.row for h in hits), key=lambda r: -r["heat_72"])
+        return sorted((h.row for h in hits), key=rank)
     return listing(db, filters=narrowed, limit=500, now=now).rows
 
 

@@ -85,19 +85,21 @@ def subscribe(
             return  # silently: the answer is always the same
         forget_unconfirmed(c, now)
         row = c.execute(sa.select(t.subscriber).where(s.email == email)).mappings().first()
-        values = {
+        wanted = {
             "frequency": wish.frequency, "zone": wish.zone, "hour": wish.hour, "filters": wish.filters or {},
-            "confirm_hash": token_hash(token), "confirm_expires_at": now + CONFIRM_SECONDS, "network": network,
             "account_id": account, "language": wish.language,
         }  # fmt: skip
+        link = {"confirm_hash": token_hash(token), "confirm_expires_at": now + CONFIRM_SECONDS, "network": network}
         if row is not None and row["status"] == "active":
             mail.queue(c, mail.already_subscribed(settings, email, row, now), now=now)
             return
         if row is None:
-            new = values | {"email": email, "status": "pending", "created_at": now, "soft_failures": 0}
+            new = wanted | link | {"email": email, "status": "pending", "created_at": now, "soft_failures": 0}
             c.execute(sa.insert(t.subscriber).values(**new))
+        elif row["status"] == "paused":  # nobody but the reader may change it, and it may yet go on by itself
+            c.execute(sa.update(t.subscriber).where(s.id == row["id"]).values(**link, wish=wanted))
         else:
-            c.execute(sa.update(t.subscriber).where(s.id == row["id"]).values(**values, status="pending"))
+            c.execute(sa.update(t.subscriber).where(s.id == row["id"]).values(**wanted, **link, status="pending"))
         mail.queue(c, mail.confirmation(settings, email, token, wish.language, now), now=now)
 
 
@@ -108,13 +110,19 @@ def forget_unconfirmed(c: sa.Connection, now: int) -> int:
     old = sa.and_(s.status == "pending", s.confirm_expires_at < now + CONFIRM_SECONDS - PURGE_SECONDS)
     values = {"status": "unsubscribed", "confirm_hash": None, "next_at": None}
     c.execute(sa.update(t.subscriber).where(old, s.confirmed_at.is_not(None)).values(**values))
+    dead = sa.and_(s.wish.is_not(None), s.confirm_expires_at <= now)
+    c.execute(sa.update(t.subscriber).where(dead).values(wish=None, confirm_hash=None))
     return max(0, c.execute(sa.delete(t.subscriber).where(old, s.confirmed_at.is_(None))).rowcount)
+
+
+def _waiting(token: str) -> sa.ColumnElement[bool]:
+    s = t.subscriber.c
+    return sa.and_(s.confirm_hash == token_hash(token), sa.or_(s.status == "pending", s.wish.is_not(None)))
 
 
 def pending(db: Database, token: str, now: int) -> dict[str, Any] | None:
     """The subscription that a confirmation link is for; None when it is unknown, used or too old."""
-    s = t.subscriber.c
-    rows = db.rows(sa.select(t.subscriber).where(s.confirm_hash == token_hash(token), s.status == "pending"))
+    rows = db.rows(sa.select(t.subscriber).where(_waiting(token)))
     return rows[0] if rows and rows[0]["confirm_expires_at"] > now else None
 
 
@@ -122,13 +130,15 @@ def confirm(db: Database, token: str, now: int) -> bool:
     """Make a subscription active; the link works once. False when it is unknown, used or too old."""
     s = t.subscriber.c
     with db.begin() as c:
-        waiting = sa.and_(s.confirm_hash == token_hash(token), s.status == "pending", s.confirm_expires_at > now)
-        row = c.execute(sa.select(t.subscriber).where(waiting)).mappings().first()
-        if row is None:
+        waiting = sa.and_(_waiting(token), s.confirm_expires_at > now)
+        found = c.execute(sa.select(t.subscriber).where(waiting)).mappings().first()
+        if found is None:
             return False
+        wish = found["wish"] or {}
+        row = {**found, **wish}
         due = next_run(now, row["frequency"], row["zone"], row["hour"])
         values = {"status": "active", "confirmed_at": now, "confirm_hash": None, "next_at": due, "soft_failures": 0}
-        c.execute(sa.update(t.subscriber).where(s.id == row["id"]).values(**values))
+        c.execute(sa.update(t.subscriber).where(s.id == row["id"]).values(**wish, **values, wish=None))
     return True
 
 
@@ -169,6 +179,8 @@ def unsubscribe(db: Database, settings: Settings, token: str) -> bool:
         return False
     s, o = t.subscriber.c, t.outbox.c
     with db.begin() as c:
-        c.execute(sa.update(t.subscriber).where(s.id == row["id"]).values(status="unsubscribed", next_at=None))
+        c.execute(
+            sa.update(t.subscriber).where(s.id == row["id"]).values(status="unsubscribed", next_at=None, wish=None)
+        )
         c.execute(sa.delete(t.outbox).where(o.subscriber_id == row["id"], o.status.in_(("queued", "sending"))))
     return True

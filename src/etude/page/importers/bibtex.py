@@ -33,8 +33,10 @@ def _plain(value: str) -> str:
 
 
 def split_names(value: str) -> list[str]:
-    """Names of an author field: split at " and " outside braces, "Last, First" and "Last, Jr, First" turned round,
-    "others" dropped."""
+    """Names of an author field: split at " and " outside braces, "Last, First" and "Last, Jr, First" turned round.
+
+    Of "others" there is an "et al." behind the last name.
+    """
     names, depth, start = [], 0, 0
     for match in re.finditer(r"[{}]|\s+and\s+", value):
         token = match.group(0)
@@ -44,8 +46,10 @@ def split_names(value: str) -> list[str]:
             names.append(value[start : match.start()])
             start = match.end()
     names.append(value[start:])
-    out = []
+    out: list[str] = []
     for name in names:
+        if name.strip() == "others" and out:
+            out[-1] += " et al."
         if name.strip() in ("", "others"):
             continue
         parts = [_plain(p).strip() for p in _split_outside(name, ",")]

@@ -15,7 +15,7 @@ from etude.lab.registry import runnable
 from etude.page import tables as t
 from etude.page.citations import bibtex, year_of
 from etude.page.importers.arxiv_atom import timestamp
-from etude.page.listing import listing
+from etude.page.listing import by_heat, listing
 from etude.page.periods import period_of
 from etude.page.search.query import parse
 from etude.page.web.context import Site, count_search, site
@@ -200,8 +200,8 @@ def daily_papers(
         person = sa.select(t.account.c.id).where(t.account.c.handle == submitter)
         nobody = sa.and_(c.submitted_by.is_(None), c.source == submitter)
         query = query.where(sa.or_(c.submitted_by.in_(person), nobody))
-    order = c.heat_72 if sort == "trending" else c.submitted_at
-    rows = s.db.rows(query.order_by(order.desc(), c.id.desc()).limit(limit).offset(p * limit))
+    order = by_heat() if sort == "trending" else [c.submitted_at.desc(), c.id.desc()]
+    rows = s.db.rows(query.order_by(*order).limit(limit).offset(p * limit))
     aside = _aside(s, rows)
     return [daily(r, *aside) for r in rows]
 

@@ -65,6 +65,11 @@ class Site:
         sync_studies(self.db, self.queue, self.now)
         return sync_verdicts(self.db, self.current.verdicts(), self.now)
 
+    def close(self) -> None:
+        """Give the database back; on SQLite whoever is last takes the write-ahead log away."""
+        self.db.close()
+        self.ledger.close()
+
     def by_meaning(self) -> SemanticIndex | None:
         """The index of meanings, when it is wanted and ready."""
         if not self.settings.embed:

@@ -22,7 +22,7 @@ from etude.page import tables as t
 from etude.page.components import sharing
 from etude.page.enrich import known_elsewhere
 from etude.page.following import follows_of
-from etude.page.heat import FORMULA, HALF_LIVES, score
+from etude.page.heat import FORMULA, HALF_LIVES, rank, score
 from etude.page.identity import arxiv_id, doi
 from etude.page.library import saved_of
 from etude.page.listing import HALF_LIFE, Filters, by_ids, by_slugs, listing, spread, why
@@ -174,7 +174,7 @@ def find_paper(s: Site, slug: str) -> dict[str, Any]:
 
 
 RELATED = {
-    "similarity": None, "date": lambda r: -(r["published_at"] or r["submitted_at"]), "heat": lambda r: -r["heat_72"],
+    "similarity": None, "date": lambda r: -(r["published_at"] or r["submitted_at"]), "heat": rank,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from etude import __version__
 from etude.lab.console import number
+from etude.page.citations import person
 from etude.page.records import EARLIEST, LATEST
 from etude.page.web.context import Reader, reader, site
 from etude.page.web.markdown import markdown
@@ -92,6 +93,7 @@ def authors(row: dict[str, Any], most: int = 8) -> str:
 
 
 _env.filters |= {"ago": ago, "day": day, "iso": iso, "number": number, "authors": authors, "markdown": markdown}
+_env.filters["person"] = person
 
 
 def render(request: Request, name: str, **values: Any) -> HTMLResponse:
