@@ -338,7 +338,16 @@ def test_new_paper_in_a_copy_of_the_checkout(checkout):
     run = etude("run", "my-paper", "--json", "--no-report", "--set", "steps=5", cwd=tmp_path, env=env)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)[0]["state"] == "done"
-    test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(tmp_path / "tests")]
+    test = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--import-mode=importlib",
+        str(tmp_path / "tests"),
+    ]
     assert subprocess.run(test, cwd=tmp_path, env=os.environ | env, check=False).returncode == 0
     ruff_is_clean(tmp_path)
     study = tmp_path / "src" / "etude" / "studies" / "my_paper.py"

@@ -108,7 +108,16 @@ def test_scaling_forth_and_back(lr: float, a: int, b: int, rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"base_batch": 0}, {"base_batch": -32}, {"batch": 0}, {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"rule": "cube"}]
+    "wrong",
+    [
+        {"base_batch": 0},
+        {"base_batch": -32},
+        {"batch": 0},
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"rule": "cube"},
+    ],
 )
 def test_bad_scaling(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong)) if "batch" not in next(iter(wrong)) else "batch"):
