@@ -332,6 +332,9 @@ def usearch_all() -> np.ndarray:
 @functools.cache
 def embedding(kind: str = "full") -> dict[str, float]:
     """Abstracts a second of the worker's loop, and what a question to the database waits meanwhile, in ms."""
+    import torch
+
+    from etude.lab.environment import cores
     from etude.page import store
     from etude.page.database import Database
     from etude.page.records import make_record
@@ -341,6 +344,8 @@ def embedding(kind: str = "full") -> dict[str, float]:
     text = (news()[1] * 2)[: 4 * 96]
     records = [make_record(title=f"Paper {i}", abstract=" ".join(text[4 * i : 4 * i + 4])) for i in range(96)]
     store.add_all(db, records, source="news", now=NOW)
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores())  # a worker's process has all of them; the page's, as other figures here, has one
     encode = load_encoder() if kind == "full" else static().encode
     encode(["warm up"])
     waits: list[float] = []
@@ -367,6 +372,7 @@ def embedding(kind: str = "full") -> dict[str, float]:
     spent = time.perf_counter() - start
     done.set()
     thread.join()
+    torch.set_num_threads(before)
     words = sum(len(r.abstract.split()) for r in records) / len(records)
     return {"rate": made / spent, "wait": 1000 * max(waits), "words": words}
 
