@@ -13,17 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from etude.layers.modes import evaluating
+from etude.training.estimators import as_array
 
 
 def amplitude(h: Tensor) -> Tensor:
     """What a physical input takes: ``|h| / ||h|| + 1e-6``, row by row."""
     h = h.abs()
     return h / h.norm(dim=-1, keepdim=True).clamp_min(1e-12) + 1e-6
-
-
-def _array(x: Tensor) -> np.ndarray:
-    """As NumPy takes it, which has no bfloat16."""
-    return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
 
 
 class BlackBox(nn.Module):
@@ -83,7 +79,7 @@ class BlackBox(nn.Module):
     def _run(self, x: Tensor) -> Tensor:
         with evaluating(self.fn) if isinstance(self.fn, nn.Module) else nullcontext():  # hardware does not train
             own = x.clone()  # a box may work in place
-            y = self.fn(own) if self.torch_input else self.fn(_array(own))
+            y = self.fn(own) if self.torch_input else self.fn(as_array(own))
         if not isinstance(y, Tensor):
             array = np.asarray(y)
             if array.dtype.kind not in "biufc":
