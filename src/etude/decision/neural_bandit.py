@@ -22,6 +22,7 @@ from etude.decision.arm_networks import ArmNetwork, ModuleArms
 from etude.decision.bandit_learner import BanditLearner, BanditSettings, Policy, draw_arms
 from etude.decision.decisions import Decision, LoggedDecisions, losses_in_unit, numbers
 from etude.decision.off_policy import Estimator, PolicyValue, policy_value
+from etude.layers.modes import gradients_on
 from etude.training.replay import ReplayBuffer
 
 _LARGE = 5_000_000
@@ -240,7 +241,7 @@ class NeuralBandit:
             given = numbers(prob, "prob", len(x), torch.float64)
             if not bool(((given > 0) & (given <= 1)).all()):
                 raise ValueError(f"prob must lie in (0, 1], got {given.tolist()[:5]}")
-        with torch.inference_mode(False), torch.enable_grad(), self._all_or_nothing():
+        with gradients_on(), self._all_or_nothing():
             # clones, as what was made in inference mode cannot be learned from
             self._step(x.clone(), arms.clone(), losses.clone())
         if decision is not None:

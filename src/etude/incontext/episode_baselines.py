@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from etude.incontext.episode_labels import TaskKind, encode_labels, item_losses, previous_labels
 from etude.layers import mlp
+from etude.layers.modes import gradients_on
 
 UNSEEN = -1e4
 
@@ -110,7 +111,7 @@ class EpisodeMAML(nn.Module):
         weight = weight / weight.sum(1, keepdim=True).clamp_min(1)
         graph = self.training and not self.first_order
         # whatever the caller switched off; copies, as what was made in inference mode gives no gradients
-        with torch.inference_mode(False), torch.enable_grad():
+        with gradients_on():
             wide, goal, weight = wide.clone(), goal.clone(), weight.clone()
             params = [p.expand(len(wide), *p.shape) for p in self.start.parameters()]
             if not self.training:

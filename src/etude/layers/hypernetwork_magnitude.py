@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from etude.layers.modes import gradients_on
+
 
 @dataclass(frozen=True)
 class MagnitudeReport:
@@ -106,7 +108,7 @@ def _half_square(tensors: Mapping[str, Tensor], condition: float) -> Tensor:
 
 
 def _gradient_norm(generate: Any, loss: Any, condition: float, parameters: Sequence[Tensor]) -> Tensor:
-    with torch.inference_mode(False), torch.enable_grad():
+    with gradients_on():
         value = loss(generate(condition), condition)
         grads = torch.autograd.grad(value, parameters, allow_unused=True)
     return torch.stack([_wide(g).square().sum() for g in grads if g is not None]).sum().sqrt()

@@ -1,4 +1,4 @@
-"""Eval mode for a block: whoever only looks at a model leaves it as it was."""
+"""Modes for a block, of a model and of autograd: whoever leaves the block finds them as they were."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +31,10 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, kept in before:
                 buffer.copy_(kept)
+
+
+@contextmanager
+def gradients_on() -> Iterator[None]:
+    """Gradients are taken here, whatever the caller switched off around it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

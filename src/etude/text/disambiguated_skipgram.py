@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from etude.data.randomness import as_generator, stream
+from etude.layers.modes import gradients_on
 from etude.text.model_files import read_model, write_model
 from etude.text.parameters import check_parameters
 from etude.text.senses import (
@@ -96,7 +97,7 @@ class _SenseVectors(BaseEstimator, ABC):
         tokens = [self._number[w] for document in documents for w in document if w in self._number]
         lengths = [sum(w in self._number for w in document) for document in documents]
         device = torch_device(self.device)
-        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
+        with gradients_on():
             corpus = Corpus(
                 torch.tensor(tokens, device=device),
                 torch.repeat_interleave(torch.tensor(lengths)).to(device),

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from etude.data.randomness import as_generator, stream
+from etude.layers.modes import gradients_on
 from etude.text.count_loss import CountRows, Precision, product_dtype
 from etude.text.model_files import read_model, write_model
 from etude.text.paragraph import (
@@ -119,7 +120,7 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
                 f"at least {min_count} times (so do {len(nothing) - 1} others): leave it out or lower min_count"
             )
         self.seed_ = int(torch.randint(2**31, (1,), generator=as_generator(self.random_state)))
-        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
+        with gradients_on():
             self._frequencies = torch.from_numpy(np.asarray(counts.sum(axis=0)).reshape(-1).astype(np.float32))
             bits, dim = self._sizes()
             init = stream(self.seed_, "init")
@@ -156,7 +157,7 @@ class ParagraphEstimator(TransformerMixin, BaseEstimator, ABC):
             self._unknown(np.setdiff1d(np.arange(len(tokens)), known), stacklevel)
         vectors = self._model.weight.new_zeros(len(tokens), self._model.dim)
         if len(known):
-            with torch.inference_mode(False), torch.enable_grad():
+            with gradients_on():
                 start = new_documents(1, self._model.dim, stream(self.seed_, "infer"))[0].to(vectors.device)
                 found = infer_documents(
                     self._source([tokens[i] for i in known], counts[known]), len(known), self._objective(None),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from etude.data.randomness import as_generator
 from etude.data.tasks import Split
+from etude.layers.modes import gradients_on
 from etude.layers.straight_through import binarize
 from etude.text.count_loss import CountRows, Counts, Precision, count_cross_entropy, product_dtype
 from etude.text.parameters import check_parameters
@@ -126,7 +127,7 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
         counts = self.vocabulary_.counts(tokens)
         self._tfidf = TfidfTransformer().fit(counts)
         device = torch_device(self.device)
-        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
+        with gradients_on():
             inputs, targets = CountRows(self._inputs(counts), device), CountRows(counts, device)
             frequencies = torch.from_numpy(np.asarray(counts.sum(axis=0)).reshape(-1).astype(np.float32))
             seed = int(torch.randint(2**31, (1,), generator=as_generator(self.random_state)))

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from etude.layers.modes import gradients_on
 from etude.training.config import TrainConfig
 from etude.training.feed import as_split, move
 from etude.training.plan import CLEARLY, PLANS, run_plan, seconds_per_update
 from etude.training.run import Build, Problem, State, Trained
-from etude.training.updater import Loss, gradients_on
+from etude.training.updater import Loss
 
 
 def train(

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from etude.data.randomness import as_generator, seeded_build, stream
 from etude.data.tasks import Split, split
-from etude.layers.modes import evaluating
+from etude.layers.modes import evaluating, gradients_on
 from etude.training.config import TrainConfig
 from etude.training.engine import train
 from etude.training.updater import Updater
@@ -130,7 +130,7 @@ class TorchEstimator(BaseEstimator, ABC):
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
         """Train a new module on `X` (n, ...) and `y`; returns self."""
-        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
+        with gradients_on():
             rows, target = self._rows(X, y, reset=True)
             seed = self._draw_seed()
             device = self._device()
@@ -165,7 +165,7 @@ class TorchEstimator(BaseEstimator, ABC):
         ValueError
             For other `classes` than those of before, and when training diverges.
         """
-        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller switched off
+        with gradients_on():
             first = not hasattr(self, "module_")
             if first and classes is not None:
                 self._target(np.asarray(as_array(classes)), reset=True)

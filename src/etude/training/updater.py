@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.data.randomness import stream
+from etude.layers.modes import gradients_on
 from etude.training.averaging import EMA
 from etude.training.config import TrainConfig
 from etude.training.optimizers import make_optimizer, parameter_groups
@@ -57,13 +58,6 @@ class Noise:
         finally:
             self.states = self._get()
             self._set(outside)
-
-
-@contextmanager
-def gradients_on() -> Iterator[None]:
-    """Gradients are taken here, whatever the caller switched off around it."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 def total_loss(value: Any) -> Tensor:
