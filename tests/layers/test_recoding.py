@@ -229,6 +229,19 @@ def test_small_steps_lower_the_signal_at_every_step(signal):
     )  # first order: alpha ||G||^2 of the only states that the decoder reads
 
 
+def test_the_signal_falls_by_the_square_of_its_gradient_at_the_top():
+    x, y = data()
+    for kind, exact in (("gru", True), ("lstm", False)):
+        lm = net(kind, 1, step_size=1e-4)
+        lm(x, targets=y)
+        stats = lm.last_stats
+        share = (stats.delta_before - stats.delta_after) / (1e-4 * stats.grad_norm[0].square())
+        if exact:  # h is the whole state
+            assert torch.allclose(share, torch.ones_like(share), atol=1e-3)
+        else:  # the norm counts what moves c, too, which this step's signal does not see
+            assert bool(((share > 0) & (share < 1)).all())
+
+
 def test_the_official_score_pushes_unlikely_tokens_down_and_nll_pushes_all_up():
     logits = torch.tensor([[0.0, 3.0, 0.0], [2.0, 0.0, 0.0]], dtype=torch.float64)
     y = torch.tensor([0, 0])  # p < 1/e in the first row, p > 1/e in the second
@@ -358,6 +371,23 @@ def test_dropout_acts_in_training_only_and_is_reproducible():
     assert bool((stats.delta_after <= stats.delta_before + 1e-12).all())  # the same masks before and after
     lm.eval()
     assert torch.equal(lm(x, generator=gen(1))[0], lm(x, generator=gen(2))[0])
+
+
+@pytest.mark.parametrize("step_size", [0.0, 0.2])
+def test_dropout_between_layers_is_the_wrapped_nets_own(step_size):
+    x, _ = data()
+    lm = net(step_size=step_size, signal=recoding.predictive_entropy(0.0))
+    lm.rnn.dropout = 0.5  # after the recoder was made
+
+    def differs():
+        return not torch.equal(lm(x, generator=gen(1))[0], lm(x, generator=gen(2))[0])
+
+    assert differs()
+    lm.rnn.eval()  # frozen inside a net that goes on training
+    assert not differs()
+    lm.eval()
+    lm.rnn.train()
+    assert differs()
 
 
 def test_anchors_pull_their_decoders():

@@ -4,8 +4,9 @@
     delta_t = signal(o_t, ...);  G = d delta_t / d(h, c) within the step
     (h, c) <- (h, c) - alpha * stopgrad(G);  o_t = decode(h) again where the signal looked at no target
 
-If delta is L-smooth in the state s, ``delta(s') <= delta(s) - alpha (1 - L alpha / 2) ||G||^2``: for alpha < 2 / L the
-signal falls at this step, which says nothing of the loss at later ones.
+The signal is read off the top h. If it is L-smooth there, ``delta(h') <= delta(h) - alpha (1 - L alpha / 2) ||g||^2``
+with g = d delta / d h at the top: for alpha < 2 / L it falls at this step. Below the top, and in c, the step acts on what
+is read later only, and nothing is said of the loss there.
 
 Source: Ulmer 2019, arXiv 2101.00674. Differs: gradients are in closed form through the cells and the decoder
 (`etude.layers.recoding_cells`, `etude.layers.recoding_signals`), `-log p` is the default surprise instead of
@@ -69,7 +70,8 @@ class Recoder(nn.Module):
     embedding
         Turns what `forward` gets into vectors (B, T, input).
     dropout
-        On the hidden state before the decoder, in training.
+        On the hidden state before the decoder, in training. That between the layers of `rnn` is its own and acts while
+        `rnn` is in training mode.
     track
         Keep `last_stats`; False saves the second measurement of the signal.
 
@@ -211,7 +213,7 @@ class Recoder(nn.Module):
             y, state = torch.stack(hidden, 1), self.stack.join(layers)
         else:
             self.stack.split(state, x)  # its shape is checked
-            own = self.training and self.stack.dropout and generator is not None  # dropout of torch's own
+            own = self.stack.dropout and generator is not None  # dropout of torch's own
             with fork_global(generator) if own and generator is not None else nullcontext():
                 y, state = self.rnn(x if self.rnn.batch_first else x.transpose(0, 1), state)
             y = y if self.rnn.batch_first else y.transpose(0, 1)
@@ -226,12 +228,11 @@ class Recoder(nn.Module):
         again = self.redecode
         if again is None:  # a surprise keeps its output also where it is that of the net's own guess
             again = gold is None and not isinstance(self.signal, Surprisal)
-        between = stack.dropout if self.training else 0.0
         outputs, hidden, reads = [], [], []
         for t, u in enumerate(stack.inputs(x).unbind(1)):
             masks = None
-            if between:
-                masks = [self._mask(layers[0][0], between, generator) for _ in range(stack.num_layers - 1)]
+            if stack.dropout:
+                masks = [self._mask(layers[0][0], stack.dropout, generator) for _ in range(stack.num_layers - 1)]
             layers, caches = stack.step(u, layers, masks)
             top = layers[-1][0]
             read = self._mask(top, self.dropout, generator) if self.training and self.dropout else None

@@ -44,11 +44,15 @@ class CellStack:
         self.rnn = net
         self.hidden_size = int(net.hidden_size)
         self.num_layers = 1 if self.single else int(net.num_layers)
-        self.dropout = 0.0 if self.single else float(net.dropout)
         self.kind = "lstm" if isinstance(rnn, (nn.LSTM, nn.LSTMCell)) else "gru"
         if isinstance(rnn, (nn.RNN, nn.RNNCell)):
             self.kind = str(net.nonlinearity)
         self.num_parts = 2 if self.kind == "lstm" else 1
+
+    @property
+    def dropout(self) -> float:
+        """Rate between layers, that of the wrapped net as it is now: 0 outside of its training mode."""
+        return float(self.rnn.dropout) if not self.single and self.rnn.training else 0.0
 
     def weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """weight_ih, weight_hh, bias_ih, bias_hh of a layer; the biases are None where the module has none."""
