@@ -4,20 +4,15 @@ A method's estimator subclasses `TorchClassifier`, `TorchRegressor` or `TorchEst
 constructor that only stores them, and writes `_build` (and `_loss` where it is not the usual one).
 """
 
-import inspect
-import json
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -28,11 +23,11 @@ from etude.data.tasks import Split, split
 from etude.layers.modes import evaluating, gradients_on
 from etude.training.config import TrainConfig
 from etude.training.engine import train
+from etude.training.saved_estimators import SavedEstimator, plain
 from etude.training.updater import Updater
 
 ROWS = 1024  # rows a pass when nothing is learned
 BLOCK = 32  # passes are filled up to whole blocks: matrix kernels then treat a row the same wherever it stands
-FORMAT = 1
 
 
 def as_array(value: Any) -> Any:
@@ -59,7 +54,7 @@ def torch_device(name: str) -> torch.device:
         raise ValueError(f"unknown device {name!r}: use 'auto', 'cpu', 'cuda', 'cuda:1' or the like") from None
 
 
-class TorchEstimator(BaseEstimator, ABC):
+class TorchEstimator(SavedEstimator):
     """Base of estimators whose `fit` is a run of the training engine.
 
     Parameters
@@ -179,7 +174,7 @@ class TorchEstimator(BaseEstimator, ABC):
                 seed = self._draw_seed()
                 build: Callable[[], nn.Module] = lambda: self._made(rows[:1], target)  # noqa: E731
                 self.module_, self.history_ = seeded_build(build, stream(seed, "init")).to(device), []
-            settings = {k: v for k, v in self.get_params(deep=False).items() if _plain(v)}
+            settings = {k: v for k, v in self.get_params(deep=False).items() if plain(v)}
             if getattr(self, "_updater", None) is None or settings != self._partial_settings:
                 self._partial_settings = settings
                 self._partial_seed, self._passes = seed if first else self._draw_seed(), 0
@@ -262,65 +257,6 @@ class TorchEstimator(BaseEstimator, ABC):
             ]
         return torch.cat(parts).numpy()
 
-    # keeping
-
-    def save(self, path: str | Path) -> None:
-        """Write parameters and everything learned to one safetensors file.
-
-        Parameters that are no plain values (modules, functions) are left out: give them to `load` again.
-        """
-        check_is_fitted(self)
-        tensors = {f"module.{name}": t.detach().cpu().contiguous() for name, t in self.module_.state_dict().items()}
-        learned: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            if not name.endswith("_") or name.startswith("_") or name == "module_":
-                continue
-            if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-                tensors[f"array.{name}"] = torch.from_numpy(np.array(value, order="C"))
-            elif isinstance(value, np.ndarray):
-                learned[name] = {"array": value.tolist(), "dtype": "object" if value.dtype == object else "str"}
-            else:
-                learned[name] = {"value": value}
-        params = {k: v for k, v in self.get_params(deep=False).items() if _plain(v)}
-        unsaved = sorted(set(self.get_params(deep=False)) - set(params))
-        record = {"format": FORMAT, "class": type(self).__name__, "params": params, "unsaved": unsaved}
-        text = {"etude": json.dumps(record), "learned": json.dumps(learned)}
-        save_file({k: v.clone() for k, v in tensors.items()}, str(path), metadata=text)
-
-    @classmethod
-    def load(cls, path: str | Path, **params: Any) -> Self:
-        """The estimator that `save` wrote. `params` take the place of stored ones (modules must be given again).
-
-        Raises
-        ------
-        ValueError
-            If the file holds another class's state or no estimator, or a parameter that could not be stored is
-            missing.
-        """
-        with safe_open(str(path), framework="pt") as file:
-            text = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if "etude" not in text:
-            raise ValueError(f"{path} holds no estimator")
-        record = json.loads(text["etude"])
-        if record["class"] != cls.__name__:
-            raise ValueError(f"{path} holds a {record['class']}, not a {cls.__name__}")
-        missing = sorted(set(record["unsaved"]) - set(params))
-        if missing:
-            raise ValueError(f"{path} was saved without the parameters {missing}: give them to load()")
-        made = cls(**_known(cls, record["params"] | params))
-        for name, entry in json.loads(text["learned"]).items():
-            value = np.array(entry["array"], dtype=entry["dtype"]) if "array" in entry else entry["value"]
-            setattr(made, name, tuple(value) if name == "input_shape_" else value)
-        for name, tensor in tensors.items():
-            if name.startswith("array."):
-                setattr(made, name.removeprefix("array."), tensor.numpy())
-        example = torch.zeros(1, *made.input_shape_, dtype=torch.float32)
-        module = seeded_build(lambda: made._made(example, torch.zeros(1, dtype=torch.long)), stream(0, "init"))
-        module.load_state_dict({k.removeprefix("module."): t for k, t in tensors.items() if k.startswith("module.")})
-        made.module_ = module.to(made._device()).eval()
-        return made
-
     _updater: Updater | None = None
     _partial_settings: dict[str, Any] | None = None
 
@@ -333,19 +269,6 @@ def _filled(rows: Tensor) -> Tensor:
     """Rows with copies of the first behind them, up to whole blocks."""
     missing = -len(rows) % BLOCK
     return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing else rows
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(_plain(v) for v in value)
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _known(cls: type, params: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(params) - set(inspect.signature(cls).parameters))
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no parameter {unknown[0]!r}")
-    return params
 
 
 class TorchClassifier(ClassifierMixin, TorchEstimator):
