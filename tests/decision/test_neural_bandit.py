@@ -12,7 +12,7 @@ from torch import nn
 
 from etude.data import stream
 from etude.decision import LoggedDecisions, NeuralBandit
-from etude.decision import neural_bandit as module
+from etude.decision.decisions import WaitingDecisions
 
 K, D = 4, 5
 POLICIES = ["squarecb", "fastcb", "epsilon", "ucb", "ts", "greedy"]
@@ -438,14 +438,14 @@ def test_decisions_are_copied_and_pickled():
 
 
 def test_waiting_contexts_are_bounded_by_their_number(monkeypatch):
-    monkeypatch.setattr(module, "_WAITING", 20)
+    monkeypatch.setattr(WaitingDecisions, "rows_at_most", 20)
     bandit = NeuralBandit(2, 3, policy="squarecb", gamma=50.0, random_state=0)
     made = [bandit.choose(torch.zeros(8, 2, 3)) for _ in range(5)]
     assert len(bandit._waiting) == 2
     bandit.partial_fit(decision=made[-1], loss=torch.full((8,), 0.5))
     for _ in range(15):
         last = bandit.choose(torch.zeros(2, 3))
-        assert sum(len(arms) for _, arms in bandit._waiting.values()) <= 20
+        assert bandit._waiting.rows <= 20
     bandit.partial_fit(decision=last, loss=0.5)
     assert len(bandit._waiting) == 14
 

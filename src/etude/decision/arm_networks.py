@@ -201,3 +201,19 @@ class ModuleArms(nn.Module):
         own = inputs[torch.arange(len(inputs), device=inputs.device), arms[0]]
         for part in own.split(max(1, _AT_ONCE // len(precision[0]))):
             precision[0].add_(self._gradients(part).square().sum(0))
+
+
+def features_of(module: nn.Module | None, blocks: int) -> int:
+    """Features of one of the blocks that the module reads, by its first layer with parameters.
+
+    Raises
+    ------
+    ValueError
+        If that is not an `nn.Linear`, or its inputs are no whole number of blocks.
+    """
+    first = next((m for m in (module.modules() if module else ()) if any(True for _ in m.parameters(False))), None)
+    if not isinstance(first, nn.Linear):
+        raise ValueError("give n_features, the length of a context")
+    if first.in_features % blocks:
+        raise ValueError(f"the module reads {first.in_features} features, which {blocks} arms cannot share evenly")
+    return first.in_features // blocks

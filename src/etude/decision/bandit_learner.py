@@ -6,7 +6,7 @@ from the same initial network: whether a net near 0 is optimistic or pessimistic
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -295,6 +295,28 @@ class BanditLearner:
         for (name, p), move in zip(self._trainable(), moves, strict=True):
             p.copy_(self.anchor.start[name] + share.view(-1, *[1] * (p.ndim - 1)) * move)
         self._way = None
+
+    # --- state -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """theta_0, the diagonal U and the random states of the steps; weights and `rounds` are kept elsewhere."""
+        state = {f"start.{k}": v for k, v in self.anchor.start.items()}
+        state |= {f"precision.{i}": u for i, u in enumerate(self.precision or ())}
+        return state | {f"noise.{i}": s for i, s in enumerate(self.updater.noise.states)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where `state_dict` was taken; entries of other names are not looked at."""
+        device = next(self.network.parameters()).device
+        found = {name: v for name, v in state.items() if name.startswith("start.")}
+        self.anchor.start = {name.removeprefix("start."): v.to(device) for name, v in found.items()}
+        if self.precision is not None:
+            self.precision = [state[f"precision.{i}"].to(device) for i in range(len(self.precision))]
+        self.updater.noise.states = [v for _, v in sorted(_numbered(state, "noise.").items())]
+        self._way = None
+
+
+def _numbered(state: Mapping[str, Tensor], prefix: str) -> dict[int, Tensor]:
+    return {int(name.removeprefix(prefix)): v for name, v in state.items() if name.startswith(prefix)}
 
 
 def draw_arms(probabilities: Tensor, uniforms: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
-"""What a bandit decided, and the losses that come back."""
+"""What a bandit is shown, what it decided, and the losses that come back."""
 
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +34,65 @@ class Decision(tuple[Any, Any]):
     def prob(self) -> Any:
         """The probability with which it was chosen: log it, off-policy evaluation needs it."""
         return self[1]
+
+
+class WaitingDecisions:
+    """Contexts and arms of decisions whose loss may still come, numbered; the oldest go once there are too many rows.
+
+    `made` counts all decisions so far: the number of the next one.
+    """
+
+    rows_at_most = 10_000
+
+    def __init__(self) -> None:
+        self.made = 0
+        self._rows = 0
+        self._kept: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._kept
+
+    @property
+    def rows(self) -> int:
+        """Contexts that are kept."""
+        return self._rows
+
+    def add(self, contexts: Tensor, arms: Tensor) -> int:
+        """Keep a decision's contexts (B, ...) and arms (B,); the newest always stays. Returns its number."""
+        number = self.made
+        self.made += 1
+        self._kept[number] = (contexts.clone(), arms)  # the caller may write over its own, or it may be a view of more
+        self._rows += len(arms)
+        while self._rows > self.rows_at_most and len(self._kept) > 1:
+            self._rows -= len(self._kept.popitem(last=False)[1][1])
+        return number
+
+    def find(self, decision: int | Decision) -> tuple[Tensor, Tensor]:
+        """Contexts and arms of a decision; it goes on waiting until `answered`.
+
+        Raises
+        ------
+        ValueError
+            If it does not wait.
+        """
+        number = _number(decision)
+        if number not in self._kept:
+            raise ValueError(
+                f"decision {number} is not waiting for a loss: it was answered already, never made, or older than "
+                f"the last {self.rows_at_most} contexts; give contexts and action instead"
+            )
+        return self._kept[number]
+
+    def answered(self, decision: int | Decision) -> None:
+        """Its loss has come: keep it no longer."""
+        self._rows -= len(self._kept.pop(_number(decision))[1])
+
+
+def _number(decision: int | Decision) -> int:
+    return decision.id if isinstance(decision, Decision) else int(decision)
 
 
 class LoggedDecisions(NamedTuple):
@@ -65,3 +126,28 @@ def losses_in_unit(loss: Any, reward: Any, n: int) -> Tensor:
         other = "; where larger is better pass reward=" if name == "loss" else ""
         raise ValueError(f"{name} must lie in [0, 1], got {y.min():.4g} to {y.max():.4g}: scale it first{other}")
     return y if reward is None else 1 - y
+
+
+def checked_contexts(
+    contexts: Any, n_features: int, n_arms: int | None, *, dtype: torch.dtype, device: str
+) -> tuple[Tensor, bool]:
+    """Contexts as (B, d), or (B, K, d) with `n_arms`, and whether one alone was given.
+
+    Raises
+    ------
+    ValueError
+        For another shape, no rows, or NaN and infinity.
+    """
+    given = np.array(contexts) if hasattr(contexts, "to_numpy") else contexts  # a data frame
+    x = torch.as_tensor(given, device=device).to(dtype).detach()  # no gradient into who made them
+    wanted = (n_features,) if n_arms is None else (n_arms, n_features)
+    if x.ndim not in (len(wanted), len(wanted) + 1) or tuple(x.shape[-len(wanted) :]) != wanted:
+        inner = ", ".join(map(str, wanted))
+        hint = "" if n_arms is None else f": K = {n_arms} arms with {n_features} features each"
+        raise ValueError(f"contexts must have shape ({inner}) or (B, {inner}), got {tuple(x.shape)}{hint}")
+    if not len(x):
+        raise ValueError("contexts must hold at least one row, got none")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("contexts must be finite: they hold NaN or infinity")
+    single = x.ndim == len(wanted)
+    return (x[None], True) if single else (x, False)

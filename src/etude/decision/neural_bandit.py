@@ -3,14 +3,12 @@
 import json
 import math
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.random import Generator, RandomState
 from safetensors import safe_open
@@ -18,15 +16,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from etude.data.randomness import as_generator
-from etude.decision.arm_networks import ArmNetwork, ModuleArms
+from etude.decision.arm_networks import ArmNetwork, ModuleArms, features_of
 from etude.decision.bandit_learner import BanditLearner, BanditSettings, Policy, draw_arms
-from etude.decision.decisions import Decision, LoggedDecisions, losses_in_unit, numbers
+from etude.decision.decisions import (
+    Decision,
+    LoggedDecisions,
+    WaitingDecisions,
+    checked_contexts,
+    losses_in_unit,
+    numbers,
+)
 from etude.decision.off_policy import Estimator, PolicyValue, policy_value
 from etude.layers.modes import gradients_on
 from etude.training.replay import ReplayBuffer
 
 _LARGE = 5_000_000
-_WAITING = 10_000  # contexts of decisions whose loss may still come
 
 
 class NeuralBandit:
@@ -92,7 +96,7 @@ class NeuralBandit:
         device: str = "cpu",
     ) -> None:
         if n_features is None:
-            n_features = _width_of(module, n_arms if disjoint else 1)
+            n_features = features_of(module, n_arms if disjoint else 1)
         if n_arms < 1 or n_features < 1 or batch_size < 1:
             found = f"{n_arms}, {n_features} and {batch_size}"
             raise ValueError(f"n_arms, n_features and batch_size must be at least 1, got {found}")
@@ -131,9 +135,7 @@ class NeuralBandit:
                 self.network, self.settings, n_arms, sign_generators=[self._generator], noise_seed=seed
             )
         self._memory = ReplayBuffer(memory, "fifo", self._generator, device=device)
-        self._waiting: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
-        self._waiting_rows = 0
-        self._decisions = 0
+        self._waiting = WaitingDecisions()
 
     def _warn(self) -> None:
         s, size = self.settings, sum(p.numel() for p in self.network.parameters())
@@ -170,12 +172,7 @@ class NeuralBandit:
         p = self._learner.probabilities(x[None])[0]
         arms = draw_arms(p, torch.rand(len(p), generator=self._generator).to(p.device))
         prob = p.gather(1, arms[:, None])[:, 0]
-        number = self._decisions
-        self._decisions += 1
-        self._waiting[number] = (x.clone(), arms)  # the caller may write over its own, or it may be a view of much more
-        self._waiting_rows += len(arms)
-        while self._waiting_rows > _WAITING and len(self._waiting) > 1:
-            self._waiting_rows -= len(self._waiting.popitem(last=False)[1][1])
+        number = self._waiting.add(x, arms)
         if single:
             return Decision(int(arms[0]), float(prob[0]), number)
         return Decision(arms.cpu(), prob.cpu(), number)
@@ -245,8 +242,7 @@ class NeuralBandit:
             # clones, as what was made in inference mode cannot be learned from
             self._step(x.clone(), arms.clone(), losses.clone())
         if decision is not None:
-            del self._waiting[_number(decision)]
-            self._waiting_rows -= len(arms)
+            self._waiting.answered(decision)
         return self
 
     def _step(self, x: Tensor, arms: Tensor, losses: Tensor) -> None:
@@ -280,13 +276,7 @@ class NeuralBandit:
         if decision is not None:
             if contexts is not None or action is not None:
                 raise ValueError("give contexts and action, or the decision that they belong to, not both")
-            number = _number(decision)
-            if number not in self._waiting:
-                raise ValueError(
-                    f"decision {number} is not waiting for a loss: it was answered already, never made, or older than "
-                    f"the last {_WAITING} contexts; give contexts and action instead"
-                )
-            return self._waiting[number]
+            return self._waiting.find(decision)
         if contexts is None or action is None:
             raise ValueError("partial_fit needs contexts and action, or decision=")
         x, _ = self._contexts(contexts)
@@ -339,12 +329,10 @@ class NeuralBandit:
         """Write weights, theta_0, memory, counts and random state as safetensors. Decisions that wait are not kept."""
         learner = self._learner
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        tensors |= {f"start.{k}": v for k, v in learner.anchor.start.items()}
         tensors |= {f"memory.{k}": v for k, v in self._memory.state_dict().items()}
-        tensors |= {f"precision.{i}": u for i, u in enumerate(learner.precision or ())}
-        tensors |= {f"noise.{i}": s for i, s in enumerate(learner.updater.noise.states)}
+        tensors |= learner.state_dict()
         meta = {
-            "settings": asdict(self.settings), "rounds": learner.rounds, "decisions": self._decisions,
+            "settings": asdict(self.settings), "rounds": learner.rounds, "decisions": self._waiting.made,
             "n_arms": self.n_arms, "n_features": self.n_features, "disjoint": self.disjoint,
             "batch_size": self.batch_size, "hidden_dim": self.hidden_dim, "memory": self._memory.size,
             "module": isinstance(self.network, ModuleArms),
@@ -382,43 +370,13 @@ class NeuralBandit:
 
         made.network.load_state_dict(part("network."))
         made.network.to(device)
-        learner = made._learner
-        learner.anchor.start = {k: v.to(device) for k, v in part("start.").items()}
-        learner.rounds, made._decisions = meta["rounds"], meta["decisions"]
-        if learner.precision is not None:
-            learner.precision = [v.to(device) for _, v in sorted(part("precision.").items(), key=lambda kv: int(kv[0]))]
-        learner.updater.noise.states = [v for _, v in sorted(part("noise.").items(), key=lambda kv: int(kv[0]))]
+        made._learner.load_state_dict(tensors)
+        made._learner.rounds, made._waiting.made = meta["rounds"], meta["decisions"]
         like = {"x": torch.zeros(1), "arm": torch.zeros(1), "loss": torch.zeros(1)}
         made._memory.load_state_dict(part("memory."), like=like)
         return made
 
     def _contexts(self, contexts: Any) -> tuple[Tensor, bool]:
-        """Contexts as (B, d) or (B, K, d), and whether one alone was given."""
-        first = next(self.network.parameters())
-        given = np.array(contexts) if hasattr(contexts, "to_numpy") else contexts  # a data frame
-        x = torch.as_tensor(given, device=self.device).to(first.dtype).detach()  # no gradient into who made them
-        wanted = (self.n_features,) if self.disjoint else (self.n_arms, self.n_features)
-        if x.ndim not in (len(wanted), len(wanted) + 1) or tuple(x.shape[-len(wanted) :]) != wanted:
-            inner = ", ".join(map(str, wanted))
-            hint = "" if self.disjoint else f": K = {self.n_arms} arms with {self.n_features} features each"
-            raise ValueError(f"contexts must have shape ({inner}) or (B, {inner}), got {tuple(x.shape)}{hint}")
-        if not len(x):
-            raise ValueError("contexts must hold at least one row, got none")
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError("contexts must be finite: they hold NaN or infinity")
-        single = x.ndim == len(wanted)
-        return (x[None], True) if single else (x, False)
-
-
-def _number(decision: int | Decision) -> int:
-    return decision.id if isinstance(decision, Decision) else int(decision)
-
-
-def _width_of(module: nn.Module | None, blocks: int) -> int:
-    """Features of one of the blocks that the module reads."""
-    first = next((m for m in (module.modules() if module else ()) if any(True for _ in m.parameters(False))), None)
-    if not isinstance(first, nn.Linear):
-        raise ValueError("give n_features, the length of a context")
-    if first.in_features % blocks:
-        raise ValueError(f"the module reads {first.in_features} features, which {blocks} arms cannot share evenly")
-    return first.in_features // blocks
+        dtype = next(self.network.parameters()).dtype
+        arms = None if self.disjoint else self.n_arms
+        return checked_contexts(contexts, self.n_features, arms, dtype=dtype, device=self.device)

@@ -7,8 +7,6 @@ Source: Momeni et al. 2023, arXiv 2304.11042 (PhyFF) and Science 382, 1297 (PhyL
 `directions` r_l (kept with the state: another draw would give chance accuracy).
 """
 
-import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,8 +14,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.multiclass import check_classification_targets
@@ -27,11 +23,12 @@ from torch import Tensor, nn
 from etude.data.progress import track
 from etude.data.randomness import as_generator
 from etude.training.blackbox import BlackBox
-from etude.training.label_embedding import LABEL_MODES, LabelMode, embed_label, wrong_labels
+from etude.training.label_embedding import LabelMode, embed_label, wrong_labels
 from etude.training.local_goodness import Goodness, cosine_goodness, detected, local_gradient
+from etude.training.phyll_checks import check_labels, check_layers, check_training
+from etude.training.phyll_files import SavedNet, check_fits, put_into, read_net, write_net
+from etude.training.phyll_modules import boxes_and_linears
 from etude.training.physical_costs import Costs
-
-SCALES = ("zscore", None)
 
 
 class PhyLL(ClassifierMixin, BaseEstimator):
@@ -120,23 +117,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         ValueError
             For an unknown name, a trainable module that is not an `nn.Linear`, or modules after the last one.
         """
-        named = dict(module.named_children())
-        if unknown := sorted(set(blackbox) - set(named)):
-            raise ValueError(f"no sub-module {unknown[0]!r}: there are {', '.join(named)}")
-        boxes: list[Callable[[Tensor], Tensor] | None] = []
-        linears: list[nn.Linear] = []
-        before: list[nn.Module] = []
-        for name, part in named.items():
-            if isinstance(part, nn.Linear) and name not in blackbox:
-                boxes.append(nn.Sequential(*before) if before else None)
-                linears.append(part)
-                before = []
-            elif name not in blackbox and any(True for _ in part.parameters()):
-                raise ValueError(f"{name} ({type(part).__name__}) is neither a black box nor an nn.Linear to train")
-            else:
-                before.append(part)
-        if not linears or before:
-            raise ValueError("the last module must be an nn.Linear that is trained")
+        boxes, linears = boxes_and_linears(module, blackbox)
         net = cls(boxes, [layer.out_features for layer in linears], **({"bypass": False} | options))
         net._linears = linears
         return net
@@ -243,15 +224,9 @@ class PhyLL(ClassifierMixin, BaseEstimator):
     def save(self, path: str | Path) -> None:
         """Weights, directions, scaler and classes as safetensors; the boxes are hardware and stay outside."""
         check_is_fitted(self)
-        state = {
-            f"{k}.{i}": t for k in ("weights", "biases", "directions") for i, t in enumerate(getattr(self, k + "_"))
-        }
-        state |= {"shift": self.shift_, "span": self.span_, "rng": self._generator.get_state()}
-        about = {
-            "classes": json.dumps(self.classes_.tolist()),
-            "settings": json.dumps(self._settings(len(self.classes_))),
-        }
-        save_file({k: v.cpu().contiguous() for k, v in state.items()}, path, about)
+        layers = (self.weights_, self.biases_, self.directions_)
+        scaler, rng = (self.shift_, self.span_), self._generator.get_state()
+        write_net(path, SavedNet(*layers, *scaler, rng, self.classes_, self._settings(len(self.classes_))))
 
     def load(self, path: str | Path) -> Self:
         """Take the state of `save`; the linear layers of a module (`from_module`) take the weights, too.
@@ -262,38 +237,15 @@ class PhyLL(ClassifierMixin, BaseEstimator):
             If `hidden`, the number of boxes or of classes, `bypass`, `goodness` or `label_mode` of this object do not
             fit it, or the module's layers have other shapes. This object is then as it was.
         """
-        with safe_open(path, "pt") as file:
-            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            about = file.metadata()
-        classes = np.array(json.loads(about["classes"]))
-        mine = self._settings(len(classes))
-        for name, value in json.loads(about.get("settings", "{}")).items():
-            if mine[name] != value:
-                raise ValueError(f"{path} was saved with {name}={value!r}, this net has {name}={mine[name]!r}")
-        count = sum(k.startswith("weights.") for k in state)
-        if count != len(self.hidden):
-            raise ValueError(f"{path} holds {count} layers, this net has {len(self.hidden)}")
-        widths = [len(state[f"weights.{i}"]) for i in range(count)]
-        if widths != list(self.hidden):
-            raise ValueError(f"{path} holds layers of {widths} units, this net has hidden={list(self.hidden)}")
+        saved, linears = read_net(path, self.device), getattr(self, "_linears", [])
+        check_fits(path, saved, self._settings(len(saved.classes)), self.hidden, linears)
         self._check_count(self._given_boxes())
-        kinds = ("weights", "biases", "directions")
-        found = {kind: [state[f"{kind}.{i}"].to(self.device) for i in range(count)] for kind in kinds}
-        linears: list[nn.Linear] = getattr(self, "_linears", [])
-        for i, (linear, weight) in enumerate(zip(linears, found["weights"])):
-            if linear.weight.shape != weight.shape:
-                shapes = f"{tuple(linear.weight.shape)}, {path} holds {tuple(weight.shape)}"
-                raise ValueError(f"linear layer {i} has weights {shapes}")
-        self.classes_ = classes
-        for kind, tensors in found.items():
-            setattr(self, kind + "_", tensors)
-        for linear, weight, bias in zip(linears, found["weights"], found["biases"]):
-            linear.weight.data = weight
-            if linear.bias is not None:
-                linear.bias.data = bias
-        self.shift_, self.span_ = state["shift"].to(self.device), state["span"].to(self.device)
+        self.classes_ = saved.classes
+        self.weights_, self.biases_, self.directions_ = saved.weights, saved.biases, saved.directions
+        put_into(linears, saved.weights, saved.biases)
+        self.shift_, self.span_ = saved.shift, saved.span
         self._generator = torch.Generator()
-        self._generator.set_state(state["rng"])
+        self._generator.set_state(saved.rng)
         self.n_features_in_ = len(self.shift_)
         self.history_: list[dict[str, Any]] = []
         self.costs_ = Costs()
@@ -342,28 +294,9 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         ]  # fmt: skip
 
     def _start(self, X: NDArray[np.float32]) -> None:
-        if isinstance(self.hidden, int) or callable(self.boxes):
-            raise ValueError(
-                f"boxes and hidden are sequences of one entry a layer, such as boxes=[f] and hidden=[20]; "
-                f"got {self.boxes!r} and {self.hidden!r}"
-            )
-        given = len(self._given_boxes())
-        if given != len(self.hidden) or not self.hidden:
-            raise ValueError(f"need one box a layer, got {given} boxes and {len(self.hidden)} hidden layers")
-        if not 0 < self.theta < math.inf or any(k < 1 for k in self.hidden):
-            raise ValueError(f"theta and hidden must be positive and finite, got {self.theta} and {list(self.hidden)}")
-        if any(k % 1 for k in self.hidden):
-            raise ValueError(f"hidden must be whole numbers, got {list(self.hidden)}")
-        for name, value, known in (("label_mode", self.label_mode, LABEL_MODES), ("scale", self.scale, SCALES)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
-        if len(self.classes_) < 2:
-            raise ValueError(f"need at least 2 classes, got 1 class: {self.classes_.tolist()}")
-        c, d = self._num_classes, X.shape[1]
-        if c < len(self.classes_):
-            raise ValueError(f"n_classes={c}, but y has {len(self.classes_)} classes")
-        if self.label_mode == "overwrite" and d <= c:
-            raise ValueError(f"{c} label columns would overwrite all {d} features: use label_mode='prepend'")
+        check_layers(self.boxes, self.hidden, self.theta, self.label_mode, self.scale)
+        check_labels(self.classes_.tolist(), self.n_classes, self.label_mode, X.shape[1])
+        c = self._num_classes
         self._generator = as_generator(self.random_state)
         rows = torch.from_numpy(X).to(self.device)
         self.shift_, self.span_ = torch.zeros_like(rows[0]), torch.ones_like(rows[0])
@@ -424,11 +357,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         batch_size: int | None,
         callback: Any,
     ) -> Self:
-        for name, value in (("epochs", epochs), ("inner_steps", inner_steps), ("lr", lr), ("batch_size", batch_size)):
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {value}")
-            if value is not None and name != "lr" and int(value) != value:
-                raise ValueError(f"{name} must be a whole number, got {value}")
+        check_training(epochs=epochs, inner_steps=inner_steps, lr=lr, batch_size=batch_size)
         x, y = self._scaled(X), torch.from_numpy(codes.astype(np.int64)).to(self.device)
         linears = getattr(self, "_linears", [None] * len(self.weights_))
         optimizers = [
