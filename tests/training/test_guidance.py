@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from etude.data.randomness import seeded_build, stream
 from etude.layers import DecoderConfig, DecoderLM, TargetError, convnet, make_rnn, mlp
-from etude.training import Guidance, cka, cka_matrix, even_map, rsa
+from etude.training import Guidance, cka, cka_matrix, even_map, ridge_similarity, rsa, svcca
 from etude.training.similarity import centred_gram, unit_grams
 
 
@@ -219,7 +219,7 @@ def test_other_indices(nets):
     def compare(X, Y):
         return (X.mean() - Y.mean()).abs()
 
-    for index, function in (("rsa", rsa), (compare, compare)):
+    for index, function in (("rsa", rsa), ("svcca", svcca), ("ridge", ridge_similarity), (compare, compare)):
         g = Guidance(target, guide, map=[("0", "0")], index=index)
         target(x)
         assert torch.isclose(g.loss(x), 1 - function(target[0](x), guide[0](x)), atol=1e-5)
@@ -294,7 +294,7 @@ def test_bad_batches(nets):
 
 @pytest.mark.parametrize("options, message", [
     ({"alpha": -1.0}, "alpha"), ({"alpha": float("inf")}, "finite"), ({"until_step": 2.5}, "whole number"),
-    ({"max_samples": 2}, "max_samples"), ({"index": "svcca"}, "index"),
+    ({"max_samples": 2}, "max_samples"), ({"index": "pca"}, "'svcca', 'ridge'"),
     ({"until_step": 0}, "until_step"), ({"map": "odd"}, "map must be"), ({"map": []}, "map must be"),
     ({"map": [("0", "0")], "layers": "0"}, "leave layers"),
     ({"guide_input": lambda x: x, "noise": stream(0, "n")}, "not both"),

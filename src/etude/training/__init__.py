@@ -36,6 +36,8 @@ from etude.training.language_modelling import train_language_model as train_lang
 from etude.training.large_batch import large_batch_config as large_batch_config
 from etude.training.large_batch import step_noise as step_noise
 from etude.training.layer_maps import even_map as even_map
+from etude.training.linear_similarity import ridge_similarity as ridge_similarity
+from etude.training.linear_similarity import svcca as svcca
 from etude.training.metrics.classification import accuracy as accuracy
 from etude.training.metrics.classification import auroc as auroc
 from etude.training.metrics.classification import brier as brier

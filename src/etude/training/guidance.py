@@ -9,7 +9,7 @@ twice), and a guide layer that is not called is an error if it was asked for.
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from etude.layers.surgery import Hook, Record, TargetError
+from etude.training.alignment import Alignment, Index
+from etude.training.frozen_guide import FrozenGuide
 from etude.training.layer_maps import (
     Pairs,
     check_called,
@@ -27,9 +29,7 @@ from etude.training.layer_maps import (
     looks_time_first,
     without_logits,
 )
-from etude.training.similarity import MIN_ROWS, as_rows, full_precision, rsa, same_rows, unit_grams
-
-Index = Literal["cka", "rsa"] | Callable[[Tensor, Tensor], Tensor]
+from etude.training.similarity import same_rows
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Guidance:
     guide_layers
         Of the guide alone; `layers` then is for the target.
     index
-        "cka", "rsa", or ``index(X, Y) -> scalar`` with (n, p) and (n, q), 1 = alike.
+        "cka", or of the paper's ablations "rsa", "svcca", "ridge" (the guide's layer predicted from the target's); or
+        ``index(X, Y) -> scalar`` with the target's (n, p) and the guide's (n, q), 1 = alike.
     alpha
         Weight of the sum over pairs. It grows with the number of pairs: with ten or more on a small net start
         at 0.1, and keep a norm in the target, as CKA does not see activations die out.
@@ -130,21 +131,12 @@ class Guidance:
             raise ValueError("target and guide are one module: a guide is a frozen other net")
         if not 0 <= alpha < math.inf:
             raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
-        if max_samples is not None and max_samples < MIN_ROWS:
-            raise ValueError(f"max_samples must be at least {MIN_ROWS}, got {max_samples}")
-        if isinstance(index, str) and index not in ("cka", "rsa"):
-            raise ValueError(f"index must be 'cka', 'rsa' or a function of two activations, got {index!r}")
-        if debiased and index != "cka":
-            raise ValueError(f"debiased is an estimator of CKA: leave it out with index={index!r}")
         if until_step is not None and (until_step < 1 or int(until_step) != until_step):
             raise ValueError(f"until_step must be a whole number of at least 1, got {until_step}")
-        if guide_input is not None and noise is not None:
-            raise ValueError("give guide_input or noise, not both")
-        self.target, self.guide, self.index = target, guide, index
-        self.alpha, self.until_step, self.debiased = float(alpha), until_step, debiased
-        self.max_samples, self.guide_input, self.noise = max_samples, guide_input, noise
-        self.per_position = per_position
-        self.step = 0
+        self.target, self.guide = target, guide
+        self.alpha, self.until_step, self.step = float(alpha), until_step, 0
+        self.alignment = Alignment(index, debiased, max_samples, per_position)
+        self._frozen = FrozenGuide(guide, guide_input, noise)
         self._pairs: tuple[tuple[str, str], ...] | None = None
         mine, theirs = choose_layers(target, guide, map, layers, guide_layers)
         if map != "even":
@@ -158,8 +150,7 @@ class Guidance:
         self._steps: list[int] = []
         self._grams: dict[Hashable, dict[str, Tensor]] = {}
         self._input: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._buffers_checked = False
-        self._warned_flat = self._order_checked = False
+        self._order_checked = False
         self._attach()
 
     def _attach(self) -> None:
@@ -216,7 +207,7 @@ class Guidance:
         guided = self._grams.get(key) if key is not None else None
         fresh = guided is None
         if guided is None:
-            guided = self._run_guide(x)
+            guided = self._frozen.features(self._guide_record, x, self._input)
             if self._pairs is None:
                 self._pairs = self._even(features, guided)
             for side, record, seen, default in (
@@ -225,17 +216,18 @@ class Guidance:
             ):
                 if not default:
                     check_called(side, list(record.layers), list(seen))
-            check_comparable(self._pairs, features, guided, per_position=self.per_position)
+            check_comparable(self._pairs, features, guided, per_position=self.alignment.per_position)
             self._check_order(features)
         assert self._pairs is not None
         if mask is not None:
             check_mask(mask, {t: features[t] for t, _ in self._pairs})
         if fresh:
             with torch.no_grad():
-                guided = self._prepared(guided, (g for _, g in self._pairs), mask)
+                guided = self.alignment.prepared(guided, (g for _, g in self._pairs), mask)
             if key is not None:
                 self._grams[key] = guided
-        similar = self._similarities(self._prepared(features, (t for t, _ in self._pairs), mask), guided)
+        mine = self.alignment.prepared(features, (t for t, _ in self._pairs), mask)
+        similar = self.alignment.similarities(self._pairs, mine, guided)
         value = self.alpha * (1 - similar).sum()
         self._note(similar.detach(), value.detach(), task)
         return value
@@ -271,79 +263,6 @@ class Guidance:
                 "compared in place of the rows of the batch. Set batch_first=True",
                 stacklevel=3,
             )
-
-    def _similarities(self, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Tensor:
-        """(pairs,) similarities of prepared layers."""
-        assert self._pairs is not None
-        made: list[Tensor] = []
-        if self.index == "cka":
-            X, Y = (torch.stack([side[p[i]] for p in self._pairs]) for i, side in enumerate((mine, theirs)))
-            products = (X * Y).flatten(2).sum(2) if X.ndim == 4 else (X * Y).flatten(1).sum(1)
-            return products.mean(1) if X.ndim == 4 else products
-        compare = rsa if self.index == "rsa" else self.index
-        assert callable(compare)
-        for t, g in self._pairs:
-            X, Y = mine[t], theirs[g]
-            with full_precision(X):
-                parts = [compare(a, b) for a, b in zip(X, Y, strict=True)] if X.ndim == 3 else [compare(X, Y)]
-            made.append(torch.stack(parts).mean())
-        return torch.stack(made)
-
-    def _prepared(self, features: Mapping[str, Tensor], names: Iterable[str], mask: Tensor | None) -> dict[str, Tensor]:
-        """Layers ready to compare: (n, n) Gram matrices of length 1 for CKA, else (n, p); by position with one axis
-        more in front."""
-        names = list(dict.fromkeys(names))
-        chosen = [self._rows(features[name], mask) for name in names]
-        with full_precision(chosen[0]):
-            if self.per_position:
-                steps = [[X[:, t] for X in chosen] for t in range(min(X.shape[1] for X in chosen))]
-                each = [self._flat(layers) for layers in steps]
-                return {name: torch.stack([layers[i] for layers in each]) for i, name in enumerate(names)}
-            return dict(zip(names, self._flat(chosen), strict=True))
-
-    def _flat(self, layers: Sequence[Tensor]) -> Sequence[Tensor]:
-        if self.index == "cka":
-            grams = unit_grams(layers, debiased=self.debiased)
-            if not self._warned_flat and not bool(grams.detach().flatten(1).any(1).all()):
-                self._warned_flat = True
-                warnings.warn("constant activations in a guided layer: their similarity is taken as 0", stacklevel=4)
-            return grams.unbind(0)
-        return [as_rows(X) for X in layers]
-
-    def _rows(self, X: Tensor, mask: Tensor | None) -> Tensor:
-        if len(X) < MIN_ROWS:
-            raise ValueError(f"guidance needs at least {MIN_ROWS} rows a batch (64 or more for a steady gradient)")
-        if mask is not None and X.ndim > 2 and X.shape[:2] == mask.shape:
-            X = X.masked_fill(~mask.view(*mask.shape, *[1] * (X.ndim - 2)), 0)
-        return X[: self.max_samples]
-
-    def _run_guide(self, x: Any) -> dict[str, Tensor]:
-        args, kwargs = self._guide_call(x)
-        for module in self.guide.modules():
-            if module.training:
-                self.guide.eval()
-                break
-        before = None if self._buffers_checked else {n: b.clone() for n, b in self.guide.named_buffers()}
-        with torch.no_grad(), self._guide_record as record:
-            self.guide(*args, **kwargs)
-            features = dict(record.features)
-        if before is not None:
-            moved = [n for n, b in self.guide.named_buffers() if not torch.equal(b, before[n])]
-            if moved:
-                raise ValueError(f"the guide changes its own buffers in eval mode ({moved[0]}): it is not frozen")
-            self._buffers_checked = True
-        return features
-
-    def _guide_call(self, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args, kwargs = self._input if x is None and self._input is not None else ((x,), {})
-        if isinstance(x, Mapping):
-            args, kwargs = (), dict(x)
-        if self.guide_input is not None:
-            return (self.guide_input(args[0] if args else kwargs),), {}
-        if self.noise is not None:
-            named = {k: _noise_like(v, self.noise) for k, v in kwargs.items()}
-            return tuple(_noise_like(a, self.noise) for a in args), named
-        return args, kwargs
 
     def wrap(self, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """`loss` plus the guidance on the target's last batch, with the same arguments.
@@ -415,12 +334,3 @@ def _check_hookable(name: str, model: nn.Module) -> None:
         raise ValueError(f"the {name} is a DataParallel, whose replicas the hooks do not see: give its .module")
     if type(model).__name__ == "OptimizedModule":
         raise ValueError(f"the {name} is compiled, and hooks may be lost in it: guide the module before torch.compile")
-
-
-def _noise_like(value: Any, generator: torch.Generator) -> Any:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        if isinstance(value, Tensor) and value.dtype != torch.bool:
-            raise ValueError("noise needs inputs of numbers, not ids: give guide_input to draw random ids")
-        return value
-    drawn = torch.randn(value.shape, generator=generator, device=generator.device, dtype=value.dtype)
-    return drawn.to(value.device)

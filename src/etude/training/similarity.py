@@ -64,13 +64,13 @@ def centred_gram(X: Tensor, *, debiased: bool = False) -> Tensor:
     `debiased`: centred without the diagonal (U-centring), which makes the product an unbiased HSIC. Constant
     activations give zeros (their CKA is 0/0, taken as 0).
     """
-    X = _moderate(as_rows(X))
+    X = moderate(as_rows(X))
     with full_precision(X):
-        K = torch.where(_flat(X), 0.0, _gram(X, debiased))
+        K = torch.where(is_flat(X), 0.0, _gram(X, debiased))
     return K / K.norm().clamp_min(torch.finfo(K.dtype).tiny)
 
 
-def _moderate(X: Tensor) -> Tensor:
+def moderate(X: Tensor) -> Tensor:
     """X (..., n, p), times a power of two where its products would leave the range of floats: CKA is blind to that."""
     power = _power(X)
     return X if bool((power == 1).all()) else X * power
@@ -124,7 +124,7 @@ def unit_grams(features: Sequence[Tensor], *, debiased: bool = False) -> Tensor:
     made: list[Tensor] = [rows[0]] * len(rows)
     for width in dict.fromkeys(X.shape[1] for X in rows):
         where = [i for i, X in enumerate(rows) if X.shape[1] == width]
-        X = _moderate(torch.stack([rows[i].to(kind) for i in where]))
+        X = moderate(torch.stack([rows[i].to(kind) for i in where]))
         mean = X.mean(1, keepdim=True)
         K = _OwnGram.apply(X - mean)
         spread = K.detach().diagonal(dim1=1, dim2=2).sum(1)
@@ -136,7 +136,7 @@ def unit_grams(features: Sequence[Tensor], *, debiased: bool = False) -> Tensor:
     return torch.stack(made)
 
 
-def _flat(X: Tensor) -> Tensor:
+def is_flat(X: Tensor) -> Tensor:
     """Whether all rows are the same but for rounding (a scalar bool tensor)."""
     X = X.detach()
     return (X - X.mean(0)).square().sum() <= FLAT * X.square().sum()
@@ -144,7 +144,7 @@ def _flat(X: Tensor) -> Tensor:
 
 def _warn_flat(*activations: Tensor) -> None:
     for X in activations:
-        if bool(_flat(X)):
+        if bool(is_flat(X)):
             warnings.warn("constant activations: their similarity is undefined and taken as 0", stacklevel=3)
             return
 
@@ -154,7 +154,7 @@ def hsic(X: Tensor, Y: Tensor, *, debiased: bool = False) -> Tensor:
 
     Divided by (n - 1)^2 this is the biased HSIC, with `debiased` by n (n - 3) the unbiased one.
     """
-    X, Y = _pair(X, Y)
+    X, Y = paired_rows(X, Y)
     n = len(X)
     with full_precision(X):
         if X.shape[1] + Y.shape[1] > n:
@@ -167,7 +167,7 @@ def hsic(X: Tensor, Y: Tensor, *, debiased: bool = False) -> Tensor:
     return value
 
 
-def _pair(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+def paired_rows(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     X, Y = as_rows(X), as_rows(Y)
     if len(X) != len(Y):
         raise ValueError(f"both sides must hold the same rows, got {len(X)} and {len(Y)}")
@@ -203,18 +203,18 @@ def cka(X: Tensor, Y: Tensor, *, debiased: bool = False) -> Tensor:
     >>> round(float(cka(X, -3 * X.flip(1))), 6)
     1.0
     """
-    X, Y = map(_moderate, _pair(X, Y))
+    X, Y = map(moderate, paired_rows(X, Y))
     _warn_flat(X, Y)
     if max(X.shape[1], Y.shape[1]) * 2 > len(X):
         return (centred_gram(X, debiased=debiased) * centred_gram(Y, debiased=debiased)).sum()
     size = torch.finfo(X.dtype).tiny
     lengths = [hsic(Z, Z, debiased=debiased).clamp_min(size).sqrt() for Z in (X, Y)]
-    return torch.where(_flat(X) | _flat(Y), 0.0, hsic(X, Y, debiased=debiased) / lengths[0] / lengths[1])
+    return torch.where(is_flat(X) | is_flat(Y), 0.0, hsic(X, Y, debiased=debiased) / lengths[0] / lengths[1])
 
 
 def rsa(X: Tensor, Y: Tensor) -> Tensor:
     """Representational similarity: Pearson correlation of the rows' cosine similarities (upper triangles)."""
-    X, Y = map(_moderate, _pair(X, Y))
+    X, Y = map(moderate, paired_rows(X, Y))
     rows, columns = torch.triu_indices(len(X), len(X), 1, device=X.device)
     parts = []
     with full_precision(X):
@@ -369,7 +369,7 @@ def _one_batch(a: Mapping[str, Tensor], b: Mapping[str, Tensor], debiased: bool)
     if len(first) > GRAM_ROWS:
         values = torch.stack([torch.stack([cka(X, Y, debiased=debiased) for Y in b.values()]) for X in a.values()])
         return CKAMatrix(values, tuple(a), tuple(b))
-    _warn_flat(*(_moderate(as_rows(X)) for side in ([a] if a is b else [a, b]) for X in side.values()))
+    _warn_flat(*(moderate(as_rows(X)) for side in ([a] if a is b else [a, b]) for X in side.values()))
     left = _stacked(a, lambda X: centred_gram(X, debiased=debiased))
     right = left if a is b else _stacked(b, lambda X: centred_gram(X, debiased=debiased))
     with full_precision(left):
