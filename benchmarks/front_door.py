@@ -11,12 +11,16 @@ process of its own, 50 clients on kept-alive connections, one request after anot
 import asyncio
 import functools
 import os
+import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 from urllib.request import urlopen
@@ -252,11 +256,9 @@ async def _client(port: int, path: str, until: float, out: list[float], bad: lis
     writer.close()
 
 
-@functools.cache
-def load() -> dict[str, float]:
-    """50 clients at once on the first page: requests a second, errors, the slowest hundredth."""
-    import socket
-
+@contextmanager
+def serving() -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`etude serve` on the papers, and its port, from when it answers on."""
     imported()
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -274,8 +276,18 @@ def load() -> dict[str, float]:
                 if time.monotonic() > until or server.poll() is not None:
                     raise
                 time.sleep(0.1)
-        spent: list[float] = []
-        bad: list[str] = []
+        yield server, port
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+
+
+@functools.cache
+def load() -> dict[str, float]:
+    """50 clients at once on the first page: requests a second, errors, the slowest hundredth."""
+    spent: list[float] = []
+    bad: list[str] = []
+    with serving() as (_, port):
 
         async def all_clients(seconds: float) -> None:
             until = time.perf_counter() + seconds
@@ -287,10 +299,28 @@ def load() -> dict[str, float]:
         start = time.perf_counter()
         asyncio.run(all_clients(SECONDS))
         took = time.perf_counter() - start
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(30)
     return {"rate": len(spent) / took, "errors": float(len(bad)), "slow": 1000 * float(np.quantile(spent, 0.99))}
+
+
+def memory() -> float:
+    """The most that the server's process held, in MB, after searches by meaning, lists, papers and the feed."""
+    assert vectors(), app().site.meaning.problem
+    made = Made(2)
+    words = [quote(" ".join(made.text(i, 3 + i % 20))) for i in range(40)]
+    with serving() as (server, port):
+
+        def get(path: str) -> str:
+            return urlopen(f"http://127.0.0.1:{port}{path}", timeout=60).read().decode()  # type: ignore[no-any-return]
+
+        until = time.monotonic() + 120
+        while "similar meaning" not in get(f"/search?q={words[0]}"):
+            if time.monotonic() > until:
+                raise TimeoutError("the server does not search by meaning")
+            time.sleep(1.0)
+        for path in (*(f"/search?q={w}" for w in words), *(f"/paper/{s}" for s in app().slugs[:20]), "/", "/feed.atom"):
+            get(path)
+        status = Path(f"/proc/{server.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1024  # type: ignore[union-attr]
 
 
 def cases() -> list[Case | Figure]:
@@ -315,4 +345,6 @@ def cases() -> list[Case | Figure]:
     ]  # fmt: skip
     if find_spec("transformers") is not None:
         out.append(Figure("hybrid search", hybrid, "ms", 60, note="50,000 papers, the query embedded"))
+        out.append(Figure("highest memory of the server", memory, "MB", 600, once=True,
+                          note="50,000 papers, after searches by meaning"))  # fmt: skip
     return out

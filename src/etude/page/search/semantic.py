@@ -1,8 +1,8 @@
 """Meaning: MiniLM sentence vectors of title and abstract, searched exactly, or by signs where papers are very many.
 
 Vectors are made by a worker, never inside a request, and wait in the table `vector`. The query's own vector needs the
-model in the page's process: it is loaded in the background on first use, and until then search is by words. With
-`ETUDE_ENCODER=static` vectors are averages of the tokens' vectors: far quicker to make, and worse.
+model in the page's process, as `QueryEncoder`: it is loaded in the background on first use, and until then search is by
+words. With `ETUDE_ENCODER=static` vectors are averages of the tokens' vectors: far quicker to make, and worse.
 """
 
 import copy
@@ -66,6 +66,20 @@ def load_encoder() -> Encode:
         vectors: np.ndarray = encoder.encode(list(texts), cache=False).numpy()
         return vectors
 
+    return encode
+
+
+def load_query_encoder() -> Encode:
+    """The same vectors for one process that answers and stays small; raises `MissingExtra` without the extra `hf`."""
+    from threadpoolctl import threadpool_limits
+
+    if model_name() == MODELS["static"]:
+        encode = load_encoder()
+    else:
+        from etude.page.search.query_encoder import QueryEncoder, model_folder
+
+        encode = QueryEncoder(model_folder())
+    threadpool_limits(1, user_api="blas")  # more threads wait longer for each other than a few words take
     return encode
 
 
@@ -273,10 +287,7 @@ class SemanticIndex:
 
     def _load(self) -> None:
         try:
-            encode = load_encoder()
-            import torch
-
-            torch.set_num_threads(1)  # in the page: more threads wait longer for each other than a few words take
+            encode = load_query_encoder()
             encode(["warm up"])
             self._encode = encode
         except (EtudeError, OSError) as error:
