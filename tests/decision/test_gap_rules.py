@@ -172,3 +172,12 @@ def test_integer_losses_and_negative_doubt():
     )
     with pytest.raises(ValueError, match="std must be at least 0, got -0.2"):
         thompson_probabilities(torch.tensor([0.1, 0.2]), torch.tensor([0.1, -0.2]))
+
+
+@pytest.mark.parametrize("made", [list, tuple, np.array])
+def test_losses_may_be_lists_and_arrays(made):
+    losses = made([0.3, 0.1, 0.5])
+    given = torch.tensor([0.3, 0.1, 0.5], dtype=torch.float64 if made is np.array else None)
+    for rule, args in ((squarecb_probabilities, (20.0,)), (fastcb_probabilities, (40.0,)),
+                       (epsilon_greedy_probabilities, (0.2,)), (thompson_probabilities, (made([0.1, 0.1, 0.2]),))):  # fmt: skip
+        assert torch.allclose(rule(losses, *args), rule(given, *args))

@@ -402,6 +402,14 @@ def test_a_module_that_fails_leaves_the_bandit_as_it_was(policy):
         (lambda b, x: b.partial_fit(x[:0], [], loss=[]), ValueError, "at least one row"),
         (lambda b, x: b.partial_fit(x[0], 0, loss=0.1, prob=[0.1, 0.2]), ValueError, "prob must hold 1 numbers, got 2"),
         (lambda b, x: b.partial_fit(x[0], 0, loss="a"), TypeError, "loss must be a number or 1 of them, got 'a'"),
+        (lambda b, x: b.partial_fit(x[0], "a", loss=0.1), TypeError, "action must hold 1 integers, got 'a'"),
+        (lambda b, x: b.choose(None), TypeError, "contexts must be numbers in one block, got NoneType"),
+        (lambda b, x: b.choose([[1, 2], [3]]), TypeError, "contexts must be numbers in one block, got list"),
+        (
+            lambda b, x: NeuralBandit(2.5, 3, policy="greedy"),
+            ValueError,
+            "whole numbers of at least 1, got 2.5, 3 and 32",
+        ),
         (
             lambda b, x: NeuralBandit(3, disjoint=True, module=nn.Linear(22, 1)),
             ValueError,

@@ -1,10 +1,11 @@
 """IPS, SNIPS and DR against their formulas, against the truth, and with bad logs."""
 
+import pandas as pd
 import pytest
 import torch
 
 from etude.data import stream
-from etude.decision import policy_value
+from etude.decision import NeuralBandit, policy_value
 
 
 def _log(n=2000, k=3, seed=0):
@@ -120,3 +121,23 @@ def test_bad_logs_are_named():
     with pytest.raises(ValueError, match="never takes a logged action"):
         policy_value(never, actions, losses, logged, estimator="snips")
     assert policy_value(never, actions, losses, logged, estimator="ips").effective_n == 0
+
+
+def test_logs_may_be_lists_arrays_and_columns_of_data_frames():
+    target, actions, losses, logged, means = _log(40)
+    for made in (lambda t: t.numpy(), lambda t: t.tolist(), lambda t: pd.DataFrame(t.numpy()).squeeze()):
+        ours = policy_value(*map(made, (target, actions, losses, logged)), predicted=made(means))
+        assert ours.value == pytest.approx(policy_value(target, actions, losses, logged, predicted=means).value)
+    with pytest.raises(ValueError, match=r"probabilities must have shape \(n, K\), got \(3,\)"):
+        policy_value(target[0], actions, losses, logged, estimator="ips")
+
+
+def test_a_filtered_data_frame_is_a_log():
+    bandit = NeuralBandit(2, 3, disjoint=True, policy="greedy", random_state=0)
+    x = torch.randn(6, 3, generator=stream(0, "x"))
+    frame = pd.DataFrame({"action": [0, 1, 0, 1, 0, 1], "loss": [0.1, 0.9, 0.3, 0.5, 0.2, 0.0], "prob": [0.5] * 6})
+    part = frame[frame.action == 0]  # rows 0, 2 and 4
+    log = {"contexts": x[::2], "action": part.action, "loss": part.loss, "prob": part.prob}
+    plain = {"contexts": x[::2], "action": [0, 0, 0], "loss": [0.1, 0.3, 0.2], "prob": [0.5, 0.5, 0.5]}
+    assert bandit.evaluate(log) == bandit.evaluate(plain)
+    assert bandit.partial_fit(x[::2], part.action, loss=part.loss, prob=part.prob).rounds == 3

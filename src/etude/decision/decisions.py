@@ -105,10 +105,16 @@ class LoggedDecisions(NamedTuple):
     reward: Any = None
 
 
+def tensor_of(values: Any, **kwargs: Any) -> Tensor:
+    """Tensors, arrays, data frames, their columns and lists as a tensor without gradient; `kwargs` of `as_tensor`."""
+    given = np.array(values) if hasattr(values, "to_numpy") else values
+    return torch.as_tensor(given, **kwargs).detach()
+
+
 def numbers(given: Any, name: str, n: int, dtype: torch.dtype) -> Tensor:
     """A number or n of them as (n,); `name` is what errors call it."""
     try:
-        y = torch.as_tensor(given, dtype=dtype).detach().reshape(-1)
+        y = tensor_of(given, dtype=dtype).reshape(-1)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a number or {n} of them, got {given!r}") from error
     if len(y) != n:
@@ -137,9 +143,13 @@ def checked_contexts(
     ------
     ValueError
         For another shape, no rows, or NaN and infinity.
+    TypeError
+        For what is no numbers.
     """
-    given = np.array(contexts) if hasattr(contexts, "to_numpy") else contexts  # a data frame
-    x = torch.as_tensor(given, device=device).to(dtype).detach()  # no gradient into who made them
+    try:
+        x = tensor_of(contexts, device=device).to(dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"contexts must be numbers in one block, got {type(contexts).__name__}: {error}") from error
     wanted = (n_features,) if n_arms is None else (n_arms, n_features)
     if x.ndim not in (len(wanted), len(wanted) + 1) or tuple(x.shape[-len(wanted) :]) != wanted:
         inner = ", ".join(map(str, wanted))

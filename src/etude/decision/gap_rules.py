@@ -7,12 +7,15 @@ as Deb et al. 2023, arXiv 2312.07145, use them. Losses lie in [0, 1]; `...` stan
 import math
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 Gamma = float | Tensor
+Numbers = Tensor | ArrayLike
 
 
-def _checked(losses: Tensor) -> Tensor:
+def _checked(given: Numbers) -> Tensor:
+    losses = torch.as_tensor(given)
     if losses.ndim < 1 or losses.shape[-1] < 1:
         raise ValueError(f"losses must have shape (..., arms) with at least one arm, got {tuple(losses.shape)}")
     if not bool(torch.isfinite(losses).all()):
@@ -31,7 +34,7 @@ def _rest_to_best(p: Tensor, best: Tensor) -> Tensor:
     return p.scatter_(-1, best, 1 - p.sum(-1, keepdim=True))
 
 
-def squarecb_probabilities(losses: Tensor, gamma: Gamma) -> Tensor:
+def squarecb_probabilities(losses: Numbers, gamma: Gamma) -> Tensor:
     """p_a = 1 / (K + gamma (y_a - y_b)) for the arms a other than the best b, which gets the rest.
 
     For all predictions y and true means y* in [0, 1]
@@ -40,7 +43,7 @@ def squarecb_probabilities(losses: Tensor, gamma: Gamma) -> Tensor:
     Parameters
     ----------
     losses
-        (..., K) predicted losses; clipped to [0, 1].
+        (..., K) predicted losses, a tensor, an array or a list; clipped to [0, 1].
     gamma
         Larger: less exploration. A number or a tensor that broadcasts against (..., 1).
 
@@ -55,7 +58,7 @@ def squarecb_probabilities(losses: Tensor, gamma: Gamma) -> Tensor:
     return _rest_to_best(1 / (y.shape[-1] + gamma * (y - low)), best)
 
 
-def fastcb_probabilities(losses: Tensor, gamma: Gamma) -> Tensor:
+def fastcb_probabilities(losses: Numbers, gamma: Gamma) -> Tensor:
     """p_a = y_b / (K y_b + gamma (y_a - y_b)) for the arms a other than the best b, which gets the rest.
 
     Exploration vanishes as the best prediction y_b does. For gamma >= 10 K, all y and true means y* in [0, 1]
@@ -71,7 +74,7 @@ def fastcb_probabilities(losses: Tensor, gamma: Gamma) -> Tensor:
     return _rest_to_best(torch.where(below > 0, low / torch.where(below > 0, below, 1.0), 1.0 / k), best)
 
 
-def epsilon_greedy_probabilities(losses: Tensor, epsilon: float) -> Tensor:
+def epsilon_greedy_probabilities(losses: Numbers, epsilon: float) -> Tensor:
     """epsilon / K for every arm and 1 - epsilon more for the best; epsilon = 0 is greedy.
 
     Raises
@@ -86,7 +89,7 @@ def epsilon_greedy_probabilities(losses: Tensor, epsilon: float) -> Tensor:
     return _rest_to_best(p, y.argmin(-1, keepdim=True))
 
 
-def thompson_probabilities(mean: Tensor, std: Tensor, *, nodes: int = 33) -> Tensor:
+def thompson_probabilities(mean: Numbers, std: Numbers, *, nodes: int = 33) -> Tensor:
     """Probability that an arm's draw from its own normal distribution is the smallest.
 
     By quadrature over every arm's quantiles together: exact to about 1e-3 at 33 nodes an arm.
@@ -106,17 +109,17 @@ def thompson_probabilities(mean: Tensor, std: Tensor, *, nodes: int = 33) -> Ten
     ValueError
         For a negative std, or values that are not finite.
     """
-    mean, std = torch.broadcast_tensors(_checked(mean), _checked(std))
-    eps = torch.finfo(mean.dtype).eps
+    centre, spread = torch.broadcast_tensors(_checked(mean), _checked(std))
+    eps = torch.finfo(centre.dtype).eps
     # where the doubt is so small, or the precision half, the dtype cannot tell an arm's quantiles apart
-    narrow = (std <= (4 * eps * mean.abs()).clamp_min(1e-9)).any(-1) | (eps > 1e-4)
-    p = _quadrature(mean, std, nodes)
+    narrow = (spread <= (4 * eps * centre.abs()).clamp_min(1e-9)).any(-1) | (eps > 1e-4)
+    p = _quadrature(centre, spread, nodes)
     if bool(narrow.any()):
-        if bool((std < 0).any()):
-            raise ValueError(f"std must be at least 0, got {float(std.min()):.4g}")
-        wide = mean[narrow].double()
+        if bool((spread < 0).any()):
+            raise ValueError(f"std must be at least 0, got {float(spread.min()):.4g}")
+        wide = centre[narrow].double()
         wide = wide - wide.min(-1, keepdim=True).values  # around 0 there are digits enough
-        p[narrow] = _quadrature(wide, std[narrow].double(), nodes).to(p.dtype)
+        p[narrow] = _quadrature(wide, spread[narrow].double(), nodes).to(p.dtype)
     return p
 
 

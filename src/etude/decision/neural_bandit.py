@@ -25,6 +25,7 @@ from etude.decision.decisions import (
     checked_contexts,
     losses_in_unit,
     numbers,
+    tensor_of,
 )
 from etude.decision.off_policy import Estimator, PolicyValue, policy_value
 from etude.layers.modes import gradients_on
@@ -97,9 +98,9 @@ class NeuralBandit:
     ) -> None:
         if n_features is None:
             n_features = features_of(module, n_arms if disjoint else 1)
-        if n_arms < 1 or n_features < 1 or batch_size < 1:
+        if any(n < 1 or n % 1 for n in (n_arms, n_features, batch_size)):
             found = f"{n_arms}, {n_features} and {batch_size}"
-            raise ValueError(f"n_arms, n_features and batch_size must be at least 1, got {found}")
+            raise ValueError(f"n_arms, n_features and batch_size must be whole numbers of at least 1, got {found}")
         self.settings = BanditSettings(
             policy,
             gamma,
@@ -280,7 +281,10 @@ class NeuralBandit:
         if contexts is None or action is None:
             raise ValueError("partial_fit needs contexts and action, or decision=")
         x, _ = self._contexts(contexts)
-        arms = torch.as_tensor(action, device=self.device).reshape(-1)
+        try:
+            arms = tensor_of(action, device=self.device).reshape(-1)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"action must hold {len(x)} integers, got {action!r}") from error
         if arms.is_floating_point() or len(arms) != len(x):
             raise ValueError(f"action must hold {len(x)} integers, got {tuple(arms.shape)} of {arms.dtype}")
         if int(arms.min()) < 0 or int(arms.max()) >= self.n_arms:
@@ -317,7 +321,7 @@ class NeuralBandit:
                 raise ValueError(f"the logged decisions lack {name}; they hold {', '.join(rows)}")
         x, _ = self._contexts(rows["contexts"])
         losses = losses_in_unit(rows.get("loss"), rows.get("reward"), len(x))
-        actions, prob = (torch.as_tensor(rows[name]).reshape(-1).cpu() for name in ("action", "prob"))
+        actions, prob = (tensor_of(rows[name]).reshape(-1).cpu() for name in ("action", "prob"))
         with torch.no_grad(), self._looking():
             p = self._learner.probabilities(x[None])[0].cpu()
             predicted = self._learner.predict(x[None])[0].clamp(0, 1).cpu()

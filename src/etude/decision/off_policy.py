@@ -9,7 +9,10 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
+
+from etude.decision.decisions import tensor_of
 
 Estimator = Literal["ips", "snips", "dr"]
 
@@ -28,16 +31,18 @@ class PolicyValue(NamedTuple):
 
 
 def policy_value(
-    probabilities: Tensor,
-    actions: Tensor,
-    losses: Tensor,
-    logged: Tensor,
+    probabilities: Tensor | ArrayLike,
+    actions: Tensor | ArrayLike,
+    losses: Tensor | ArrayLike,
+    logged: Tensor | ArrayLike,
     *,
     estimator: Estimator = "dr",
-    predicted: Tensor | None = None,
+    predicted: Tensor | ArrayLike | None = None,
     confidence: float = 0.95,
 ) -> PolicyValue:
     """Mean loss of the policy with the given probabilities, estimated from logged decisions.
+
+    Tensors, arrays, columns of data frames or lists.
 
     Parameters
     ----------
@@ -59,8 +64,11 @@ def policy_value(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+    probabilities, actions, losses, logged = (tensor_of(t).cpu() for t in (probabilities, actions, losses, logged))
     if actions.is_floating_point():
         raise ValueError(f"actions must hold integers, got {actions.dtype}")
+    if probabilities.ndim != 2:
+        raise ValueError(f"probabilities must have shape (n, K), got {tuple(probabilities.shape)}")
     n, k = probabilities.shape
     actions = actions.long()
     losses, logged = losses.double(), logged.double()
@@ -90,9 +98,8 @@ def policy_value(
         value = float((weights * losses).mean()) / mean
         terms = value + weights * (losses - value) / mean
     elif estimator == "dr":
-        if predicted is None or predicted.shape != (n, k):
+        if predicted is None or (q := tensor_of(predicted).cpu().double()).shape != (n, k):
             raise ValueError(f'estimator "dr" needs predicted losses of shape ({n}, {k})')
-        q = predicted.double()
         if not bool(torch.isfinite(q).all()):
             raise ValueError("predicted losses must be finite")
         terms = (pi * q).sum(1) + weights * (losses - q.gather(1, actions[:, None])[:, 0])
