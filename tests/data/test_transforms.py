@@ -42,6 +42,31 @@ def test_a_batch_larger_than_a_piece_is_whole(monkeypatch):
     assert elastic(x[:0]).shape == (0, 1, 7, 9)
 
 
+@pytest.mark.parametrize("piece", [1, 3])
+def test_how_many_images_are_sampled_at_a_time_does_not_show(monkeypatch, piece):
+    x = images(7, 2, 9, 11)
+
+    def moved():
+        return [
+            elastic(x, alpha=(5.0, 30.0), fill=0.3, generator=stream(0, "warp")),
+            affine(x, degrees=(-20.0, 20.0), shift=((-2.0, 2.0), 1.0), generator=stream(0, "warp")),
+        ]
+
+    whole = moved()
+    monkeypatch.setattr(transforms, "PIECE", piece)
+    assert all(torch.equal(a, b) for a, b in zip(whole, moved(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_images_of_half_precision_are_moved_as_exactly_as_others(dtype):
+    x = images(3, 1, 28, 28).to(dtype)
+    torch.testing.assert_close(elastic(x, alpha=0.0), x)
+    torch.testing.assert_close(affine(x), x)
+    moved = elastic(x, generator=stream(0, "warp"))
+    assert moved.dtype == dtype
+    torch.testing.assert_close(moved, elastic(x.float(), generator=stream(0, "warp")).to(dtype))
+
+
 def test_the_noise_of_a_field_is_uniform():
     noise = transforms._noise((200_000,), stream(0, "noise")).double() / 128
     assert float(noise.mean()) == pytest.approx(0, abs=0.005)
@@ -170,16 +195,22 @@ def test_mixtures_keep_the_shares_of_pixels_and_classes_together():
     [
         (lambda: elastic(torch.rand(3, 8, 8)), r"\(N, C, H, W\).*shape \(3, 8, 8\)"),
         (lambda: elastic(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)), "torch.uint8"),
-        (lambda: elastic(images(), sigma=0.0), "sigma must be positive, got 0"),
+        (lambda: elastic(images(), sigma=0.0), "sigma must be positive and finite, got 0"),
         (lambda: elastic(images(), alpha=torch.ones(3)), r"alpha must hold one strength for each of 4 images"),
         (lambda: elastic(images(), alpha=(3.0, 1.0)), r"alpha must be ordered \(low, high\), got \(3.0, 1.0\)"),
         (lambda: affine(images(), scale=0.0), "scale must be positive, got 0"),
         (lambda: erase(images(), area=1.5), "area is a share between 0 and 1, got 1.5"),
         (lambda: erase(images(), aspect=(2.0, 1.0)), "aspect must be positive and ordered"),
-        (lambda: crop_flip(images(), padding=-1), "padding must be at least 0, got -1"),
+        (lambda: crop_flip(images(), padding=-1), "padding must be a whole number of at least 0, got -1"),
         (lambda: symmetries(images(), torch.zeros(4).long()), r"square images, got \(12, 10\)"),
         (lambda: symmetries(images(h=10), torch.tensor([0, 1, 2, 8])), "values 0 to 7"),
-        (lambda: mixup(images(), torch.zeros(4).long(), 2, alpha=0.0), "alpha must be positive, got 0"),
+        (lambda: mixup(images(), torch.zeros(4).long(), 2, alpha=0.0), "alpha must be positive and finite, got 0"),
+        (lambda: elastic(images(), alpha=float("nan")), "alpha must be finite, got nan"),
+        (lambda: affine(images(), shift=(0.0, float("inf"))), "shift must be finite, got inf"),
+        (lambda: erase(images(), p=2.0), "p is a chance between 0 and 1, got 2"),
+        (lambda: crop_flip(images(), flip=7.0), "flip is a chance between 0 and 1, got 7"),
+        (lambda: mixup(images(), torch.tensor([0, 1, 2, 5]), 3), r"labels must lie in 0..2, got 0 to 5"),
+        (lambda: cutmix(images(), torch.tensor([0, -1, 2, 1]), 3), r"labels must lie in 0..2, got -1 to 2"),
     ],
 )
 def test_bad_input_is_named(call, message):
