@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from etude.errors import UsageError
 from etude.lab.jobs import UserData
 from etude.lab.runner import run_study
 from etude.lab.study import Results
@@ -57,6 +58,12 @@ def test_graphs_of_too_few_nodes_are_refused_by_name():
 
 def test_retraining_is_an_epoch_of_the_thesis_at_most():
     assert all(config.retrain_steps <= 586 for config in SparsityStudy.configs.values())
+
+
+def test_documents_without_labels_are_refused(tmp_path):
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"text": t * 3}) for t in "abcdefgh"))
+    with pytest.raises(UsageError, match=r"rnn-sparsity cannot use .*d\.jsonl: accuracy is scored by labels"):
+        run_study("rnn-sparsity", ledger=tmp_path / "l.sqlite", jobs=1, user=UserData(str(tmp_path / "d.jsonl")))
 
 
 @pytest.mark.slow

@@ -105,11 +105,11 @@ from etude.layers.recurrent import spectral_radius as spectral_radius
 from etude.layers.recurrent_gradients import Profile as Profile
 from etude.layers.recurrent_gradients import gradient_profile as gradient_profile
 from etude.layers.recurrent_gradients import norm_preserving_penalty as norm_preserving_penalty
-from etude.layers.recurrent_gradients import rtrl as rtrl
 from etude.layers.recurrent_gradients import slope_error as slope_error
-from etude.layers.recurrent_gradients import tbptt as tbptt
 from etude.layers.recurrent_lm import LMOutput as LMOutput
 from etude.layers.recurrent_lm import RecurrentLM as RecurrentLM
+from etude.layers.recurrent_online import rtrl as rtrl
+from etude.layers.recurrent_truncation import tbptt as tbptt
 from etude.layers.seq2seq import Generated as Generated
 from etude.layers.seq2seq import RecurrentSeq2Seq as RecurrentSeq2Seq
 from etude.layers.seq2seq import Seq2SeqOutput as Seq2SeqOutput

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from etude.layers.cross_entropy import masked_cross_entropy
 from etude.layers.recurrent import make_rnn, run_rnn
 from etude.layers.recurrent_cells import JordanRNN, check_batch_first, output_width
-from etude.layers.recurrent_gradients import tbptt
+from etude.layers.recurrent_truncation import tbptt
 from etude.layers.time_window import TimeWindow
 
 

@@ -5,8 +5,8 @@
     (h, c) <- (h, c) - alpha * stopgrad(G);  o_t = decode(h) again where the signal looked at no target
 
 The signal is read off the top h. If it is L-smooth there, ``delta(h') <= delta(h) - alpha (1 - L alpha / 2) ||g||^2``
-with g = d delta / d h at the top: for alpha < 2 / L it falls at this step. Below the top, and in c, the step acts on what
-is read later only, and nothing is said of the loss there.
+with g = d delta / d h at the top: for alpha < 2 / L it falls at this step. Below the top, and in c, the step acts on
+what is read later only, and nothing is said of the loss there.
 
 Source: Ulmer 2019, arXiv 2101.00674. Differs: gradients are in closed form through the cells and the decoder
 (`etude.layers.recoding_cells`, `etude.layers.recoding_signals`), `-log p` is the default surprise instead of
@@ -37,7 +37,7 @@ from etude.layers.recoding_signals import (
 )
 from etude.layers.recoding_stats import IGNORE, RecodingStats, StepLog
 from etude.layers.recoding_steps import StepSizes
-from etude.layers.recurrent_gradients import detach
+from etude.layers.recurrent_truncation import detach
 
 
 class Recoder(nn.Module):

@@ -1,20 +1,15 @@
-"""Gradients through time: truncated back-propagation, their size against the lag, and the exact online gradient.
+"""How a gradient travels through time: its size against the lag, and a penalty on what changes it.
 
-Source: Lipton, Berkowitz & Elkan 2015, arXiv 1506.00019, section 2.3; truncation as BPTT(h; h') of Williams & Peng
-1990; `rtrl` is real-time recurrent learning of Williams & Zipser 1989.
+Source: Lipton, Berkowitz & Elkan 2015, arXiv 1506.00019, section 2.3.
 """
 
-import inspect
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from etude.layers.recurrent import make_rnn, spectral_radius
 from etude.layers.recurrent_cells import LinearRNN, check_batch_first
@@ -23,126 +18,6 @@ RADIUS_ROWS = 4
 """Rows whose state Jacobian is decomposed for a spectral radius."""
 FAR = 40  # gradients outside of 2^-40 .. 2^40 are rescaled
 State = tuple[Tensor, ...]
-WindowLoss = Callable[[Tensor, slice], Tensor]
-
-
-@dataclass
-class Window:
-    """One piece of a truncated run: call ``loss.backward()``."""
-
-    loss: Tensor
-    """Of the steps start..stop; its gradient reaches back to step `back_to`."""
-    y: Tensor
-    """(batch, stop - start, width)."""
-    state: Any
-    """After step stop - 1, detached."""
-    start: int
-    stop: int
-    back_to: int
-    module: nn.Module
-
-    def clip(self, max_norm: float) -> float:
-        """Clip the module's gradients after ``backward`` and return their norm before the clip.
-
-        Raises ValueError when the norm is NaN or infinite: the gradient has exploded beyond repair.
-        """
-        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), max_norm))
-        if not math.isfinite(norm):
-            raise ValueError(f"steps {self.start}..{self.stop}: gradient norm {norm} before the clip; lower lr or k2")
-        return norm
-
-
-def tbptt(
-    rnn: nn.Module,
-    x: Tensor,
-    k1: int,
-    k2: int,
-    *,
-    loss_fn: WindowLoss | None = None,
-    state: Any = None,
-) -> Iterator[Window]:
-    """Truncated back-propagation through time: every `k1` steps a loss whose gradient reaches back `k2` steps.
-
-    Between two windows the weights may change. Where k2 > k1 the last k2 steps are run again from the stored
-    state, so the cost is k2 / k1 of a plain run and memory is that of k2 steps. Where k1 does not divide the time, the
-    last window is shorter and begins its run no earlier: k2 - k1 steps before its own first.
-
-    Parameters
-    ----------
-    rnn
-        Anything called as ``rnn(x, state) -> y, state``, batch first, or a model that has it as its method ``run`` and
-        brings ``window_loss(y, steps, x)``, such as `RecurrentLM`.
-    x
-        Shape (batch, time, ...).
-    loss_fn
-        ``loss_fn(y, steps) -> scalar`` of the outputs (batch, k1, width) at the absolute steps (a slice). None: the
-        module's own `window_loss`; a bare recurrent net has none and gets half the mean square of its outputs (with
-        a warning): a stand-in that shows gradients and trains nothing.
-    state
-        State before the first step.
-
-    Yields
-    ------
-    Window
-
-    Raises
-    ------
-    ValueError
-        If k1 < 1 or k2 < k1, for a net of two directions or not batch first, or when a loss is NaN or infinite.
-    """
-    if k1 != int(k1) or k2 != int(k2):
-        raise ValueError(f"k1 and k2 are whole numbers of steps, got {k1} and {k2}")
-    k1, k2 = int(k1), int(k2)
-    if k1 < 1 or k2 < k1:
-        raise ValueError(f"need 1 <= k1 <= k2 (a step is first seen in the window that scores it), got {k1} and {k2}")
-    if x.dim() < 2 or x.shape[1] < 1:
-        raise ValueError(f"x must have shape (batch, time, ...) with at least one step, got {tuple(x.shape)}")
-    if getattr(rnn, "bidirectional", False):
-        raise ValueError("tbptt needs one direction: what reads backwards has no state to hand to the next window")
-    check_batch_first(rnn)
-    own = getattr(rnn, "window_loss", None)
-    if loss_fn is None and own is None:
-        warnings.warn("tbptt without loss_fn: half the mean square of the outputs stands in", stacklevel=2)
-    return _windows(rnn, x, k1, k2, loss_fn, own, state)
-
-
-def _windows(
-    rnn: nn.Module, x: Tensor, k1: int, k2: int, loss_fn: WindowLoss | None, own: Any, state: Any
-) -> Iterator[Window]:
-    time, run = x.shape[1], getattr(rnn, "run", rnn)
-    begin = 0
-    for start in range(0, time, k1):
-        stop = min(start + k1, time)
-        following = max(0, stop + k1 - k2)  # where the next window begins
-        cut = min(following, stop)
-        parts = []
-        running = state
-        if cut > begin:
-            y, running = run(x[:, begin:cut], running)
-            parts.append(y)
-        stored = detach(running)
-        if stop > cut:
-            y, running = run(x[:, cut:stop], running)
-            parts.append(y)
-        y = torch.cat(parts, dim=1)[:, start - begin :] if len(parts) > 1 else parts[0][:, start - begin :]
-        steps = slice(start, stop)
-        if loss_fn is not None:
-            loss = loss_fn(y, steps)
-        else:
-            loss = y.square().mean() / 2 if own is None else own(y, steps, x)
-        if loss.numel() != 1:
-            raise ValueError(f"the loss of a window must be one number, got shape {tuple(loss.shape)}")
-        if not bool(torch.isfinite(loss)):
-            raise ValueError(f"loss {loss.item()} at steps {start}..{stop}: the run has diverged; clip or lower the lr")
-        yield Window(loss, y, detach(running), start, stop, begin, rnn)
-        state, begin = stored, cut
-
-
-def detach(state: Any) -> Any:
-    """A recurrent state cut from its history."""
-    if isinstance(state, tuple):
-        return tuple(detach(s) for s in state)
-    return state.detach() if isinstance(state, Tensor) else state
 
 
 class Profile(NamedTuple):
@@ -182,7 +57,7 @@ def gradient_profile(rnn: nn.Module, x: Tensor, *, lags: Tensor | None = None) -
     RuntimeError
         Under `torch.inference_mode()`, where no gradient can be taken; `torch.no_grad()` is fine.
     """
-    _refuse_inference_mode()
+    refuse_inference_mode()
     check_batch_first(rnn)
     if getattr(rnn, "bidirectional", False):
         raise ValueError("gradient_profile needs one direction: a bidirectional net has no last step")
@@ -351,88 +226,7 @@ def norm_preserving_penalty(rnn: nn.RNN, x: Tensor, loss: Callable[[Tensor], Ten
     return torch.stack(terms).mean()
 
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
-    "tanh": lambda a: (torch.tanh(a), 1 - torch.tanh(a) ** 2),
-    "relu": lambda a: (torch.relu(a), (a > 0).to(a.dtype)),
-    "linear": lambda a: (a, torch.ones_like(a)),
-}
-
-
-def rtrl(
-    cell: nn.Module, x: Tensor, loss_fn: Callable[..., Tensor], *, state: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Exact gradient of a sum of losses, carried forward in time: no step is kept, nothing is run backwards.
-
-    The sensitivities P_t = dh_t / d(W, U, b) follow P_t = D_t (U P_{t-1} + dz_t), with D_t the diagonal of act' and
-    z_t = [x_t, h_{t-1}, 1]. Memory O(batch * h^2 (d + h)), time O(h^4) a step: an oracle for tests, not a way to train.
-
-    Parameters
-    ----------
-    cell
-        Elman: one-layer, one-directional `make_rnn("elman", ...)`, `torch.nn.RNN` or `torch.nn.RNNCell`.
-    x
-        Shape (batch, time, input).
-    loss_fn
-        ``loss_fn(h_t)`` or ``loss_fn(h_t, t)`` -> scalar of the hidden state (batch, h) at step t; summed over t.
-    state
-        First hidden state, (batch, h) or (1, batch, h); None: zeros.
-
-    Returns
-    -------
-    dict
-        Gradient by parameter name of the cell; equal to full back-propagation through time.
-
-    Raises
-    ------
-    ValueError
-        For a cell that is not of this kind or whose weights are parametrized, or x of another shape.
-    RuntimeError
-        Under `torch.inference_mode()`, where every gradient would be 0.
-    """
-    _refuse_inference_mode()
-    if not isinstance(cell, (nn.RNN, nn.RNNCell, LinearRNN)):
-        raise ValueError(f"rtrl is for Elman cells (nn.RNN, nn.RNNCell), got {type(cell).__name__}")
-    if getattr(cell, "num_layers", 1) != 1 or getattr(cell, "bidirectional", False):
-        raise ValueError("rtrl needs one layer and one direction")
-    if x.dim() != 3 or x.shape[-1] != cell.input_size:
-        raise ValueError(f"x must have shape (batch, time, {cell.input_size}), got {tuple(x.shape)}")
-    if is_parametrized(cell):
-        raise ValueError("the cell's weights are parametrized, as by pruning: make them plain first (make_permanent)")
-    named = {name.removesuffix("_l0"): p.detach() for name, p in cell.named_parameters()}
-    h_size, d = cell.hidden_size, cell.input_size
-    w, u = named["weight_ih"], named["weight_hh"]
-    bias = named.get("bias_ih", w.new_zeros(h_size)) + named.get("bias_hh", w.new_zeros(h_size))
-    activate, with_step = _ACTIVATIONS[getattr(cell, "nonlinearity", "linear")], _takes_step(loss_fn)
-    h = x.new_zeros(x.shape[0], h_size) if state is None else state.detach().reshape(x.shape[0], h_size)
-    sensitivity = x.new_zeros(x.shape[0], h_size, h_size, d + h_size + 1)
-    total = x.new_zeros(h_size, d + h_size + 1)
-    own = torch.arange(h_size, device=x.device)
-    for t in range(x.shape[1]):
-        z = torch.cat([x[:, t].detach(), h, x.new_ones(x.shape[0], 1)], dim=1)
-        a = x[:, t].detach() @ w.T + h @ u.T + bias
-        h, slope = activate(a)
-        sensitivity = torch.einsum("im,bmkj->bikj", u, sensitivity)
-        sensitivity[:, own, own] += z[:, None]
-        sensitivity = slope[:, :, None, None] * sensitivity
-        leaf = h.clone().requires_grad_(True)
-        with torch.enable_grad():
-            value = loss_fn(leaf, t) if with_step else loss_fn(leaf)
-        if value.requires_grad:
-            (error,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
-            total += torch.einsum("bi,bikj->kj", error, sensitivity)
-    pieces = {"weight_ih": total[:, :d], "weight_hh": total[:, d:-1], "bias_ih": total[:, -1], "bias_hh": total[:, -1]}
-    return {name: pieces[name.removesuffix("_l0")].clone() for name, _ in cell.named_parameters()}
-
-
-def _takes_step(loss_fn: Callable[..., Tensor]) -> bool:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        parameters = inspect.signature(loss_fn).parameters.values()
-    except ValueError:  # torch.sum and other built-ins have no signature, and know nothing of steps
-        return False
-    return sum(p.kind in kinds and p.default is p.empty for p in parameters) >= 2
-
-
-def _refuse_inference_mode() -> None:
+def refuse_inference_mode() -> None:
+    """RuntimeError under `torch.inference_mode()`, where every gradient would be 0."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError("gradients are taken here: use torch.no_grad() instead of torch.inference_mode()")

@@ -89,6 +89,12 @@ class SparsityStudy(Study):
         """Strings are drawn for each seed."""
         return None if protocol == "reber" else super().task(protocol, config)
 
+    def user_task(self, data: Any, config: SparsityConfig) -> Any:
+        """The user's labelled documents, read letter by letter."""
+        if data.labels is None or len(data.classes) < 2:
+            raise ValueError("accuracy is scored by labels: bring documents of at least two classes")
+        return data
+
     def measure(self, job: Job) -> Iterator[Measurement | Artifact]:
         """Train every cell, prune and retrain copies of it; or train the randomly wired nets."""
         tasks = {s: strings_for(job, s) for s in job.seeds}
