@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from etude.data import seeded_build, stream
 from etude.layers import Anchor, flatten, forward_with, unflatten
@@ -171,10 +172,107 @@ def test_only_the_last_layer_stacked_gives_every_set_its_output():
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_fused_recurrent_modules_are_refused_by_name(kind):
+def test_weights_of_fused_recurrent_modules_are_refused_by_name(kind):
     model = nn.Sequential(nn.Linear(2, 2), kind(2, 2))
     with pytest.raises(ValueError, match=f"1 is a {kind.__name__}"):
-        forward_with(model, {}, torch.zeros(1, 1, 2))
+        forward_with(model, {"1.bias_hh_l0": model[1].bias_hh_l0.detach()}, torch.zeros(1, 1, 2))
+
+
+class _Reader(nn.Module):
+    """Reads a sequence by an LSTM of its own, between layers whose weights may be given."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.rnn, self.leave = nn.Linear(3, 4), nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x):
+        out, (h, _) = self.rnn(self.enter(x))
+        return self.leave(out[:, -1]), {"state": h[0]}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_lstm_that_keeps_its_weights_runs_between_given_ones(shared):
+    models = [_Reader() for _ in range(3)]
+    for m in models[1:]:
+        m.rnn = models[0].rnn
+    x = torch.randn((4, 6, 3) if shared else (3, 4, 6, 3))
+    params = {n: p for n, p in _stack(models).items() if not n.startswith("rnn.")}
+    got, aside = forward_with(models[0], params, x, stacked=True, shared=shared)
+    for i, m in enumerate(models):
+        y, more = m(x if shared else x[i])
+        torch.testing.assert_close(got[i], y)
+        torch.testing.assert_close(aside["state"][i], more["state"])
+
+
+def test_a_module_that_stands_twice_runs_twice_and_keeps_its_weights():
+    act, layer = nn.Tanh(), nn.Linear(3, 3)
+    model = nn.Sequential(layer, act, nn.Linear(3, 3), act, layer)
+    x, before = torch.randn(4, 3), layer.weight
+    params = {n: torch.randn(2, *p.shape) for n, p in model.named_parameters()}
+    got = forward_with(model, params, x, stacked=True)
+    for i in range(2):
+        own = {n: p[i] for n, p in params.items()}
+        one, other = ((own[f"{at}.weight"], own[f"{at}.bias"]) for at in (0, 2))
+        hidden = torch.tanh(nn.functional.linear(torch.tanh(nn.functional.linear(x, *one)), *other))
+        wanted = nn.functional.linear(hidden, *one)
+        torch.testing.assert_close(got[i], wanted)
+        torch.testing.assert_close(forward_with(model, own, x), wanted)
+        both = {**own, "4.weight": own["0.weight"], "4.bias": own["0.bias"]}
+        torch.testing.assert_close(forward_with(model, both, x), wanted)
+    assert layer.weight is before
+    assert isinstance(before, nn.Parameter)
+    with pytest.raises(ValueError, match=r"'4.weight' is tied"):
+        forward_with(model, {"0.weight": torch.zeros(3, 3), "4.weight": torch.ones(3, 3)}, x)
+
+
+def test_attention_in_eval_mode_has_gradients_for_every_set():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    net, x = Net().eval(), torch.randn(2, 3, 5, 4)
+    params = {n: torch.randn(2, *p.shape).requires_grad_() for n, p in net.named_parameters()}
+    got = forward_with(net, params, x, stacked=True, shared=False)
+    got.square().sum().backward()
+    singles = {n: p[0].detach().requires_grad_() for n, p in params.items()}
+    forward_with(net, singles, x[0]).square().sum().backward()
+    for name, p in singles.items():
+        torch.testing.assert_close(params[name].grad[0], p.grad, rtol=1e-4, atol=1e-4)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_batches_in_dicts_and_results_of_several_tensors():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, batch):
+            return self.layer(batch["x"]) * batch["scale"], [batch["x"].sum(1)]
+
+    net = Net()
+    params = {n: torch.randn(4, *p.shape) for n, p in net.named_parameters()}
+    batch = {"x": torch.randn(4, 5, 3), "scale": torch.rand(4, 5, 1)}
+    got, (sums,) = forward_with(net, params, batch, stacked=True, shared=False)
+    for i in range(4):
+        own = {n: p[i] for n, p in params.items()}
+        torch.testing.assert_close(got[i], forward_with(net, own, {k: v[i] for k, v in batch.items()})[0])
+    torch.testing.assert_close(sums, batch["x"].sum(2))
+    with pytest.raises(TypeError, match="must be a tensor"):
+        forward_with(net, params, {"x": "no"}, stacked=True)
+
+
+def test_dropout_draws_a_mask_for_every_set_where_asked():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(50, 1, bias=False))
+    params = {"1.weight": torch.ones(4, 1, 50)}
+    got = forward_with(model, params, torch.ones(2, 50), stacked=True, shared=True, randomness="different")
+    assert len(got.flatten().unique()) > 4
+    for set_a in range(3):
+        assert not torch.equal(got[set_a], got[3])
 
 
 def test_bad_names_and_shapes_are_named():
@@ -191,10 +289,13 @@ def test_bad_names_and_shapes_are_named():
         forward_with(model, {}, x, stacked=True)
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(5)])
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(5), spectral_norm(nn.Linear(5, 5))])
 def test_state_that_sets_cannot_share_is_refused_until_eval(layer):
     model = nn.Sequential(nn.Linear(3, 5), layer)
     params = {"0.weight": torch.zeros(2, 5, 3)}
+    if isinstance(layer, nn.Linear):
+        assert forward_with(model, params, torch.zeros(4, 3), stacked=True).shape == (2, 4, 5)  # its own weight
+        params["1.parametrizations.weight.original"] = torch.ones(2, 5, 5)
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):
         forward_with(model, params, torch.zeros(4, 3), stacked=True)
     assert forward_with(model.eval(), params, torch.zeros(4, 3), stacked=True).shape == (2, 4, 5)

@@ -14,13 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from etude.layers.hypernetwork_buffers import BufferStacks, buffers_of
 from etude.layers.hypernetwork_conditions import Condition, Encoding, ScalarCondition, TaskCondition, encode_magnitude
 from etude.layers.hypernetwork_generators import Strategy, make_generator, widen_generator
 from etude.layers.hypernetwork_magnitude import MagnitudeReport, magnitude_report
 from etude.layers.hypernetwork_start import Init, Start, init_head
 from etude.layers.hypernetwork_targets import check_target, select_targets
 from etude.layers.modes import evaluating
-from etude.layers.parameters import Layout, flatten, forward_with, layout_of, unflatten
+from etude.layers.parameters import Layout, first_tensor, flatten, forward_with, layout_of, map_tensors, unflatten
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,15 @@ class HyperNetwork(nn.Module):
     Parameters
     ----------
     target
-        Any module; a copy of it is kept, whose selected weights are no parameters any more.
+        Any module; a copy of it is kept, whose selected weights are no parameters any more. The row of an embedding's
+        `padding_idx` is not generated: it stays what the target holds.
     condition
         What the weights depend on.
     strategy
         How they come out: "all" at once, by "split" heads, "layerwise", "chunk" by chunk, or by
         an "rnn", "attention" or "conv"-olution over the chunks.
     hidden
-        Sizes of the generator's hidden layers; for "rnn" and "attention" one equal size a layer.
+        Sizes of the generator's hidden layers, or the size of one; for "rnn" and "attention" one equal size a layer.
     targets
         Globs of parameter or module names that are generated; None: all.
     encoding
@@ -87,6 +89,8 @@ class HyperNetwork(nn.Module):
 
     Raises
     ------
+    TypeError
+        For a target that is no module or a condition that is no `Condition`.
     ValueError
         For numbers that do not fit, a target of mixed types, or one that cannot run with given weights, by module name.
     TargetError
@@ -96,6 +100,8 @@ class HyperNetwork(nn.Module):
     theta0: nn.Parameter | None
     gain: Tensor
     offset: Tensor | None
+    padding: Tensor
+    stacks: BufferStacks
 
     def __init__(
         self,
@@ -103,7 +109,7 @@ class HyperNetwork(nn.Module):
         condition: Condition,
         *,
         strategy: Strategy = "all",
-        hidden: Sequence[int] | None = None,
+        hidden: Sequence[int] | int | None = None,
         targets: Sequence[str] | str | None = None,
         encoding: Encoding | None = "cos|sin",
         residual: bool | None = None,
@@ -119,6 +125,10 @@ class HyperNetwork(nn.Module):
         buffers: Literal["shared", "per_condition"] = "shared",
     ) -> None:
         super().__init__()
+        if not isinstance(target, nn.Module):
+            raise TypeError(f"target must be a module, got a {type(target).__name__}")
+        if not isinstance(condition, Condition):
+            raise TypeError(f"condition must be such as TaskCondition(3, 8), got a {type(condition).__name__}")
         bounded = condition.bounded and encoding is not None
         residual = bounded if residual is None else residual
         if init is None:
@@ -126,11 +136,12 @@ class HyperNetwork(nn.Module):
             init = "default" if residual and strategy == "all" and condition.bounded else "gain"
         if hidden is None:
             hidden = (32,) if strategy in ("rnn", "attention") else (16, 64, 128)
+        hidden = (hidden,) if isinstance(hidden, int) else hidden
         if init not in ("gain", "scaled", "hyperfan", "default"):
             raise ValueError(f'init must be "gain", "scaled", "hyperfan" or "default", got {init!r}')
         if init in ("hyperfan", "scaled") and strategy != "all":
             raise ValueError(f'init="{init}" needs a head row for each weight (strategy="all"): take init="gain"')
-        check_target(target)
+        check_target(target, select_targets(target, targets))
         taken = {"self", "x", "shared", "weights"} & set(condition.names)
         if taken:
             raise ValueError(f"a condition cannot be called {sorted(taken)[0]!r}: calls have an argument of that name")
@@ -141,8 +152,9 @@ class HyperNetwork(nn.Module):
         for name, p in chosen.items():
             owner, _, leaf = name.rpartition(".")
             module = self.target.get_submodule(owner)
-            del module._parameters[leaf]
-            module.register_buffer(leaf, p.detach(), persistent=False)
+            if leaf in module._parameters:  # a module that stands under two names comes twice
+                del module._parameters[leaf]
+                module.register_buffer(leaf, p.detach(), persistent=False)
         self.bounded, self.norm = bounded, norm
         encode_magnitude(torch.zeros(1, 1), encoding)  # refuses an unknown one
         width = condition.width * (2 if self.bounded else 1)
@@ -155,10 +167,12 @@ class HyperNetwork(nn.Module):
         # made anew with every object: of it, a state holds only what the target's own values decided
         self.register_buffer("offset", None if residual else start.offset(), persistent=False)
         self._own = start.own
+        self.register_buffer("padding", start.padding, persistent=False)
         self.register_buffer("gain", torch.ones(len(self.layout.names)))
         probe = None if init == "default" else self.encode(condition.probe().to(self.gain))
         init_head(self.generator, self.layout, init, activation, probe, self.gain, residual)
-        self._own_buffers(buffers)
+        generated = {*self.layout.names, *(n for n, _ in self.layout.tied)}
+        self.stacks = buffers_of(self.target, generated, condition, buffers)
         like = next(iter(chosen.values()))
         self.to(device=like.device, dtype=like.dtype)
 
@@ -214,8 +228,12 @@ class HyperNetwork(nn.Module):
         if len(z) < 2 and self.norm == "batch" and any(m.training for m in self._batch_norms(self.generator)):
             raise ValueError(f'norm="batch" cannot train on {len(z)} conditions: give two or more, or hyper.eval()')
         scale = torch.repeat_interleave(self.gain, self._sizes())
-        change = self.generator(self.encode(z)) * scale
-        return change + (self.offset if self.theta0 is None else self.theta0)  # type: ignore[no-any-return]
+        change, start = self.generator(self.encode(z)) * scale, self.offset if self.theta0 is None else self.theta0
+        assert start is not None
+        if len(self.padding):
+            change = change.index_fill(1, self.padding, 0)
+            start = start.index_copy(0, self.padding, start.detach()[self.padding])
+        return change + start  # type: ignore[no-any-return]
 
     def generate_flat(self, *args: Any, **condition: Any) -> Tensor:
         """The weights of C conditions in one pass, (C, P)."""
@@ -226,32 +244,39 @@ class HyperNetwork(nn.Module):
         flat = self.generate_flat(*args, **condition)
         return unflatten(flat[0] if len(flat) == 1 else flat, self.layout)
 
-    def forward(self, x: Tensor, **condition: Any) -> Any:
-        """f(x; theta(c)) for one condition, or for one a row of x (ValueError if their numbers differ)."""
+    def forward(self, x: Any, **condition: Any) -> Any:
+        """f(x; theta(c)) for one condition, or for one a row of x (ValueError if their numbers differ).
+
+        x is what the target takes: a tensor, or dicts, lists and tuples of tensors with a row each.
+        """
         z = self._condition((), condition)
-        if not len(z) and not len(x):  # the target alone knows the shape of no rows; a sum over no weight sets is 0
+        if not len(z) and not len(
+            first_tensor(x)
+        ):  # the target alone knows the shape of no rows; a sum over no weight sets is 0
             return forward_with(self.target, unflatten(self.weights(z).sum(0), self.layout), x)
         if len(z) == 1:
             flat = self.weights(z)[0]
             out = self.forward_flat(x, flat, **condition)
             self._unwritten(flat, z)
             return out
-        if len(z) != len(x):
-            raise ValueError(f"{len(z)} conditions for {len(x)} rows: give one, or one for each row")
-        return self._stacked(z, x[:, None], condition, shared=False)[:, 0]
+        rows = len(first_tensor(x))
+        if len(z) != rows:
+            raise ValueError(f"{len(z)} conditions for {rows} rows: give one, or one for each row")
+        out = self._stacked(z, map_tensors(lambda t: t[:, None], x), condition, shared=False)
+        return map_tensors(lambda t: t[:, 0] if t.ndim > 1 else t, out)
 
-    def forward_each(self, x: Tensor, *, shared: bool = False, **condition: Any) -> Any:
+    def forward_each(self, x: Any, *, shared: bool = False, **condition: Any) -> Any:
         """C conditions with batches of their own, x (C, B, ...), or one `shared` batch (B, ...): (C, B, ...)."""
         return self._stacked(self._condition((), condition), x, condition, shared=shared)
 
-    def forward_flat(self, x: Tensor, weights: Tensor, **condition: Any) -> Any:
+    def forward_flat(self, x: Any, weights: Tensor, **condition: Any) -> Any:
         """f(x; weights) for flat weights (P,) made before, with the buffers of one condition."""
         return forward_with(self.target, self._with_buffers(unflatten(weights, self.layout), condition, 0), x)
 
-    def _stacked(self, z: Tensor, x: Tensor, condition: dict[str, Any], *, shared: bool) -> Any:
+    def _stacked(self, z: Tensor, x: Any, condition: dict[str, Any], *, shared: bool) -> Any:
         flat = self.weights(z)
         params = self._with_buffers(unflatten(flat, self.layout), condition, None)
-        out = forward_with(self.target, params, x, stacked=True, shared=shared)
+        out = forward_with(self.target, params, x, stacked=True, shared=shared, randomness="different")
         self._unwritten(flat, z)
         return out
 
@@ -269,7 +294,10 @@ class HyperNetwork(nn.Module):
         raise ValueError(f"{where} changes its weights in place ({', '.join(names)}): generated weights are read only")
 
     def export(self, **condition: Any) -> nn.Module:
-        """An ordinary, frozen copy of the target with the weights of one condition, as in eval mode."""
+        """An ordinary, frozen copy of the target with the weights of one condition, as in eval mode.
+
+        For many batches under one condition: the weights are made once here, and at every call of the hypernetwork.
+        """
         with torch.no_grad(), evaluating(self.condition, *self._batch_norms(self.generator)):
             flat = self.generate_flat(**condition)
         if len(flat) != 1:
@@ -279,6 +307,8 @@ class HyperNetwork(nn.Module):
         for name, value in made.items():
             owner, _, leaf = name.rpartition(".")
             module = out.get_submodule(owner)
+            if leaf not in module._buffers:  # a module of two names
+                continue
             del module._buffers[leaf]
             module.register_parameter(leaf, held.setdefault(id(value), nn.Parameter(value.clone())))
         own = self._with_buffers({}, condition, 0)
@@ -318,9 +348,7 @@ class HyperNetwork(nn.Module):
         if not isinstance(self.condition, TaskCondition):
             raise ValueError(f"only a TaskCondition grows, this is a {type(self.condition).__name__}")
         ids = self.condition.add(count, generator)
-        for name, key in self.buffer_names.items():
-            stack, built = getattr(self.stacks, key), self.target.get_buffer(name)  # the target's own stay as built
-            setattr(self.stacks, key, torch.cat([stack, built.to(stack).expand(count, *built.shape)]))
+        self.stacks.add(count, self.target)
         return ids
 
     def widen(self, n: int) -> None:
@@ -356,28 +384,10 @@ class HyperNetwork(nn.Module):
         else:
             self.offset[at] = value.to(self.offset)
 
-    def _own_buffers(self, buffers: str) -> None:
-        self.stacks = nn.Module()
-        self.buffer_names: dict[str, str] = {}
-        generated = {*self.layout.names, *(n for n, _ in self.layout.tied)}
-        own = {n: b for n, b in self.target.named_buffers() if n not in generated}
-        if buffers == "per_condition":
-            if not isinstance(self.condition, TaskCondition):
-                raise ValueError('buffers="per_condition" needs a TaskCondition')
-            for name, value in own.items():
-                key = name.replace(".", "__")
-                self.buffer_names[name] = key
-                self.stacks.register_buffer(key, value.expand(self.condition.num_tasks, *value.shape).clone())
-        elif buffers != "shared":
-            raise ValueError(f'buffers must be "shared" or "per_condition", got {buffers!r}')
-        elif any(n.endswith("running_mean") for n in own):
-            text = "conditions share batch norm's running statistics: prefer GroupNorm, or buffers='per_condition'"
-            warnings.warn(text, stacklevel=3)
-
     def _with_buffers(self, params: dict[str, Tensor], condition: dict[str, Any], row: int | None) -> dict[str, Tensor]:
-        if not self.buffer_names:
+        if not self.stacks.names:
             return params
         (task,) = self.condition.take(condition)
         ids = torch.as_tensor(task).reshape(-1).long()
         at: Any = ids if row is None else int(ids[row])  # a view, so that training updates the task's own statistics
-        return {**params, **{n: getattr(self.stacks, k)[at] for n, k in self.buffer_names.items()}}
+        return {**params, **self.stacks.at(at)}

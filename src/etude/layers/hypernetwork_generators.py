@@ -286,6 +286,9 @@ def make_generator(
     if norm == "batch" and strategy in ("layerwise", "chunk"):
         raise ValueError(f'norm="batch" mixes the places of strategy={strategy!r}: take norm="layer" or "weight"')
 
+    if strategy not in ("all", "split") and chunk_dim < 1:
+        raise ValueError(f"chunk_dim must be at least 1, got {chunk_dim}: without places all weights come out alike")
+
     def make(inputs: int, sizes: Sequence[int]) -> nn.Module:
         return trunk(inputs, sizes, activation, norm)
 

@@ -23,23 +23,29 @@ class Start:
 
     Matrices and kernels have none, biases start at 0 and gains of batch, layer and group norm at 1. Any other tensor of
     fewer than two axes (the gain of another norm, a slope, a scale) starts at the value that the target holds when the
-    hypernetwork is built: at 0 it would make a dead target.
+    hypernetwork is built: at 0 it would make a dead target. So does the row of an embedding's `padding_idx`.
     """
 
     def __init__(self, target: nn.Module, layout: Layout, chosen: Mapping[str, nn.Parameter]) -> None:
         norms = [n for n, m in target.named_modules() if isinstance(m, NORMS)]
         gains = {f"{n}.weight" if n else "weight" for n in norms}
+        rows = _padding_rows(target, layout)
+        slices = layout.slices()
         self.parts: list[Tensor] = []
-        own: list[str] = []
+        own, padding = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
         for name, shape in zip(layout.names, layout.shapes, strict=True):
             if len(shape) > 1 or name in gains or "bias" in name.rpartition(".")[2]:
                 self.parts.append(torch.full(shape, float(name in gains)))
+                if name in rows:
+                    at, width = rows[name], shape[1]
+                    self.parts[-1][at] = chosen[name].detach()[at]
+                    padding.append(slices[name].start + at * width + torch.arange(width))
             else:
-                own.append(name)
+                own.append(torch.arange(slices[name].start, slices[name].stop))
                 self.parts.append(torch.empty(shape, dtype=chosen[name].dtype).copy_(chosen[name].detach()))
-        slices = layout.slices()
-        at = [torch.arange(slices[n].start, slices[n].stop) for n in own]
-        self.own = torch.cat(at) if at else torch.zeros(0, dtype=torch.long)
+        self.padding = torch.cat(padding)
+        """Places in the flat weights of rows that stay as they are."""
+        self.own = torch.cat([*own, self.padding])
         """Places in the flat weights that hold the target's own values, which another build may not have."""
 
     def offset(self) -> Tensor:
@@ -50,7 +56,19 @@ class Start:
         """(P,) weights as an ordinary net starts: kaiming by fan-in, and the constant part."""
         stds = ordinary_stds(layout)
         parts = [torch.randn(p.shape) * std if p.ndim > 1 else p for p, std in zip(self.parts, stds, strict=True)]
-        return torch.cat([p.reshape(-1) for p in parts])
+        flat = torch.cat([p.reshape(-1) for p in parts])
+        flat[self.padding] = self.offset()[self.padding]
+        return flat
+
+
+def _padding_rows(target: nn.Module, layout: Layout) -> dict[str, int]:
+    """The row of `padding_idx` of each embedding, by the name under which its weight stands in the layout."""
+    first, rows = dict(layout.tied), dict[str, int]()
+    for name, module in target.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
+            weight = f"{name}.weight" if name else "weight"
+            rows[first.get(weight, weight)] = module.padding_idx
+    return rows
 
 
 def ordinary_stds(layout: Layout) -> list[float]:

@@ -5,19 +5,24 @@ weights than its own, one set or C sets at once; `Anchor` measures how far a mod
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 _POINTWISE = (
     nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity, nn.Hardtanh,
     nn.ReLU6, nn.Mish, nn.LogSigmoid, nn.Softsign,
 )  # fmt: skip
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Randomness = Literal["error", "different"]
+_ONE_BATCH = (nn.RNNBase, torch.jit.ScriptModule)  # kernels that vmap cannot carry
 
 
 @dataclass(frozen=True)
@@ -126,8 +131,9 @@ def unflatten(vector: Tensor, layout: Layout) -> dict[str, Tensor]:
 
 def _check(model: nn.Module, params: Mapping[str, Tensor], stacked: bool) -> int:
     """Names and shapes against the model's; the number of weight sets (0 when not stacked)."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase):
+    owners = {name.rpartition(".")[0] for name in params}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.RNNBase) and name in owners:
             raise ValueError(
                 f"{name or 'the model'} is a {type(module).__name__}, whose fused kernel reads its own packed weights "
                 "and would ignore the given ones: write it with nn.LSTMCell, nn.GRUCell or nn.RNNCell"
@@ -151,14 +157,23 @@ def _check(model: nn.Module, params: Mapping[str, Tensor], stacked: bool) -> int
     return sets
 
 
-def _refuse_state(model: nn.Module) -> None:
+def _refuse_state(model: nn.Module, params: Mapping[str, Tensor], randomness: Randomness) -> None:
+    owners = {name.rpartition(".")[0] for name in params}
     for name, m in model.named_modules():
-        if m.training and isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0:
+        if _draws(m) and randomness == "error":
             raise ValueError(
-                f"{name or 'the model'} draws dropout masks, which sets of weights cannot share: model.eval()"
+                f"{name or 'the model'} draws dropout masks, which sets of weights cannot share: model.eval(), or "
+                'randomness="different"'
             )
         if m.training and isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats:
             raise ValueError(f"{name or 'the model'} would update one running mean from every set: model.eval()")
+        if m.training and isinstance(m, _SpectralNorm) and name.rpartition(".")[0] in owners:
+            owner = name.rpartition("parametrizations")[0].rstrip(".")
+            raise ValueError(f"{owner or 'the model'} would update its spectral norm from every set: model.eval()")
+
+
+def _draws(m: nn.Module) -> bool:
+    return m.training and isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0
 
 
 def _batch_rank(model: nn.Module) -> int:
@@ -178,6 +193,7 @@ def forward_with(
     *,
     stacked: bool = False,
     shared: bool | None = None,
+    randomness: Randomness = "error",
 ) -> Any:
     """Run `model` with `params` in place of its own weights.
 
@@ -187,13 +203,17 @@ def forward_with(
         Tensors by the model's own names (parameters or buffers). Names left out keep the model's values. A tied
         weight given under one name counts under all.
     x
-        One batch (B, ...). With `stacked`, one for each weight set (C, B, ...), or one that all sets share.
+        One batch (B, ...). With `stacked`, one for each weight set (C, B, ...), or one that all sets share. Tensors
+        may lie in dicts, lists and tuples.
     stacked
         `params` are (C, ...): C weight sets in one pass (one matrix product for a linear layer, one grouped
-        convolution for a convolution, `vmap` for any other module). The result is (C, B, ...).
+        convolution for a convolution, `vmap` for any other module, set by set where nn.LSTM and its kin keep their own
+        weights). The result is (C, B, ...), and so is every tensor in a result of several.
     shared
         With `stacked`: whether `x` is one batch for all sets. None: `x` belongs to the sets one by one when it has
         more axes than a batch of the first layer and its first axis has length C.
+    randomness
+        With `stacked`, of active dropout: "error", or "different" masks for every set.
 
     Returns
     -------
@@ -202,28 +222,83 @@ def forward_with(
     Raises
     ------
     ValueError
-        If a name is unknown or a shape wrong; for nn.LSTM, nn.GRU and nn.RNN, whose fused kernels ignore given
-        weights; with `stacked` for active dropout and for batch norm in training mode.
+        If a name is unknown or a shape wrong; for weights of nn.LSTM, nn.GRU and nn.RNN, whose fused kernels ignore
+        given ones; with `stacked` for active dropout, and for batch norm and spectral norm in training mode.
     """
     sets = _check(model, params, stacked)
     if not stacked:
-        return functional_call(model, dict(params), (x,))
-    _refuse_state(model)
+        return _call(model, _under_all_names(model, params), x)
+    _refuse_state(model, params, randomness)
+    first = first_tensor(x)
     if shared is None:
-        shared = not (x.ndim > _batch_rank(model) and x.shape[0] == sets)
-    elif not shared and x.shape[0] != sets:
-        raise ValueError(f"x has {x.shape[0]} batches for {sets} weight sets; for one common batch say shared=True")
-    out, still_shared = _run(model, dict(params), x, shared)
-    return out.expand(sets, *out.shape) if still_shared and isinstance(out, Tensor) else out
+        shared = not (first.ndim > _batch_rank(model) and first.shape[0] == sets)
+    elif not shared and first.shape[0] != sets:
+        raise ValueError(f"x has {first.shape[0]} batches for {sets} weight sets; for one common batch say shared=True")
+    if shared and any(_draws(m) for m in model.modules()):  # a mask for each set, before a weight has touched x, too
+        x, shared = map_tensors(lambda t: t.expand(sets, *t.shape), x), False
+    with _attention_by_parts(model):
+        out, still_shared = _run(model, _under_all_names(model, params), x, shared, randomness)
+    return map_tensors(lambda t: t.expand(sets, *t.shape), out) if still_shared else out
 
 
-def _run(model: nn.Module, params: dict[str, Tensor], x: Any, shared: bool) -> tuple[Any, bool]:
+def _call(model: nn.Module, params: Mapping[str, Tensor], x: Any) -> Any:
+    """`functional_call`, which by itself would not give a module that stands in two places its own weights back."""
+    slots: dict[tuple[int, str], str] = {}
+    for name in params:
+        owner, _, leaf = name.rpartition(".")
+        slots.setdefault((id(model.get_submodule(owner)), leaf), name)
+    return functional_call(model, {name: params[name] for name in slots.values()}, (x,), tie_weights=False)
+
+
+def _under_all_names(model: nn.Module, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A tied weight that was given under one name, under all of its names."""
+    named = {
+        **dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))
+    }  # fmt: skip
+    given: dict[int, Tensor] = {}
+    for name, p in params.items():
+        other = given.setdefault(id(named[name]), p)
+        if other is not p and not torch.equal(other, p):
+            raise ValueError(f"{name!r} is tied, and was given other numbers under another of its names")
+    return {**{n: given[id(p)] for n, p in named.items() if id(p) in given}, **params}
+
+
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The same dicts, lists and tuples with every tensor changed."""
+    return tree_map(lambda t: function(t) if isinstance(t, Tensor) else t, tree)
+
+
+def first_tensor(tree: Any) -> Tensor:
+    """The first tensor among dicts, lists and tuples, whose shape counts rows; TypeError if there is none."""
+    for leaf in tree_flatten(tree)[0]:
+        if isinstance(leaf, Tensor):
+            return leaf
+    raise TypeError(f"a batch must be a tensor, or hold some in dicts, lists or tuples, got {type(tree).__name__}")
+
+
+@contextmanager
+def _attention_by_parts(model: nn.Module) -> Iterator[None]:
+    """Inside `vmap` tensors hide that they need gradients: attention in eval mode would take a kernel without any."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    apart = torch.is_grad_enabled() and any(isinstance(m, nn.MultiheadAttention) for m in model.modules())
+    if not (fast and apart):
+        yield
+        return
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+def _run(model: nn.Module, params: dict[str, Tensor], x: Any, shared: bool, randomness: Randomness) -> tuple[Any, bool]:
     """The output and whether it is still one for all sets (no weight has touched it yet)."""
     hooked = bool(model._forward_hooks or model._forward_pre_hooks)
     if not hooked and type(model) is nn.Sequential:
-        for name, child in model.named_children():
+        for name, child in model._modules.items():  # named_children() leaves out a module's second place
+            assert child is not None
             mine = {k[len(name) + 1 :]: v for k, v in params.items() if k.startswith(name + ".")}
-            x, shared = _run(child, mine, x, shared)
+            x, shared = _run(child, mine, x, shared, randomness)
         return x, shared
     if not params and (shared or (not hooked and isinstance(model, _POINTWISE))):
         return model(x), shared
@@ -231,9 +306,19 @@ def _run(model: nn.Module, params: dict[str, Tensor], x: Any, shared: bool) -> t
         return _linear(x, params["weight"], params.get("bias", model.bias), shared), False
 
     def one(p: dict[str, Tensor], rows: Any) -> Any:
-        return functional_call(model, p, (rows,))
+        return _call(model, p, rows)
 
-    call: Callable[..., Any] = vmap(one, in_dims=(0 if params else None, None if shared else 0))
+    if any(isinstance(m, _ONE_BATCH) for m in model.modules()):
+        sets = len(next(iter(params.values()))) if params else len(first_tensor(x))
+        made = [
+            one({n: p[c] for n, p in params.items()}, x if shared else map_tensors(lambda t, c=c: t[c], x))  # type: ignore[misc]
+            for c in range(sets)
+        ]
+        form = tree_flatten(made[0])[1]
+        leaves = zip(*(tree_flatten(m)[0] for m in made), strict=True)
+        return tree_unflatten([torch.stack(same) for same in leaves], form), False
+    rows = None if shared else tree_map(lambda t: 0 if isinstance(t, Tensor) else None, x)
+    call: Callable[..., Any] = vmap(one, in_dims=(0 if params else None, rows), randomness=randomness)
     return call(params, x), False
 
 
