@@ -10,6 +10,7 @@ from etude.data import TextDataset
 from etude.lab.registry import study
 from etude.lab.runner import run_study
 from etude.lab.study import Job, Results
+from etude.studies import _recoding_nets as nets
 from etude.studies import _recoding_problems as problems
 from etude.studies.recoding_rnn import RecodingConfig
 
@@ -85,7 +86,7 @@ def test_the_thesis_settings_reach_the_training(monkeypatch):
     plain, decayed, pulled = asked
     assert plain["penalty"] is decayed["penalty"] is None
     assert (plain["config"].weight_decay, decayed["config"].weight_decay) == (0.0, 4.8e-5)
-    lm = problems.language_model(90, config, **GRID["grid_ensemble"])
+    lm = nets.language_model(90, config, **GRID["grid_ensemble"])
     assert pulled["penalty"](lm) == lm.recoder.decoder.penalty(90) > 0
 
 
