@@ -7,6 +7,7 @@ from etude.data.vowels import vowels
 from etude.lab.runner import run_study
 from etude.lab.study import Job, Results
 from etude.studies import _physical_arms as arms_of
+from etude.studies import _physical_rivals as rivals
 from etude.studies.phyll import PhysicalConfig, PhysicalStudy
 
 
@@ -66,14 +67,14 @@ TINY = PhysicalConfig(epochs=5, inner_steps=2, twin_steps=2, twin_pairs=50, hidd
 
 @pytest.mark.parametrize(("how", "fitted", "runs"), [("pat", 1, 28), ("in_silico", 2, 0), ("spsa", 0, 84)])
 def test_a_rival_pays_for_the_twins_that_it_needs(how, fitted, runs):
-    task, seen, make = arms_of.scaled(vowels(2, 2, seed=0)), [], arms_of.twin_maker()  # 14 rows of 12 features
+    task, seen, make = arms_of.scaled(vowels(2, 2, seed=0)), [], rivals.twin_maker()  # 14 rows of 12 features
 
     def twin(box, seed, config):
         seen.append((box.in_features, box.out_features))
         return make(box, seed, config)
 
     assert task.train.x.shape == (14, 12)
-    curve = arms_of.back_propagation(task, "optics", TINY, 0, how=how, drift=False, twin=twin).curve
+    curve = rivals.back_propagation(task, "optics", TINY, 0, how=how, drift=False, twin=twin).curve
     assert seen == [(12, 9), (6, 9)][2 - fitted :]
     assert [curve[0][0], curve[1][0] - curve[0][0]] == [50 * fitted + runs, runs]
     first, second = ([m * 100, 20_000, 20_000, 900] for m in (12, 6))
@@ -90,13 +91,13 @@ def test_a_rival_pays_for_the_twins_that_it_needs(how, fitted, runs):
 def test_rivals_are_read_as_finely_in_runs_as_local_learning(how):
     task = arms_of.scaled(vowels(2, 2, seed=0))
     config = TINY.model_copy(update={"epochs": 60, "inner_steps": 10, "curve_every": 3})
-    curve = arms_of.back_propagation(task, "optics", config, 0, how=how, drift=False, twin=arms_of.twin_maker()).curve
+    curve = rivals.back_propagation(task, "optics", config, 0, how=how, drift=False, twin=rivals.twin_maker()).curve
     local = arms_of.local_learning(task, "optics", config, 0, drift=False).curve
     assert curve[1][0] - curve[0][0] == local[1][0] - local[0][0] == 168
 
 
 def test_both_arms_of_a_seed_share_a_twin():
-    make, (box, again) = arms_of.twin_maker(), (
+    make, (box, again) = rivals.twin_maker(), (
         arms_of.boxes_of("optics", vowels(2, 2, seed=0), TINY, 3, label_slots=0)[1] for _ in range(2)
     )  # fmt: skip
     assert make(box, 3, TINY) is make(again, 3, TINY)

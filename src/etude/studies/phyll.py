@@ -5,7 +5,6 @@ kind and from one stream of the seed, but not the same: PhyLL's first box is wid
 after it differ from those of the other arms.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -18,6 +17,8 @@ from etude.data.tasks import Task
 from etude.data.vowels import vowels
 from etude.lab.study import Arm, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.studies import _physical_arms as arms_of
+from etude.studies import _physical_rivals as rivals
+from etude.studies._physical_measures import measurements
 from etude.studies._physical_plots import physical_plots
 from etude.training.physical_boxes import BOXES, BoxKind
 
@@ -101,13 +102,13 @@ class PhysicalStudy(Study):
         """Train the arm on every box and score it on new speakers or test images."""
         config = job.config if job.protocol == "vowels" else job.config.for_digits()
         for seed in job.seeds:
-            twin = arms_of.twin_maker()
+            twin = rivals.twin_maker()
             for how in GRADIENTS.get(job.arm, ("",)):
                 kinds = config.boxes[:1] if job.arm in ONE_NET else config.boxes
                 found = {kind: _outcome(job, config, seed, kind, how, twin) for kind in kinds}
                 if job.arm in ONE_NET:
                     found = dict.fromkeys(config.boxes, found[kinds[0]])
-                yield from _rows("in_silico_stale" if how == "in_silico" else job.arm, seed, found)
+                yield from measurements("in_silico_stale" if how == "in_silico" else job.arm, seed, found)
 
     def plots(self, results: Results) -> list[Plot]:
         """Accuracy by arm, accuracy against physical runs, digital work, the drift in time."""
@@ -130,40 +131,15 @@ def _task(job: Job, config: PhysicalConfig, seed: int) -> Task:
 
 
 def _outcome(
-    job: Job, config: PhysicalConfig, seed: int, kind: str, how: str, twin: arms_of.TwinMaker
+    job: Job, config: PhysicalConfig, seed: int, kind: str, how: str, twin: rivals.TwinMaker
 ) -> arms_of.Outcome:
     task, drift = _task(job, config, seed), job.protocol in DRIFTING
     if how:
-        return arms_of.back_propagation(task, kind, config, seed, how=how, drift=drift, twin=twin)
+        return rivals.back_propagation(task, kind, config, seed, how=how, drift=drift, twin=twin)
     if job.arm == "read_out_only":
-        return arms_of.reservoir(task, kind, config, seed)
+        return rivals.reservoir(task, kind, config, seed)
     if job.arm == "ridge":
-        return arms_of.ridge(task)
+        return rivals.ridge(task)
     physics = None if job.arm == "no_physics" else kind
     gradual = job.arm == "gradual"
     return arms_of.local_learning(task, physics, config, seed, drift=drift and not gradual, gradual=gradual)
-
-
-def _rows(arm: str, seed: int, found: dict[str, arms_of.Outcome]) -> Iterator[Measurement]:
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
-
-    scores = {kind: outcome.accuracy for kind, outcome in found.items()}
-    named = {"accuracy": mean([*scores.values()]), "accuracy_worst_box": min(scores.values())}
-    named |= {f"accuracy_{kind}": score for kind, score in scores.items()}
-    if {"optics", "microwave"} <= set(scores):
-        named["accuracy_optics_microwave"] = mean([scores["optics"], scores["microwave"]])
-    named["error"] = 100 - named["accuracy"]
-    for when in ("before_drift", "after_drift"):
-        values = [getattr(o, when) for o in found.values()]
-        if all(map(math.isfinite, values)):
-            named[f"accuracy_{when}"] = mean(values)
-    yield from (Measurement(arm, seed, name, value, "points") for name, value in named.items())
-    curves = [o.curve for o in found.values() if o.curve]
-    if curves and arm != "no_physics":
-        costs = [arms_of.costs_to(curve) for curve in curves]
-        yield Measurement(arm, seed, "ln_physical_runs", mean([math.log(max(r, 1)) for r, _ in costs]), "ln runs")
-        yield Measurement(arm, seed, "ln_digital_macs", mean([math.log(max(m, 1)) for _, m in costs]), "ln MACs")
-        for points in zip(*curves, strict=False):
-            runs, _, score = (mean([p[i] for p in points]) for i in range(3))
-            yield Measurement(arm, seed, "accuracy_by_runs", score, "points", step=runs)
