@@ -5,6 +5,9 @@ import pytest
 
 from etude.lab.jobs import UserData
 from etude.lab.runner import run_study
+from etude.lab.study import Artifact, Job, Results
+from etude.lab.vega import to_svg
+from etude.studies.prototype_network import PrototypeConfig, PrototypeStudy
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +55,41 @@ def test_a_table_of_the_user(tmp_path):
     assert result.errors == []
     full = [r["value"] for r in result.rows if r["arm"] == "full" and r["metric"] == "accuracy"]
     assert np.mean(full) > 80
+
+
+def first_seed(arm, config):
+    the_study = PrototypeStudy()
+    task = the_study.task("digits", config)
+    made = list(the_study.measure(Job("digits", arm, config.seeds[:1], config, task)))
+    return [{"protocol": "digits", **item._asdict()} for item in made if isinstance(item, Artifact)], the_study
+
+
+def test_the_gallery_is_coloured_by_class_with_the_nearest_rows_beneath():
+    artifacts, the_study = first_seed("full", PrototypeConfig(protocols=("digits",), epochs=2))
+    (gallery,) = [a["value"] for a in artifacts if a["name"] == "gallery"]
+    assert {r["what"] for r in gallery} == {"prototype", "nearest row"}
+    by_image = {(r["what"], r["j"]): set() for r in gallery}
+    for r in gallery:
+        by_image[r["what"], r["j"]].add(r["class"])
+    assert len(by_image) == 30
+    assert all(len(classes) == 1 and classes <= set("0123456789") for classes in by_image.values())
+    plots = {p.name: p for p in the_study.plots(Results([], artifacts))}
+    assert set(plots) == {"gallery-digits", "explanation-digits"}
+    drawn = to_svg(plots["gallery-digits"].spec)
+    assert len({color for color in ("#2f7fb8", "#d9662b", "#2a9d76", "#b5529b") if color in drawn}) > 1
+    for a in artifacts:  # a run of an earlier version
+        a["value"] = [{k: v for k, v in r.items() if k != "class"} for r in a["value"]]
+    plots = {p.name: p for p in the_study.plots(Results([], artifacts))}
+    assert "class" not in str(plots["gallery-digits"].spec["encoding"])
+
+
+@pytest.mark.parametrize(("settings", "pictures"), [({}, 8), ({"more": 1 / 15}, 1)])
+def test_the_arm_with_more_prototypes_has_so_many(settings, pictures):
+    artifacts, _ = first_seed("more", PrototypeConfig(protocols=("digits",), epochs=1, **settings))
+    (drawn,) = artifacts
+    assert len({r["j"] for r in drawn["value"]}) == pictures
+
+
+def test_at_the_largest_size_there_are_nets_of_fifteen_and_fifty_prototypes():
+    config = PrototypeStudy().configs["gpu"]
+    assert (config.n_prototypes, round(config.more * config.n_prototypes)) == (15, 50)

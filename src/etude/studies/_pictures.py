@@ -21,13 +21,23 @@ def pixel_records(images: Tensor, what: str) -> list[Any]:
     ]
 
 
-def strip(records: list[Any], row: str = "what", *, column: str = "image") -> dict[str, Any]:
-    """Images side by side, one line for each value of `row`; a Vega-Lite specification."""
+def strip(records: list[Any], row: str = "what", *, column: str = "image", color: str | None = None) -> dict[str, Any]:
+    """Images side by side, one line for each value of `row`; a Vega-Lite specification.
+
+    Parameters
+    ----------
+    color
+        Field whose value gives an image its hue; None: all are grey.
+    """
     base = alt.Chart(alt.Data(values=records)).mark_rect().properties(width=42, height=42)
+    ink: tuple[Any, ...] = (alt.Color("v:Q", scale=alt.Scale(scheme="greys"), legend=None),)
+    if color is not None:
+        scale = alt.Scale(domain=[0, 1], range=[0, 1], clamp=True)
+        ink = alt.Color(f"{color}:N"), alt.Opacity("v:Q", scale=scale, legend=None)
     chart = base.encode(
         alt.X("x:O", axis=None),
         alt.Y("y:O", axis=None),
-        alt.Color("v:Q", scale=alt.Scale(scheme="greys"), legend=None),
+        *ink,
         alt.Row(f"{row}:N", title=""),
         alt.Column("j:O", title=column),
     )

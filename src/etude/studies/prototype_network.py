@@ -17,12 +17,12 @@ from etude.data import load_images
 from etude.data.randomness import seeded_build, stream
 from etude.data.tasks import Split, Task
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
-from etude.studies._pictures import dots, pixel_records, strip
+from etude.studies._prototype_plots import prototype_artifacts, prototype_plots
 from etude.training import TrainConfig, accuracy, train
 from etude.trust import Lambdas, PrototypeNetwork
 
 ABLATED = ("digits", "mnist")
-SIZES = {"fewer": 2 / 3, "full": 1.0, "more": 2.0}
+SIZES = ("fewer", "full", "more")
 WEIGHTS = {
     "no_r1_r2": Lambdas(r1=0, r2=0), "no_r1": Lambdas(r1=0), "no_r2": Lambdas(r2=0), "no_terms": Lambdas(20, 0, 0, 0),
 }  # fmt: skip
@@ -33,6 +33,8 @@ class PrototypeConfig(StudyConfig):
 
     protocols: tuple[str, ...] = ("digits", "fashion_mnist")
     n_prototypes: PositiveInt = 15
+    more: PositiveFloat = 2.0
+    """Prototypes of the arm of this name, in multiples of `n_prototypes`."""
     epochs: PositiveInt = 200
     """Passes over sets of small images and tables."""
     epochs_large: PositiveInt = 12
@@ -48,7 +50,9 @@ class PrototypeStudy(Study):
     configs: ClassVar = {
         "quick": PrototypeConfig(n_seeds=3, protocols=("digits",), epochs=60),
         "laptop": PrototypeConfig(),
-        "gpu": PrototypeConfig(n_seeds=3, protocols=("mnist", "fashion_mnist"), epochs_large=300, train_rows=60_000),
+        "gpu": PrototypeConfig(
+            n_seeds=3, protocols=("mnist", "fashion_mnist"), epochs_large=300, train_rows=60_000, more=10 / 3
+        ),
     }
     arms: ClassVar = {
         "full": Arm("prototype network with all terms"),
@@ -58,7 +62,7 @@ class PrototypeStudy(Study):
         "no_r2": Arm("without R2", role="ablation", protocols=ABLATED),
         "no_terms": Arm("cross-entropy alone", role="ablation", protocols=ABLATED),
         "fewer": Arm("two thirds of the prototypes", role="ablation", protocols=ABLATED),
-        "more": Arm("twice the prototypes", role="ablation", protocols=ABLATED),
+        "more": Arm("twice the prototypes, at the gpu tier 50", role="ablation", protocols=ABLATED),
         "untrained": Arm("the net before training", role="control", protocols=ABLATED),
         "shuffled": Arm("all terms, shuffled labels", role="control"),
     }
@@ -71,7 +75,7 @@ class PrototypeStudy(Study):
     def measure(self, job: Job) -> Iterator[Measurement | Artifact]:
         """Train the arm, score it on test rows and compare its prototypes with training rows."""
         tasks, count = {s: _task(job, s) for s in job.seeds}, job.config.n_prototypes
-        m = round(SIZES.get(job.arm, 1.0) * count)
+        m = max(1, round({"fewer": 2 / 3, "more": job.config.more}.get(job.arm, 1.0) * count))
         for seed, net in zip(job.seeds, _nets(job, tasks, m), strict=True):
             rows, test = tasks[seed].train, tasks[seed].test
             assert test is not None
@@ -87,27 +91,11 @@ class PrototypeStudy(Study):
                 yield Measurement(job.arm, seed, "logit_difference", whole)
                 yield Measurement(job.arm, seed, "left_out_difference", partial)
                 if seed == job.config.seeds[0]:
-                    yield from _artifacts(job, net, rows, test, report)
+                    yield from prototype_artifacts(job, net, rows, test, report, tasks[seed].meta["classes"])
 
     def plots(self, results: Results) -> list[Plot]:
         """Gallery, ablation strip, accuracy by number of prototypes, one explanation."""
-        out = []
-        for a in results.artifacts("gallery"):
-            out.append(Plot(f"gallery-{a['protocol']}", strip(a["value"]), "Prototypes and the nearest training rows."))
-        for protocol in results.protocols:
-            cells = [r | {"what": a["arm"]} for a in results.artifacts("drawn", protocol=protocol) for r in a["value"]]
-            if cells := [r for r in cells if r["what"] in ("full", *WEIGHTS, "untrained")]:
-                out.append(Plot(f"ablation-{protocol}", strip(cells), "Decoded prototypes with terms left out."))
-            spec = dots(results.select("accuracy", protocol=protocol, arms=SIZES), "test accuracy, %", [*SIZES])
-            out.append(Plot(f"accuracy-{protocol}", spec, "Test accuracy by number of prototypes."))
-        import altair as alt
-
-        for a in results.artifacts("explanation"):
-            x = alt.X("contribution:Q", title="added to the logit of the predicted class")
-            bars = alt.Chart(alt.Data(values=a["value"])).mark_bar()
-            spec = bars.encode(x, alt.Y("prototype:O", sort=alt.SortField("distance")), color="distance:Q").to_dict()
-            out.append(Plot(f"explanation-{a['protocol']}", spec, "Why one test row got its class."))
-        return out
+        return prototype_plots(results, ablations=("full", *WEIGHTS, "untrained"), sizes=SIZES)
 
 
 def _task(job: Job, seed: int) -> Task:
@@ -143,19 +131,3 @@ def _nets(job: Job, tasks: dict[int, Task], m: int) -> list[nn.Module]:
     config = TrainConfig(epochs=epochs, batch_size=min(250, len(rows)), lr=job.config.lr, drop_last=True)
     done = train(build, lambda s: tasks[s].train, loss=loss, config=config, seeds=job.seeds, device=job.device)
     return [t.module for t in done]
-
-
-def _artifacts(
-    job: Job, net: PrototypeNetwork, rows: Split, test: Split, report: trust.PrototypeReport
-) -> Iterator[Artifact]:
-    """Pictures of the first seed's prototypes, and why its first test row got its class."""
-    seed, drawn = job.config.seeds[0], net.decode_prototypes()
-    if rows.x.ndim == 4:
-        yield Artifact(job.arm, seed, "drawn", pixel_records(drawn[:8], "prototype"))
-    if rows.x.ndim == 4 and job.arm == "full":
-        real = pixel_records(rows.x[report.nearest[:15]], "nearest row")
-        yield Artifact("full", seed, "gallery", [*pixel_records(drawn[:15], "prototype"), *real])
-    if job.arm == "full":
-        out = net.evidence(test.x[:1].to(job.device))
-        (e,) = trust.explanations(out.distances, net.head.weight, report.nearest)
-        yield Artifact("full", seed, "explanation", e.records(int(out.logits.argmax())))  # type: ignore[arg-type]
