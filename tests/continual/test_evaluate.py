@@ -96,3 +96,21 @@ def test_bad_input_is_named() -> None:
         evaluate_stream(len, [])
     with pytest.raises(ValueError, match="NaN"):
         evaluate_stream(lambda x: torch.full((len(x), 4), torch.nan), stream_of())
+
+
+@pytest.mark.parametrize("say", [lambda n: torch.rand(n, 1), lambda n: np.ones((n, 1), dtype=np.int64)])
+def test_one_column_is_neither_labels_nor_scores_of_several_classes(say) -> None:
+    with pytest.raises(ValueError, match=r"shape \(5, 1\) score one of 4 classes"):
+        evaluate_stream(lambda x: say(len(x)), stream_of())
+
+
+def test_a_head_of_one_class_scores_it_in_one_column() -> None:
+    y = torch.arange(3).repeat_interleave(5)
+    task = Task("toy", "table", Split(y.float()[:, None], y), None, Split(y.float()[:, None], y), 3)
+    segments = class_stream(task, 1, seed=0, relabel=True)
+    assert evaluate_stream(lambda x: torch.rand(len(x), 1), segments).average == 1.0
+
+
+def test_words_are_no_class_numbers() -> None:
+    with pytest.raises(ValueError, match="must be class numbers or scores, got <U1"):
+        evaluate_stream(lambda x: np.array(["a"] * len(x)), stream_of())

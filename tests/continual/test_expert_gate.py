@@ -195,3 +195,14 @@ def test_arrays_and_another_default_type(dtype) -> None:
         assert gate.predict(x).y.tolist() == (x[:, 0] > 0).tolist()
     finally:
         torch.set_default_dtype(before)
+
+
+def test_data_frames_and_lists_reach_backbone_and_experts() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(domain(0).numpy(), index=range(7, 127))
+    made = ExpertGate(code_dim=3, config=FAST)
+    made.add_task(frame, nn.Linear(12, 2))
+    assert torch.equal(made.predict(frame).y, made.predict(domain(0)).y)
+    words = ExpertGate(lambda texts: torch.tensor([[float(len(t)), t.count("a")] for t in texts]), 1, config=FAST)
+    words.add_task(["a", "banana", "tree", "haystack"] * 3, lambda texts: torch.tensor([len(t) for t in texts]))
+    assert words.predict(["aa", "tree", "b"]).y.tolist() == [2, 4, 1]

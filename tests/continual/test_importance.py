@@ -198,3 +198,32 @@ def test_half_precision_is_summed_in_more() -> None:
         torch.testing.assert_close(t.float(), want[name], rtol=5e-3, atol=0.1)
     with pytest.raises(ValueError, match="0.weight is not finite.*float16"):
         importance(net(4, 3).half(), 3e3 * torch.ones(5, 4).half())
+
+
+class Named(nn.Module):
+    """Takes its inputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(2, 4)
+
+    def forward(self, x: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.first(x["a"]) * self.second(x["b"])
+
+
+@pytest.mark.parametrize("kind", ["mas", "fisher", "local"])
+def test_a_net_that_takes_a_mapping(kind) -> None:
+    model = seeded_build(Named, stream(0, "init"))
+    x = {"a": torch.randn(9, 3, generator=stream(0, "a")), "b": torch.randn(9, 2, generator=stream(0, "b"))}
+    whole = importance(model, x, kind)
+    parts = importance(model, [{n: t[at] for n, t in x.items()} for at in (slice(4), slice(4, 9))], kind)
+    assert all(torch.allclose(whole[n], parts[n], atol=1e-6) for n in whole)
+    if kind == "mas":
+        a, b = x["a"], x["b"]
+        left, right = model.first(a), model.second(b)
+        delta = 2 * left * right * right  # d |F|^2 / d first
+        assert torch.allclose(whole["first.weight"], (delta.abs().T @ a.abs()) / 9, atol=1e-5)
+    half = importance(model.bfloat16(), {n: t.bfloat16() for n, t in x.items()}, kind)
+    assert half["first.weight"].dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="got dict: use torch.as_tensor"):
+        importance(model, [{"a": [1.0]}])

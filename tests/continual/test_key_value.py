@@ -405,3 +405,14 @@ def test_a_state_of_more_classes_and_an_optimiser_of_before() -> None:
     assert fresh.value_dim == 6 and torch.equal(fresh.vote(embeddings(5)), grown.vote(embeddings(5)))
     with pytest.warns(UserWarning, match="`values` is not trained"):
         assert not grown.check_optimizer(before)
+
+
+def test_coverage_of_nothing_and_of_rows_that_are_all_alike() -> None:
+    kv = bottleneck()
+    with pytest.raises(ValueError, match="no embeddings to cover"):
+        kv.coverage(embeddings(0))
+    with pytest.raises(ValueError, match="no tokens to vote"):
+        kv.vote(torch.zeros(3, 0, 12))
+    alike = bottleneck(placed=False).initialize_keys(torch.ones(100, 12))
+    assert alike.coverage(torch.ones(5, 12)).distance_ratio == 1.0
+    assert alike.coverage(torch.zeros(5, 12)).distance_ratio == float("inf")

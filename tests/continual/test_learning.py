@@ -158,3 +158,21 @@ def test_interfered_replay_needs_one_rate() -> None:
     with pytest.raises(ValueError, match="needs one rate"):
         learn_online(net(), segments, config=TrainConfig(lr={"*": 0.1}), replay=replay)
     learn_online(net(), segments, config=TrainConfig(optimizer="sgd", lr=1), replay=replay)
+
+
+def test_heads_that_are_there_already_would_be_asked_for_other_segments() -> None:
+    model = TaskHeads(seeded_build(lambda: nn.Linear(8, 5), stream(0, "i")), 5)
+    segments = permuted_stream(task(), 2, seed=0)
+    learn_tasks(model, segments[:1], config=TrainConfig(epochs=1))
+    learn_tasks(model, [segments[1]], config=TrainConfig(epochs=1))  # the stream goes on
+    with pytest.raises(ValueError, match="has 2 heads, so segment 0 would get another number"):
+        learn_tasks(model, segments, config=TrainConfig(epochs=1))
+
+
+def test_a_memory_of_another_model_is_refused() -> None:
+    model, config = net(), TrainConfig(optimizer="sgd", lr=0.05)
+    segments = class_stream(task(), 2, seed=0)
+    with pytest.raises(ValueError, match="GSSBuffer holds another model"):
+        learn_online(model, segments, config=config, replay=Replay(GSSBuffer(5, net(), nn.CrossEntropyLoss())))
+    with pytest.raises(ValueError, match="TaskFreeMAS holds another model"):
+        learn_online(model, segments, config=config, task_free=TaskFreeMAS(net()))

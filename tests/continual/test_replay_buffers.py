@@ -361,3 +361,57 @@ def test_what_buffers_cannot_take(kind) -> None:
 def test_no_step_without_a_trainable_parameter() -> None:
     with pytest.raises(ValueError, match="no trainable parameters"):
         mir_select(net().requires_grad_(False), *rows(3), rows(4, 1), 2, lr=0.1)
+
+
+@pytest.mark.parametrize("kind", [GSSBuffer, SelectionBuffer, ReservoirBuffer])
+def test_offers_that_are_no_tensors_of_one_length_are_named(kind) -> None:
+    buffer, (x, y) = ReservoirBuffer(5) if kind is ReservoirBuffer else kind(5, net(), ce), rows(3)
+    with pytest.raises(ValueError, match="must be tensors, got list: use torch.as_tensor"):
+        buffer.observe(x, y.tolist())
+    with pytest.raises(ValueError, match="must be tensors, got ndarray and ndarray"):
+        buffer.observe(x.numpy(), y.numpy())
+    with pytest.raises(ValueError, match="3 inputs and 2 labels"):
+        buffer.observe(x, y[:2])
+    assert len(buffer) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": float("nan")}, {"project": 0}])
+def test_gss_settings_that_compare_nothing_are_refused(wrong) -> None:
+    with pytest.raises(ValueError, match="threshold must be a number and project at least 1"):
+        GSSBuffer(5, net(), ce, **wrong)
+
+
+def test_rejected_samples_stay_counted() -> None:
+    buffer, (x, y) = GSSBuffer(5, net(), ce), rows(3)
+    buffer.observe(x * torch.tensor([1.0, float("nan"), 1.0])[:, None], y)
+    fresh = GSSBuffer(5, net(), ce)
+    fresh.load_state_dict(buffer.state_dict())
+    assert fresh.num_rejected == buffer.num_rejected == 1
+
+
+@pytest.mark.parametrize("few", [0, -1])
+def test_retrieval_from_no_candidates_is_refused(few: int) -> None:
+    buffer = ReservoirBuffer(5)
+    buffer.observe(*rows(5))
+    with pytest.raises(ValueError, match=f"candidates must be at least 1, or None for all, got {few}"):
+        mir_select(net(), *rows(3, 1), buffer, 2, lr=0.1, candidates=few)
+
+
+def test_losses_that_are_no_numbers_choose_nothing() -> None:
+    x, y = rows(3)
+    with pytest.raises(ValueError, match="positive, finite lr"):
+        mir_select(net(), x, y, rows(4, 1), 2, lr=float("inf"))
+    with pytest.raises(ValueError, match="losses after the virtual step are NaN"):
+        mir_select(net(), x * float("nan"), y, rows(4, 1), 2, lr=0.1)
+    with pytest.raises(ValueError, match=r"one loss a candidate, \(4,\), got \(3,\)"):
+        mir_select(net(), x, y, rows(4, 1), 2, lr=0.1, criterion="best", best_loss=torch.zeros(3))
+    pool = rows(4, 1)
+    listed = mir_select(net(), x, y, list(pool), 2, lr=0.1)
+    assert torch.equal(listed.places, mir_select(net(), x, y, pool, 2, lr=0.1).places)
+
+
+def test_numbers_that_make_no_choice_or_histogram_are_refused() -> None:
+    with pytest.raises(ValueError, match="similarity holds NaN"):
+        diverse_subset(torch.full((4, 4), float("nan")), 2)
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2, got 0\.\.5"):
+        class_counts(torch.tensor([0, 5]), 3)

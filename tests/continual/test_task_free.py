@@ -130,3 +130,14 @@ def test_bad_input() -> None:
             call(torch.zeros(2, 2), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="hard_size"):
         TaskFreeMAS(net(), hard_size=0)
+
+
+def test_a_refused_batch_is_not_booked() -> None:
+    free, x, y = TaskFreeMAS(net()), torch.randn(4, 2, generator=stream(0, "x")), torch.tensor([0, 1, 2, 0])
+    with pytest.raises(ValueError, match="must be tensors, got list"):
+        free.observe(x, y.tolist())
+    with pytest.raises(ValueError, match="diverged"):
+        free.observe(x * math.nan, y)
+    assert free.num_batches == 0 and free.hard is None
+    free.observe(x, y)
+    assert free.num_batches == 1

@@ -153,3 +153,20 @@ def test_drift_goes_from_one_state_to_the_other() -> None:
     assert torch.allclose(drift(45)(a, b), (a + b) / math.sqrt(2))
     with pytest.raises(ValueError, match="one shape"):
         drift(1)(a, b[:1])
+
+
+@pytest.mark.parametrize("rows", [0, -2])
+def test_a_class_without_rows_is_refused(rows: int) -> None:
+    with pytest.raises(ValueError, match=f"asks for {rows} rows of class 1"):
+        class_stream(task(), 2, seed=0, sizes={1: rows})
+    for make in (lambda **s: permuted_stream(task(), 2, seed=0, **s), lambda **s: rotated_stream(
+        task(images=True), [0.0, 90.0], seed=0, **s)):  # fmt: skip
+        with pytest.raises(ValueError, match=f"at least 1 row of a part, got {rows}"):
+            make(sizes=rows)
+        with pytest.raises(ValueError, match=f"at least 1 row of a part, got {rows}"):
+            make(test_size=rows)
+
+
+def test_more_disjoint_segments_than_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="60 rows cannot be shared out over 61 segments"):
+        permuted_stream(task(), 61, seed=0, disjoint=True)

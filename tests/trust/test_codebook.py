@@ -501,3 +501,9 @@ def test_purity_of_neurons_in_half_precision():
     values = torch.arange(200.0)[:, None]
     labels = (values[:, 0] > 150).long()
     assert unit_purity(values.half(), labels, quantile=0.9) == unit_purity(values, labels, quantile=0.9)
+
+
+def test_a_mask_is_not_taken_for_codes():
+    cb = wrapped()
+    with pytest.raises(TypeError, match="must be whole numbers, got torch.bool"), cb.force({cb.names[0]: [True]}):
+        cb(IDS)

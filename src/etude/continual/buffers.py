@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from etude.continual.heads import check_rows
 from etude.data.randomness import stream
 from etude.training.replay import ReplayBuffer
 
@@ -38,8 +39,15 @@ class ReservoirBuffer(ReplayBuffer):
         self.best_loss = torch.full((size,), torch.inf)
 
     def observe(self, x: Tensor, y: Tensor) -> Tensor:
-        """Offer a batch; the place of every sample, -1 where it was not kept."""
-        if not len(x) and not len(y):
+        """Offer a batch; the place of every sample, -1 where it was not kept.
+
+        Raises
+        ------
+        ValueError
+            If x and y are no tensors of one length, or rows differ in shape from those held.
+        """
+        check_rows(x, y)
+        if not len(x):
             return torch.zeros(0, dtype=torch.int64)
         places = self.add((x, y))
         self.best_loss[places[places >= 0]] = torch.inf
@@ -77,5 +85,7 @@ def warn_if_few(held: int, n: int) -> None:
 
 
 def class_counts(y: Tensor, num_classes: int) -> list[int]:
-    """How many samples of each class, for histograms."""
+    """How many samples of each class, for histograms; ValueError for a label that is none of them."""
+    if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {int(y.min())}..{int(y.max())}")
     return torch.bincount(y.long(), minlength=num_classes).tolist()

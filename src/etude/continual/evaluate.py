@@ -135,7 +135,8 @@ def evaluate_stream(
     Raises
     ------
     ValueError
-        If there are no segments, or a sequence of predictors has another length.
+        If there are no segments, a sequence of predictors has another length, or what a predictor says is neither
+        class numbers nor scores of the classes.
     """
     if not segments:
         raise ValueError("there are no segments to evaluate")
@@ -153,7 +154,7 @@ def evaluate_stream(
         one = predict if states is None else states[t]
         with _untouched(one) as call, fork_global(stream(0, "evaluate", t)):
             known = data[: t + 1] if by_task and learn is not None else data
-            said = [_labels(call(d.x, s.number) if by_task else call(d.x)) for d, s in zip(known, segments)]
+            said = [_labels(call(d.x, s.number) if by_task else call(d.x), s) for d, s in zip(known, segments)]
         R[t] = [accuracy(p, d.y) for p, d in zip(said, known)] + [np.nan] * (len(data) - len(known))
         y = np.concatenate([_array(d.y) for d in known])
         by_class[t] = class_accuracy(np.concatenate(said), y, max(classes, *(int(p.max()) + 1 for p in said)))[:classes]
@@ -172,9 +173,16 @@ def _array(value: Any) -> NDArray[Any]:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def _labels(said: Any) -> NDArray[Any]:
+def _labels(said: Any, segment: Segment) -> NDArray[Any]:
     labels = _array(said)
+    if labels.dtype.kind not in "iubf":
+        raise ValueError(f"predictions must be class numbers or scores, got {labels.dtype}")
     if labels.ndim == 2:
+        classes = len(segment.classes) if segment.relabel else segment.task.num_classes
+        if labels.shape[1] == 1 < classes:
+            raise ValueError(
+                f"predictions of shape {labels.shape} score one of {classes} classes: give labels (n,) or scores (n, C)"
+            )
         if np.isnan(labels).any():
             raise ValueError("scores hold NaN: the model diverged")
         labels = labels.argmax(1)

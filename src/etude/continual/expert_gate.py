@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,8 +76,8 @@ class ExpertGate:
     Parameters
     ----------
     feature_fn
-        A fixed backbone, inputs to (n, ...) features, called without gradient; None: the inputs themselves, tensors or
-        arrays.
+        A fixed backbone, inputs to (n, ...) features, called without gradient; None: the inputs themselves, tensors,
+        arrays or data frames.
     code_dim
         Width of the autoencoders' codes; the paper has 100, and 10 works.
     temperature
@@ -129,7 +130,7 @@ class ExpertGate:
         fn = self.feature_fn
         with torch.no_grad(), evaluating(fn) if isinstance(fn, nn.Module) else nullcontext():
             f = x if fn is None else fn(x)
-        return torch.as_tensor(f).detach().flatten(1).float()
+        return _tensor(f).detach().flatten(1).float()
 
     def add_task(self, X: Any, expert: Any = None) -> int:
         """Train a task's autoencoder on its inputs and keep its expert; the task's number.
@@ -208,7 +209,7 @@ class ExpertGate:
             if expert is None:
                 raise ValueError(f"task {t} has no expert: give add_task one")
             places = (flat == t).nonzero()[:, 0]
-            said = _ask(expert, x[places // k])
+            said = _ask(expert, _take(x, places // k))
             for place, value in zip(places.tolist(), said, strict=True):
                 answers[place] = value
         y = torch.stack([a for a in answers if a is not None]) if answers else torch.zeros(0, dtype=torch.long)
@@ -312,10 +313,21 @@ def train_expert(
     return expert
 
 
+def _tensor(rows: Any) -> Tensor:
+    return rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
+
+
+def _take(x: Any, rows: Tensor) -> Any:
+    """The given rows of a tensor, an array, a data frame or a list."""
+    if isinstance(x, list | tuple):
+        return [x[i] for i in rows.tolist()]
+    return x.iloc[rows.cpu().numpy()] if hasattr(x, "iloc") else x[rows]
+
+
 def _ask(expert: Any, x: Any) -> Tensor:
     if isinstance(expert, nn.Module):
         if not isinstance(x, Tensor):  # an array: in the module's own precision and place
-            x = torch.as_tensor(x)
+            x = _tensor(x)
             like = next(expert.parameters(), x)
             x = x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
         with evaluating(expert), torch.no_grad():

@@ -10,6 +10,7 @@ score 0.1 as in the published code. Differs from it: samples that no longer fit 
 at once instead of being dropped.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from etude.continual.buffers import warn_if_few
 from etude.continual.gradient_directions import Directions, FlatGradients, factored_gradients, linear_chain
-from etude.continual.heads import check_labels
+from etude.continual.heads import check_labels, check_rows
 from etude.continual.importance import check_gradients
 from etude.data.randomness import stream
 from etude.layers.modes import evaluating
@@ -65,6 +66,8 @@ class GSSBuffer:
     ----------
     scores
         (held,) score of every kept sample.
+    num_rejected
+        Samples refused so far, as their gradient was not finite.
     """
 
     def __init__(
@@ -83,6 +86,8 @@ class GSSBuffer:
         if min(size, num_gradients, batch_size) < 1:
             raise ValueError(f"size, num_gradients and batch_size must be at least 1, got {size}, {num_gradients}, "
                              f"{batch_size}")  # fmt: skip
+        if math.isnan(threshold) or (project is not None and project < 1):
+            raise ValueError(f"threshold must be a number and project at least 1, got {threshold} and {project}")
         self.size, self.model, self.loss_fn = size, model, loss_fn
         self.num_gradients, self.batch_size, self.threshold = num_gradients, batch_size, threshold
         self.parameters, self.project = parameters, project
@@ -108,7 +113,7 @@ class GSSBuffer:
         Raises
         ------
         ValueError
-            If x and y differ in length, or a label lies outside the model's outputs.
+            If x and y are no tensors of one length, or a label lies outside the model's outputs.
         RuntimeError
             In ``torch.inference_mode``, where there are no gradients.
         """
@@ -135,8 +140,7 @@ class GSSBuffer:
 
     def _check_offer(self, x: Tensor, y: Tensor) -> None:
         check_gradients(f"{type(self).__name__}.observe")
-        if len(x) != len(y):
-            raise ValueError(f"{len(x)} inputs and {len(y)} labels")
+        check_rows(x, y)
         if len(x):
             with evaluating(self.model), torch.no_grad():
                 check_labels(self.model(x[:1]), y)
@@ -224,7 +228,8 @@ class GSSBuffer:
     def state_dict(self) -> dict[str, Tensor]:
         """Samples, scores and the generator's state, as tensors; the model is not part of it."""
         held = {} if self._x is None or self._y is None else {"x": self._x.clone(), "y": self._y.clone()}
-        return {**held, "scores": self.scores.clone(), "generator": self.generator.get_state()}
+        counted = {"num_rejected": torch.tensor(self.num_rejected), "generator": self.generator.get_state()}
+        return {**held, "scores": self.scores.clone(), **counted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
@@ -233,4 +238,5 @@ class GSSBuffer:
         self._x = state["x"].clone() if "x" in state else None
         self._y = state["y"].clone() if "y" in state else None
         self.scores = state["scores"].clone()
+        self.num_rejected = int(state.get("num_rejected", 0))  # states of before had none
         self.generator.set_state(state["generator"])

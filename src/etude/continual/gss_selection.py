@@ -36,11 +36,13 @@ def diverse_subset(similarity: Tensor, size: int, *, exchanges: int = 1000) -> T
     Raises
     ------
     ValueError
-        If `size` does not lie in 1..n.
+        If `size` does not lie in 1..n, or `similarity` is not square and finite.
     """
     n = len(similarity)
     if similarity.shape != (n, n) or not 1 <= size <= n:
         raise ValueError(f"need a square matrix and a size in 1..{n}, got {tuple(similarity.shape)} and {size}")
+    if not bool(torch.isfinite(similarity).all()):
+        raise ValueError("similarity holds NaN or infinity")
     s = similarity.double()
     s = (s + s.T) / 2
     inside = torch.ones(n, dtype=torch.bool, device=s.device)

@@ -1,6 +1,7 @@
 """A shared trunk with one head a task: the net of task-incremental learning, where the task is known at test time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,21 @@ def loss_of_each(losses: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, y:
             'a loss of torch does with reduction="none"'
         )
     return each
+
+
+def check_rows(x: Any, y: Any) -> None:
+    """Refuse inputs and labels that are no tensors of one length.
+
+    Raises
+    ------
+    ValueError
+        Saying what they are.
+    """
+    wrong = [type(part).__name__ for part in (x, y) if not isinstance(part, Tensor)]
+    if wrong:
+        raise ValueError(f"inputs and labels must be tensors, got {' and '.join(wrong)}: use torch.as_tensor")
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} inputs and {len(y)} labels")
 
 
 def check_labels(logits: Tensor, y: Tensor) -> None:

@@ -61,7 +61,8 @@ def importance(
     Parameters
     ----------
     data
-        Inputs (N, ...), a `Split` or an (x, y) pair, or an iterable of these, such as a loader; see `batches_of`.
+        Inputs (N, ...), a mapping of them, a `Split` or an (x, y) pair, or an iterable of these, such as a loader; see
+        `batches_of`.
         Labels are ignored but for "empirical_fisher".
     kind
         "mas", "fisher", "empirical_fisher" (gradients of the given labels' log-probabilities), or "local" (linear
@@ -70,7 +71,8 @@ def importance(
         False: one gradient a batch. "mas": the absolute value of the batch's summed gradient; "empirical_fisher":
         the square of the mean gradient. The result then depends on the batches.
     forward
-        ``forward(model, x)`` gives the outputs F(x), (B, C); None: ``model(x)``.
+        ``forward(model, x)`` gives the outputs F(x), (B, C), such as ``model(**x).logits`` of a mapping of keywords;
+        None: ``model(x)``.
     chunk
         Samples whose gradients are held at a time; None chooses by memory.
 
@@ -101,7 +103,7 @@ def importance(
     half = per_sample and any(total[n].dtype != p.dtype for n, p in chosen.items())
     with evaluating(model), torch.set_grad_enabled(not per_sample):  # torch.func takes its own gradients
         for x, y in _in_parts(data, 64) if half else batches_of(data):  # a batch is summed in the model's own type
-            size = len(x)
+            size = num_rows(x)
             if kind == "local":
                 found = _local(model, x, run, chosen)
             elif per_sample:
@@ -131,30 +133,46 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def batches_of(data: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+def batches_of(data: Any) -> Iterator[tuple[Any, Tensor | None]]:
     """(x, labels or None) of every batch that is not empty; a tensor, a `Split` or an (x, y) pair is one batch.
+
+    x is a tensor, or a mapping of tensors for a net that takes one.
 
     Two tensors alike in type and in the shape of a row are two batches of inputs, as `Tensor.split` gives them; labels
     like that belong in a `Split`.
     """
     if isinstance(data, Tensor):
         pairs: Iterable[Any] = [data] if data.ndim else []
-    elif is_pair(data):
+    elif isinstance(data, Mapping) or is_pair(data):
         pairs = [data]
     else:
         pairs = data
     for item in pairs:
         x, y = (item[0], item[1] if len(item) > 1 else None) if isinstance(item, tuple | list) else (item, None)
-        if not isinstance(x, Tensor):
-            raise ValueError(f"a batch must be a tensor of inputs, or inputs with labels, got {type(x).__name__}")
-        if len(x):
+        columns = list(x.values()) if isinstance(x, Mapping) else [x]
+        if not all(isinstance(c, Tensor) for c in columns):
+            raise ValueError(
+                "a batch must be a tensor of inputs, a mapping of such, or inputs with labels, got "
+                f"{type(x).__name__}: use torch.as_tensor"
+            )
+        if num_rows(x):
             yield x, y
 
 
-def _in_parts(data: Any, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+def num_rows(x: Any) -> int:
+    """Rows of inputs: of a tensor, or of the tensors of a mapping."""
+    return len(next(iter(x.values()), ())) if isinstance(x, Mapping) else len(x)
+
+
+def _cut(x: Any, rows: slice) -> Any:
+    return {n: t[rows] for n, t in x.items()} if isinstance(x, Mapping) else x[rows]
+
+
+def _in_parts(data: Any, rows: int) -> Iterator[tuple[Any, Tensor | None]]:
     for x, y in batches_of(data):
-        for at in range(0, len(x), rows):
-            yield x[at : at + rows], None if y is None else y[at : at + rows]
+        for at in range(0, num_rows(x), rows):
+            part = slice(at, at + rows)
+            yield _cut(x, part), None if y is None else y[part]
 
 
 def shuffled(omega: Mapping[str, Tensor], generator: torch.Generator) -> Omega:
@@ -165,7 +183,7 @@ def shuffled(omega: Mapping[str, Tensor], generator: torch.Generator) -> Omega:
     return {n: t.clone() for n, t in unflatten(flat[order], layout).items()}
 
 
-def _per_sample(model: nn.Module, x: Tensor, y: Any, kind: Kind, run: Forward, chunk: int | None) -> Tensor:
+def _per_sample(model: nn.Module, x: Any, y: Any, kind: Kind, run: Forward, chunk: int | None) -> Tensor:
     if kind == "mas":
         return per_sample_gradients(model, lambda m, b: run(m, b).square().sum(), x, mean_abs=True, chunk=chunk)
     if kind == "empirical_fisher":
@@ -174,7 +192,7 @@ def _per_sample(model: nn.Module, x: Tensor, y: Any, kind: Kind, run: Forward, c
             model, lambda m, b: F.cross_entropy(run(m, b[0]), b[1]), pair, mean_square=True, chunk=chunk
         )
     with torch.no_grad():
-        classes = run(model, x[:1]).shape[1]
+        classes = run(model, _cut(x, slice(1))).shape[1]
 
     def weighted(c: int) -> Callable[[Any, Any], Tensor]:
         def loss(m: Any, b: Tensor) -> Tensor:  # its square is p_c (d log p_c)^2
@@ -187,17 +205,17 @@ def _per_sample(model: nn.Module, x: Tensor, y: Any, kind: Kind, run: Forward, c
     return torch.stack(parts).sum(0)
 
 
-def _per_batch(model: nn.Module, x: Tensor, y: Any, kind: Kind, run: Forward, chosen: Omega) -> Omega:
+def _per_batch(model: nn.Module, x: Any, y: Any, kind: Kind, run: Forward, chosen: Omega) -> Omega:
     """Times the rows of the batch, as every part is divided by all rows in the end."""
     out = run(model, x)
     loss = out.square().sum() if kind == "mas" else F.cross_entropy(out, _given(y))
     grads = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
     pairs = zip(chosen.items(), grads, strict=True)
     full = {n: torch.zeros_like(p) if g is None else g.to(wide(g.dtype)) for (n, p), g in pairs}
-    return {n: g.abs() if kind == "mas" else g.square() * len(x) for n, g in full.items()}
+    return {n: g.abs() if kind == "mas" else g.square() * num_rows(x) for n, g in full.items()}
 
 
-def _local(model: nn.Module, x: Tensor, run: Forward, chosen: Omega) -> Omega:
+def _local(model: nn.Module, x: Any, run: Forward, chosen: Omega) -> Omega:
     """Sum over the rows of |input activation| x |output activation|, (out, in), for each linear layer."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}  # input and output of each linear layer
     activated: dict[int, Tensor] = {}  # by what an nn.ReLU was given

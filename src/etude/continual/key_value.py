@@ -230,8 +230,12 @@ class KeyValueBottleneck(nn.Module):
     def coverage(self, e: Tensor) -> Coverage:
         """Whether the keys cover these embeddings; see `Coverage`. Counts nothing."""
         indices, distances = self._select(e, False)
+        if not indices.numel():
+            raise ValueError(f"there are no embeddings to cover, got shape {tuple(e.shape)}")
         visited = self.quantizer._bincount(indices) > 0
-        return Coverage(float(visited.float().mean()), float(distances[..., 0].mean() / self.own_distance))
+        found, own = distances[..., 0].mean(), self.own_distance
+        ratio = torch.where((own == 0) & (found == 0), 1.0, found / own)  # both lie on the keys
+        return Coverage(float(visited.float().mean()), float(ratio))
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -311,6 +315,8 @@ class KeyValueBottleneck(nn.Module):
         Takes embeddings or kept cells, as `forward`; quicker than averaging its result.
         """
         cells = self._select(e, None)[0] if holds_embeddings(e) else self._kept(e)
+        if len(cells) and not cells.numel():
+            raise ValueError(f"there are no tokens to vote, got shape {tuple(e.shape)}")
         flat = self._flat(cells).flatten(1)
         if self.training:
             self.quantizer.count(cells.long())

@@ -7,6 +7,7 @@ or, with the lowest loss that x ever had, s(x) = loss(theta'; x) - min(loss(thet
 Source: Aljundi et al. 2019, arXiv 1908.04742, section 3.1. The virtual step is not taken: the model is left as it was.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -16,7 +17,7 @@ from torch.func import functional_call
 
 from etude.continual.buffers import ReservoirBuffer, warn_if_few
 from etude.continual.gss import GSSBuffer
-from etude.continual.heads import check_labels, cross_entropies, loss_of_each
+from etude.continual.heads import check_labels, check_rows, cross_entropies, loss_of_each
 from etude.continual.importance import check_gradients
 from etude.layers.modes import evaluating
 
@@ -51,14 +52,15 @@ def interference(
     Raises
     ------
     ValueError
-        If lr is not positive, the batch is empty, a label (of the candidates, too) lies outside the head, `losses`
-        do not give one number a sample, or no parameter is trained.
+        If lr is not positive and finite, the batch is empty, a label (of the candidates, too) lies outside the head,
+        `losses` do not give one number a sample, a loss is NaN, or no parameter is trained.
     RuntimeError
         In ``torch.inference_mode``, where there are no gradients.
     """
     check_gradients("the virtual step")
-    if not lr > 0 or not len(x):
-        raise ValueError(f"need a positive lr and a batch with samples, got {lr} and {len(x)} samples")
+    check_rows(x, y)
+    if not 0 < lr < math.inf or not len(x):
+        raise ValueError(f"need a positive, finite lr and a batch with samples, got {lr} and {len(x)} samples")
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     cx, cy = candidates
     if not named:
@@ -72,7 +74,11 @@ def interference(
         pairs = zip(named.items(), grads, strict=True)
         stepped = {n: p.detach() if g is None else p.detach() - lr * g for (n, p), g in pairs}
         with torch.no_grad():
-            return losses(model(cx), cy), losses(functional_call(model, stepped, (cx,)), cy)
+            found = losses(model(cx), cy), losses(functional_call(model, stepped, (cx,)), cy)
+    for each, when in zip(found, ("before", "after"), strict=True):
+        if bool(each.isnan().any()):
+            raise ValueError(f"losses {when} the virtual step are NaN: the model diverged, or lr={lr} is too large")
+    return found
 
 
 def mir_select(
@@ -112,14 +118,18 @@ def mir_select(
     Raises
     ------
     ValueError
-        If nothing is held, `k` is below 1, or the criterion is unknown or lacks its losses.
+        If nothing is held, `k` or `candidates` is below 1, or the criterion is unknown or lacks its losses; and as
+        `interference`.
     """
     if k < 1 or criterion not in ("interference", "best"):
         raise ValueError(f'need k of at least 1 and criterion "interference" or "best", got {k} and {criterion!r}')
-    if isinstance(buffer, tuple):
+    if candidates is not None and candidates < 1:
+        raise ValueError(f"candidates must be at least 1, or None for all, got {candidates}")
+    if isinstance(buffer, tuple | list):
+        check_rows(*buffer)
         if not len(buffer[0]):
             raise ValueError("there are no candidates: give at least one sample to choose from")
-        pool, places = buffer, torch.arange(len(buffer[0]))
+        pool, places = (buffer[0], buffer[1]), torch.arange(len(buffer[0]))
         best = best_loss
     else:
         if not len(buffer):
@@ -129,6 +139,8 @@ def mir_select(
         best = buffer.best_loss[places] if isinstance(buffer, ReservoirBuffer) else None
     if criterion == "best" and best is None:
         raise ValueError('criterion "best" needs the lowest losses: a ReservoirBuffer, or best_loss=')
+    if best is not None and best.shape != (len(places),):
+        raise ValueError(f"best_loss must hold one loss a candidate, ({len(places)},), got {tuple(best.shape)}")
     before, after = interference(model, x, y, pool, lr=lr, losses=losses)
     reference = before if criterion == "interference" or best is None else torch.minimum(before, best.to(before))
     if isinstance(buffer, ReservoirBuffer):

@@ -89,11 +89,14 @@ def learn_online(
     Raises
     ------
     ValueError
-        For a label outside the net's outputs, replay together with `task_free`, or replay of interfered samples where
-        the rate is not one number.
+        For a label outside the net's outputs, replay together with `task_free`, a `GSSBuffer` or `task_free` of another
+        model than this one, or replay of interfered samples where the rate is not one number.
     """
     if replay is not None and task_free is not None:
         raise ValueError("give replay or task_free: each brings samples of its own")
+    held = task_free if replay is None else replay.buffer
+    if isinstance(held, TaskFreeMAS | GSSBuffer) and held.model is not model:
+        raise ValueError(f"the {type(held).__name__} holds another model than the one that learns: make it of this one")
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     if replay is not None and replay.choose == "interfered" and not isinstance(config.lr, float | int):

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from etude.continual.importance import Forward, batches_of, check_gradients, outputs, wide
+from etude.continual.importance import Forward, batches_of, check_gradients, num_rows, outputs, wide
 from etude.layers.modes import evaluating
 from etude.layers.surgery import Record, Targets, match
 
@@ -202,7 +202,7 @@ class SLNID:
                 size = size.to(wide(size.dtype))
                 size = size if size.ndim == 2 else size.movedim(1, -1).flatten(1, -2).sum(1)
                 total[name] = total.get(name, torch.zeros_like(size[0])) + size.sum(0)
-            count += len(x)
+            count += num_rows(x)
         self._latest.clear()
         if not count:
             raise ValueError("no samples: the data are empty")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.continual.consolidation import MAS
-from etude.continual.heads import check_labels, cross_entropies, loss_of_each
+from etude.continual.heads import check_labels, check_rows, cross_entropies, loss_of_each
 from etude.continual.importance import Forward
 from etude.layers.modes import evaluating
 
@@ -145,7 +145,13 @@ class TaskFreeMAS(MAS):
         """Book a batch after its updates: hard samples, detector, and the importance if this is a plateau.
 
         Returns True when Omega was updated.
+
+        Raises
+        ------
+        ValueError
+            If the batch is empty or not of tensors, a label lies outside the head, or the detector's loss not finite.
         """
+        check_rows(x, y)
         if not len(x):
             raise ValueError("no samples: the batch is empty")
         with evaluating(self.model), torch.no_grad():
@@ -156,11 +162,12 @@ class TaskFreeMAS(MAS):
             check_labels(out, pool[1])
             each = loss_of_each(self.losses, out, pool[1])
         loss = float(each[: len(x)].mean())
-        number, self.num_batches = self.num_batches, self.num_batches + 1
+        number = self.num_batches
         if self.detect is not None:
             found = "plateau" if self.detect(number, loss) else None
         else:
-            found = self.detector.observe(loss)
+            found = self.detector.observe(loss)  # may refuse, and then nothing is booked
+        self.num_batches += 1
         hardest = each.topk(min(self.hard_size, len(each))).indices
         self.hard = (pool[0][hardest], pool[1][hardest])
         if found == "peak":

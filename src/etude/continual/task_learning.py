@@ -50,7 +50,7 @@ def learn_tasks(
     Raises
     ------
     ValueError
-        For a label outside the head.
+        For a label outside the head, or a `TaskHeads` whose next head is not the segment's.
     """
     warn_of_batchnorm(model, config)
     told = isinstance(model, TaskHeads) if by_task is None else by_task
@@ -58,6 +58,11 @@ def learn_tasks(
     def learn(segment: Segment) -> None:
         data = segment.split("train").to(device)
         if isinstance(model, TaskHeads):
+            if len(model.heads) != segment.number:
+                raise ValueError(
+                    f"the model has {len(model.heads)} heads, so segment {segment.number} would get another number: "
+                    "start with a TaskHeads without heads"
+                )
             classes = len(segment.classes) if segment.relabel else segment.task.num_classes
             model.add_head(classes, stream(seed, "head", segment.number))
         if before is not None:

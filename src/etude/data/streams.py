@@ -133,6 +133,7 @@ def permuted_stream(
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
+    _check_sizes(sizes, test_size)
     width = math.prod(task.train.x.shape[1:])
     orders = [torch.randperm(width, generator=stream(seed, "permutation", t)) for t in range(n)]
     if identity_first:
@@ -155,6 +156,7 @@ def rotated_stream(
         raise ValueError("degrees is empty: give one angle a segment")
     if task.train.x.ndim != 4:
         raise ValueError(f"rotation needs images (n, C, H, W), got x of shape {tuple(task.train.x.shape)}")
+    _check_sizes(sizes, test_size)
     names = [f"{d:g} degrees" for d in degrees]
     return _changed(task, names, [_Rotate(float(d)) for d in degrees], seed, sizes, test_size, disjoint)
 
@@ -240,6 +242,12 @@ def _per_step(classes_per_step: int | Sequence[int], total: int) -> list[int]:
     return counts
 
 
+def _check_sizes(*sizes: int | None) -> None:
+    for size in sizes:
+        if size is not None and size < 1:
+            raise ValueError(f"a segment needs at least 1 row of a part, got {size}: None takes all")
+
+
 def _rows_a_class(groups: Sequence[tuple[int, ...]], sizes: Sizes) -> dict[int, int | None]:
     every = [c for group in groups for c in group]
     if sizes is None:
@@ -247,6 +255,10 @@ def _rows_a_class(groups: Sequence[tuple[int, ...]], sizes: Sizes) -> dict[int, 
     if isinstance(sizes, Mapping):
         if unknown := sorted(set(sizes) - set(every)):
             raise ValueError(f"sizes names classes {unknown}, which do not stand in the stream")
+        if few := [c for c, rows in sizes.items() if rows < 1]:
+            raise ValueError(
+                f"sizes asks for {sizes[few[0]]} rows of class {few[0]}: a class in the stream has at least 1"
+            )
         return {c: sizes.get(c) for c in every}
     per_segment = [sizes] * len(groups) if isinstance(sizes, int) else list(sizes)
     if len(per_segment) != len(groups):
@@ -308,6 +320,8 @@ def _draw(data: Split, n: int, size: int | None, seed: int, part: str, disjoint:
     base = int(numpy_stream(seed, "rows", part).integers(2**31 - n))
     if disjoint:
         each = data.n // n if size is None else size
+        if each < 1:
+            raise ValueError(f"{data.n} rows cannot be shared out over {n} segments")
         return [p.x for p in split(number, (each,) * n, seed=base, by=by)]
     if size is None:
         return [torch.randperm(data.n, generator=stream(seed, "rows", part, t)) for t in range(n)]

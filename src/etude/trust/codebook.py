@@ -208,7 +208,7 @@ class CodebookModel(nn.Module):
                     wanted = stacked[0] if len(stacked) == 1 and stacked.ndim > 1 else stacked
                 if not isinstance(wanted, Tensor):
                     wanted = torch.as_tensor(wanted)
-                if wanted.numel() and wanted.is_floating_point():
+                if wanted.numel() and (wanted.is_floating_point() or wanted.dtype == torch.bool):
                     raise TypeError(f"codes of {pattern!r} must be whole numbers, got {wanted.dtype}")
                 for name in names:
                     stack.enter_context(layers[name].quantizer.force(wanted, groups=groups, positions=positions))
