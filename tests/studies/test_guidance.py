@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from etude.data.randomness import seeded_build, stream
 from etude.lab.jobs import UserData
 from etude.lab.runner import run_study
-from etude.lab.study import Job
-from etude.studies._guidance_problems import problem, trained_guide
+from etude.lab.study import Artifact, Job, Measurement, Results
+from etude.studies._guidance_guides import trained_guide
+from etude.studies._guidance_problems import problem
 from etude.studies.guidance import GuidanceConfig, GuidanceStudy
 
 
@@ -36,6 +37,46 @@ def test_a_trained_guide_helps_and_its_content_does(result):
     assert mean(result, "trained_guide") > mean(result, "shuffled_guide") + 5
     assert mean(result, "unguided", "guide_accuracy") > mean(result, "unguided")
     assert mean(result, "trained_guide", "final_similarity") > mean(result, "shuffled_guide", "final_similarity")
+
+
+def test_the_gap_to_the_training_rows_and_every_pair_are_reported():
+    config = GuidanceConfig(train_rows=300, cnn_depth=3, cnn_steps=30, cnn_guide_steps=60)
+    study, arm = GuidanceStudy(), "trained_guide"
+    found = list(study.measure(Job("plain_cnn", arm, (1000,), config, None)))
+    values = {m.metric: m.value for m in found if isinstance(m, Measurement) and m.step is None}
+    kept = {a.name: a.value for a in found if isinstance(a, Artifact)}
+    fit = {row["rows"]: row["value"] for row in kept["fit"]}
+    assert fit["test"] == pytest.approx(values["accuracy_plain_cnn"], abs=0.006)
+    assert fit["train"] > fit["test"]
+    assert [row["pair"] for row in kept["pairs"]] == [f"convs.{i} - convs.{i}" for i in range(3)]
+    assert np.mean([row["value"] for row in kept["pairs"]]) == pytest.approx(values["final_similarity"], abs=1e-3)
+    rows = [m._asdict() | {"protocol": "plain_cnn"} for m in found if isinstance(m, Measurement)]
+    artifacts = [{"protocol": "plain_cnn", "arm": arm, "seed": 1000, "name": n, "value": v} for n, v in kept.items()]
+    plots = {p.name for p in study.plots(Results(rows, artifacts))}
+    assert plots == {f"{n}-plain_cnn" for n in ("accuracy", "fit", "pairs", "curves", "layers")}
+
+
+def test_the_gpu_tier_has_the_nets_and_lengths_of_the_card_and_runs():
+    gpu = GuidanceStudy.configs["gpu"]
+    fcn = problem("deep_fcn", gpu)
+    widths = [m.out_features for m in fcn.target() if isinstance(m, torch.nn.Linear)]
+    assert widths == [1024] * 20 + [10]
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in fcn.guide().modules()) >= 19
+    assert fcn.guide()(torch.randn(4, 40)).shape == (4, 10)
+    copy = problem("copy", gpu)
+    lengths = {copy.data(0).draw(stream(0, "d", i), i).x.shape[1] for i in range(40)}
+    assert len(lengths) > 5
+    assert min(lengths) >= 40
+    assert max(lengths) <= 80
+    assert copy.test(0).x.shape == (1000, 80)
+    assert int(copy.test(0).x.max()) == 10
+    tiny = gpu.model_copy(
+        update=dict(train_rows=200, fcn_depth=3, fcn_width=16, fcn_steps=4, fcn_guide_steps=60, copy_length=3, copy_longest=5,
+                    copy_layers=1, copy_width=16, copy_steps=2, copy_guide_steps=3, batch_size=16)
+    )  # fmt: skip
+    for protocol in ("deep_fcn", "copy"):
+        found = list(GuidanceStudy().measure(Job(protocol, "trained_guide", (1000,), tiny, None)))
+        assert any("accuracy_" in getattr(m, "metric", "") for m in found)
 
 
 def test_every_protocol_runs_and_its_guide_is_asked_for():

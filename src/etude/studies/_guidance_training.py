@@ -9,7 +9,8 @@ from torch import nn
 
 from etude.data.randomness import stream
 from etude.lab.study import Job
-from etude.studies._guidance_problems import Problem, Shuffled, trained_guide, untrained
+from etude.studies._guidance_guides import Shuffled, trained_guide, untrained
+from etude.studies._guidance_problems import Problem
 from etude.training import DistillationLoss, Trained, distillation_objective, guided_loss, train
 
 FCN, CNN = "deep_fcn", "plain_cnn"

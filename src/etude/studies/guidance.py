@@ -4,7 +4,7 @@ Each protocol is one target with one guide; arms differ in what is added to the 
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,15 +12,13 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from etude.data.randomness import seeded_build, stream
+from etude.data.tasks import Split
 from etude.errors import StudyError
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.studies._guidance_plots import guidance_plots
 from etude.studies._guidance_problems import Problem, problem
 from etude.studies._guidance_training import CNN, FCN, guide_of, mean, train_targets
-from etude.training import (
-    cka_matrix,
-    error_consistency,
-)
+from etude.training import cka_matrix, error_consistency
 
 
 class GuidanceConfig(StudyConfig):
@@ -32,12 +30,18 @@ class GuidanceConfig(StudyConfig):
     """Rows of a batch of "plain_cnn" and "copy"; 128 elsewhere, 64 for "parity"."""
     train_rows: PositiveInt = 4000
     fcn_depth: PositiveInt = 10
+    fcn_width: PositiveInt = 100
+    fcn_guide: Literal["strided", "resnet"] = "strided"
+    """Of "deep_fcn" and "wide_fcn": three strided convolutions, or a residual net of 20 layers."""
     fcn_steps: PositiveInt = 800
     fcn_guide_steps: PositiveInt = 2000
     cnn_depth: PositiveInt = 24
     cnn_steps: PositiveInt = 400
     cnn_guide_steps: PositiveInt = 400
     copy_length: PositiveInt = 12
+    copy_longest: PositiveInt | None = None
+    """If longer than `copy_length`: each batch has a length between the two, and the test this one."""
+    copy_symbols: PositiveInt = 8
     copy_layers: PositiveInt = 2
     copy_width: PositiveInt = 64
     copy_steps: PositiveInt = 800
@@ -62,9 +66,10 @@ class GuidanceStudy(Study):
         ),
         "laptop": GuidanceConfig(),
         "gpu": GuidanceConfig(
-            protocols=(FCN, CNN, "copy", "parity"), train_rows=60_000, fcn_depth=20, fcn_steps=5000, cnn_depth=32,
-            cnn_steps=3000, cnn_guide_steps=3000, copy_length=20, copy_layers=4, copy_width=512, copy_steps=5000,
-            copy_guide_steps=3000, batch_size=256,
+            protocols=(FCN, CNN, "copy", "parity"), train_rows=60_000, fcn_depth=20, fcn_width=1024,
+            fcn_guide="resnet", fcn_steps=5000, cnn_depth=32, cnn_steps=3000, cnn_guide_steps=3000, copy_length=20,
+            copy_longest=40, copy_symbols=10, copy_layers=4, copy_width=512, copy_steps=5000, copy_guide_steps=3000,
+            batch_size=256,
         ),
     }  # fmt: skip
     arms: ClassVar = {
@@ -106,15 +111,22 @@ class GuidanceStudy(Study):
                         f"{job.protocol}: the guide scores {mean(guides):.3f}, its target alone {mean(right):.3f}: "
                         "it has nothing to hand over, so the study is broken"
                     )
+            if isinstance(seen := p.data(seed), Split):
+                scored = {"train": 100 * mean(p.correct(done.module, seen.to(job.device))), "test": 100 * mean(right)}
+                yield Artifact(job.arm, seed, "fit", [{"rows": k, "value": round(v, 2)} for k, v in scored.items()])
             if guidance is not None:
                 report = guidance.report()
+                ends = zip(report.pairs, report.similarity[-20:].mean(0).tolist(), strict=True)
+                yield Artifact(
+                    job.arm, seed, "pairs", [{"pair": f"{t} - {g}", "value": round(v, 4)} for (t, g), v in ends]
+                )
                 yield Measurement(job.arm, seed, "final_similarity", float(report.similarity[-20:].mean()))
                 yield Measurement(job.arm, seed, "alignment_share", float(report.share[-20:].mean()))
             if job.arm in ("unguided", "trained_guide") and seed == job.config.seeds[0]:
                 yield from _heat(job, p, seed, done.module, guide, rows.x[:128])
 
     def plots(self, results: Results) -> list[Plot]:
-        """Accuracy by arm, curves, and CKA of all layers before and after."""
+        """Accuracy by arm and its gap to the training rows, curves, and CKA of layers before and after."""
         return guidance_plots(results, list(self.arms))
 
 
