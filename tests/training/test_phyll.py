@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -356,3 +357,35 @@ def test_boxes_that_do_not_fit_the_layers_are_named(tmp_path):
         PhyLL([optics(11, 6)], [4, 4]).load(tmp_path / "net")
     with pytest.raises(ValueError, match="box 1 gives 8 outputs, layer 1 was made for 6"):
         net.replace_boxes([optics(11, 6), optics(4, 8)]).predict(x)
+
+
+def test_data_frames_keep_their_columns_on_disk_and_warn_of_nothing(tmp_path):
+    x, y = blobs()
+    frame = pd.DataFrame(x, columns=list("abcdefgh"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = PhyLL(hidden=[5], random_state=0).fit(frame, pd.Series(y), epochs=2)
+        net.save(tmp_path / "net")
+        again = PhyLL(hidden=[5]).load(tmp_path / "net")
+        assert np.array_equal(again.predict(frame), net.predict(frame))
+    with pytest.raises(ValueError, match="feature names should match"):
+        again.predict(frame[frame.columns[::-1]])
+    PhyLL(hidden=[5], random_state=0).fit(x, y, epochs=1).save(tmp_path / "plain")
+    assert not hasattr(again.load(tmp_path / "plain"), "feature_names_in_")
+
+
+@pytest.mark.parametrize("made", [torch.Tensor.requires_grad_, torch.Tensor.bfloat16, torch.Tensor.double])
+def test_tensors_of_any_kind_are_rows(made):
+    x, y = blobs()
+    rows, labels = made(torch.from_numpy(x)), torch.from_numpy(y)
+    net = PhyLL(hidden=[6], random_state=0).fit(rows, labels, epochs=5).partial_fit(rows, labels)
+    assert net.score(rows, y) > 0.8
+    assert net.goodness(rows).shape == (90, 3, 1)
+    assert net.representations(rows).shape == (90, 6)
+
+
+def test_what_from_module_cannot_read_is_named():
+    with pytest.raises(TypeError, match=r"module must be an nn\.Sequential .*, got Linear"):
+        PhyLL.from_module(nn.Linear(4, 3), [])
+    with pytest.raises(TypeError, match=r"such as \['1'\], got '1'"):
+        PhyLL.from_module(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), "1")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from etude.data.progress import track
 from etude.data.randomness import as_generator
 from etude.training.blackbox import BlackBox
+from etude.training.estimators import as_array
 from etude.training.label_embedding import LabelMode, embed_label, wrong_labels
 from etude.training.local_goodness import Goodness, cosine_goodness, detected, local_gradient
 from etude.training.phyll_checks import check_labels, check_layers, check_training
@@ -116,6 +117,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         ------
         ValueError
             For an unknown name, a trainable module that is not an `nn.Linear`, or modules after the last one.
+        TypeError
+            If `module` is no `nn.Sequential`, or `blackbox` one string.
         """
         boxes, linears = boxes_and_linears(module, blackbox)
         net = cls(boxes, [layer.out_features for layer in linears], **({"bypass": False} | options))
@@ -142,7 +145,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         ValueError
             For one class only, NaN, fewer boxes than layers, or label columns that would swallow all features.
         """
-        rows, y = validate_data(self, X, y, dtype=np.float32)
+        rows, y = validate_data(self, as_array(X), as_array(y), dtype=np.float32)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         self._start(rows)
@@ -174,7 +177,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         first = not hasattr(self, "classes_")
         if first and classes is None:
             raise NotFittedError("the first partial_fit needs classes=, all labels that will come (or call fit first)")
-        rows, y = validate_data(self, X, y, dtype=np.float32, reset=first)
+        rows, y = validate_data(self, as_array(X), as_array(y), dtype=np.float32, reset=first)
         check_classification_targets(y)
         known = self.classes_ if classes is None else np.unique(classes)
         if first:
@@ -195,7 +198,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
     def representations(self, X: ArrayLike) -> NDArray[np.float32]:
         """``[|h_1| ... |h_L|]`` with no label set, for a cheap linear read-out: (n, sum of hidden)."""
         check_is_fitted(self)
-        x = self._scaled(validate_data(self, X, dtype=np.float32, reset=False))
+        x = self._scaled(validate_data(self, as_array(X), dtype=np.float32, reset=False))
         h = embed_label(x, torch.zeros(len(x), dtype=torch.long, device=x.device), self._num_classes, self.label_mode)
         h[:, : self._num_classes] = 0
         found = []
@@ -226,7 +229,8 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         layers = (self.weights_, self.biases_, self.directions_)
         scaler, rng = (self.shift_, self.span_), self._generator.get_state()
-        write_net(path, SavedNet(*layers, *scaler, rng, self.classes_, self._settings(len(self.classes_))))
+        settings, columns = self._settings(len(self.classes_)), list(getattr(self, "feature_names_in_", ()))
+        write_net(path, SavedNet(*layers, *scaler, rng, self.classes_, settings, columns))
 
     def load(self, path: str | Path) -> Self:
         """Take the state of `save`; the linear layers of a module (`from_module`) take the weights, too.
@@ -247,16 +251,17 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         self._generator = torch.Generator()
         self._generator.set_state(saved.rng)
         self.n_features_in_ = len(self.shift_)
+        self.__dict__.pop("feature_names_in_", None)
+        if saved.columns:
+            self.feature_names_in_ = np.array(saved.columns, dtype=object)
         self.history_: list[dict[str, Any]] = []
         self.costs_ = Costs()
         self._wrap()
         return self
 
-    # -- inside ---------------------------------------------------------------------------------------------
-
     def _label_goodness(self, X: ArrayLike) -> NDArray[np.float32]:
         check_is_fitted(self)
-        x = self._scaled(validate_data(self, X, dtype=np.float32, reset=False))
+        x = self._scaled(validate_data(self, as_array(X), dtype=np.float32, reset=False))
         n, c = len(x), self._num_classes
         label = torch.arange(c, device=x.device).repeat(n)
         h = embed_label(x.repeat_interleave(c, 0), label, c, self.label_mode)
@@ -298,7 +303,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         check_labels(self.classes_.tolist(), self.n_classes, self.label_mode, X.shape[1])
         c = self._num_classes
         self._generator = as_generator(self.random_state)
-        rows = torch.from_numpy(X).to(self.device)
+        rows = torch.tensor(X, device=self.device)  # a copy: those of a data frame may be read-only
         self.shift_, self.span_ = torch.zeros_like(rows[0]), torch.ones_like(rows[0])
         if self.scale == "zscore":
             spread = rows.std(0, unbiased=False)
@@ -330,7 +335,7 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         return draw[:, :q].clone().to(self.device), draw[:, q].clone().to(self.device)
 
     def _scaled(self, X: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(X)).to(self.device) / self.span_ - self.shift_
+        return torch.tensor(X, device=self.device) / self.span_ - self.shift_
 
     def _features(self, layer: int, h: Tensor, *, training: bool = False) -> Tensor:
         box = self._boxes[layer]

@@ -16,7 +16,8 @@ KINDS = ("weights", "biases", "directions")
 
 class SavedNet(NamedTuple):
     """One entry a layer in `weights` (k, q), `biases` (k,) and `directions` (k,); `shift` and `span` (d,) scale the
-    features, `rng` is the state of the generator; `settings` are those without which weights mean nothing."""
+    features, `rng` is the state of the generator; `settings` are those without which weights mean nothing, `columns`
+    the names of the features where they have some."""
 
     weights: list[Tensor]
     biases: list[Tensor]
@@ -26,13 +27,15 @@ class SavedNet(NamedTuple):
     rng: Tensor
     classes: NDArray[Any]
     settings: Mapping[str, Any]
+    columns: Sequence[str] = ()
 
 
 def write_net(path: str | Path, net: SavedNet) -> None:
     """As one safetensors file."""
     state = {f"{kind}.{i}": t for kind in KINDS for i, t in enumerate(getattr(net, kind))}
     state |= {"shift": net.shift, "span": net.span, "rng": net.rng}
-    about = {"classes": json.dumps(net.classes.tolist()), "settings": json.dumps(dict(net.settings))}
+    known = {"classes": net.classes.tolist(), "settings": dict(net.settings), "columns": list(net.columns)}
+    about = {name: json.dumps(value) for name, value in known.items()}
     save_file({k: v.cpu().contiguous() for k, v in state.items()}, path, about)
 
 
@@ -44,8 +47,10 @@ def read_net(path: str | Path, device: str) -> SavedNet:
     count = sum(k.startswith("weights.") for k in state)
     layers = {kind: [state[f"{kind}.{i}"].to(device) for i in range(count)] for kind in KINDS}
     shift, span = state["shift"].to(device), state["span"].to(device)
-    classes, settings = np.array(json.loads(about["classes"])), json.loads(about.get("settings", "{}"))
-    return SavedNet(**layers, shift=shift, span=span, rng=state["rng"], classes=classes, settings=settings)
+    known = {name: json.loads(text) for name, text in about.items()}
+    classes, settings, columns = np.array(known["classes"]), known.get("settings", {}), known.get("columns", ())
+    return SavedNet(**layers, shift=shift, span=span, rng=state["rng"], classes=classes, settings=settings,
+                    columns=columns)  # fmt: skip
 
 
 def check_fits(

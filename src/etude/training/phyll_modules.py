@@ -14,7 +14,15 @@ def boxes_and_linears(module: nn.Sequential, blackbox: Sequence[str]) -> tuple[l
     ------
     ValueError
         For an unknown name, a trainable module that is not an `nn.Linear`, or modules after the last one.
+    TypeError
+        If `module` is no `nn.Sequential`, or `blackbox` one string.
     """
+    if not isinstance(module, nn.Sequential):
+        raise TypeError(
+            f"the module must be an nn.Sequential of boxes and nn.Linear layers, got {type(module).__name__}"
+        )
+    if isinstance(blackbox, str):
+        raise TypeError(f"blackbox is a sequence of names, such as [{blackbox!r}], got {blackbox!r}")
     named = dict(module.named_children())
     if unknown := sorted(set(blackbox) - set(named)):
         raise ValueError(f"no sub-module {unknown[0]!r}: there are {', '.join(named)}")
