@@ -57,7 +57,7 @@ def _ours(cl: ContinualHypernet) -> Callable[[], Tensor]:
 def _loop(cl: ContinualHypernet) -> Callable[[], Tensor]:
     """One pass of the generator a task, as the published code has it."""
     x, y = _rows()
-    targets = cl._targets
+    targets = cl._kept.targets
     assert targets is not None
 
     def step() -> Tensor:
@@ -76,7 +76,7 @@ def _cells(cl: ContinualHypernet) -> Callable[[], Tensor]:
         setattr(cell, name, getattr(generator.rnn, f"{name}_l0"))
     scale = torch.repeat_interleave(cl.hyper.gain, cl.hyper._sizes())
     x, y = _rows()
-    targets = cl._targets
+    targets = cl._kept.targets
     assert targets is not None
 
     def weights(task: int) -> Tensor:

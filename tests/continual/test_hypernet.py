@@ -213,8 +213,77 @@ def test_growth_is_triggered_by_a_loss_that_stays_high() -> None:
     assert cl.growth_history == [(2, 2)]
     bounded = ended(ContinualHypernet(hyper(), growth=Growth(2, trigger=None, every=1, max_times=2)), 5)
     assert bounded.growth_history == [(1, 2), (2, 2)]
-    with pytest.warns(UserWarning, match="data"):
-        ContinualHypernet(hyper(), growth=Growth()).begin_task(0)
+
+
+def test_growth_by_loss_without_data_is_decided_by_the_first_losses_of_the_task() -> None:
+    easy, hard = rows(200), Split(rows(200).x, torch.randint(0, 3, (200,), generator=stream(0, "noise")))
+    cl = ContinualHypernet(hyper(), growth=Growth(step=2, trigger=1.2, warm_up=20), generator=stream(0, "tasks"))
+    optimizer = cl.make_optimizer(lambda p: torch.optim.Adam(p, lr=1e-2))
+    heard: list[list[float]] = []
+    for task, data in enumerate((easy, easy, hard)):
+        cl.begin_task(task)
+        heard.append([])
+        for step in range(60):
+            optimizer.zero_grad()
+            width = cl.hyper.generator.rnn.hidden_size
+            loss = nn.functional.cross_entropy(cl(data.x), data.y)
+            (loss + cl.penalty(loss)).backward()
+            optimizer.step()
+            heard[-1].append(float(loss.detach()))
+            if task == 2 and step == 20:  # one update after the twenty; no generated weight was changed by it
+                assert cl.hyper.generator.rnn.hidden_size == width + 2
+                assert heard[-1][20] < 1.1 * heard[-1][19]
+        cl.end_task()
+    assert cl.growth_history == [(2, 2)]
+    assert cl.warm_losses == pytest.approx([sum(h[16:20]) / 4 for h in heard])
+    new = cl.hyper.generator.head.weight[:, -2:]
+    assert float(new.detach().abs().max()) > 0  # the optimiser followed
+
+
+def test_growth_by_loss_that_hears_of_no_loss_says_so() -> None:
+    cl = ContinualHypernet(hyper(), growth=Growth(warm_up=5))
+    cl.begin_task(0)
+    cl.penalty(torch.tensor(1.0))
+    with pytest.warns(UserWarning, match=r"not decided in task 0.*first 5 updates \(1 were\)"):
+        cl.end_task()
+    assert ended(ContinualHypernet(hyper(), growth=Growth(2, every=1)), 2).growth_history == [(1, 2)]  # without a word
+
+
+def test_weights_that_are_not_generated_are_warned_of_once() -> None:
+    cl = ended(ContinualHypernet(hyper(targets=["2"])), 1)
+    with pytest.warns(UserWarning, match=r"0.weight is not generated.*freeze it"):
+        cl.begin_task(1)
+    cl.end_task()
+    cl.begin_task(2)
+    frozen = ended(ContinualHypernet(hyper(targets=["2"])), 1)
+    frozen.hyper.target.requires_grad_(False)
+    frozen.begin_task(1)
+
+
+def test_tasks_are_whole_numbers() -> None:
+    with pytest.raises(TypeError, match="got a str"):
+        ContinualHypernet("net")
+    cl = ContinualHypernet(hyper())
+    with pytest.raises(TypeError, match="integer"):
+        cl.begin_task("first")
+    cl.begin_task(torch.tensor(0))
+    assert cl.task == 0 and torch.equal(cl(rows().x, torch.tensor([0])), cl(rows().x))
+    with pytest.raises(ValueError, match=r"one number, got \(30,\): hyper"):
+        cl(rows().x, torch.zeros(30, dtype=torch.long))
+
+
+def test_importances_are_kept_in_half_the_memory_too() -> None:
+    whole = ended(ContinualHypernet(hyper(), beta=1.0, importance="mas", generator=stream(0, "tasks")), 2)
+    half = ended(
+        ContinualHypernet(
+            hyper(), beta=1.0, importance="mas", generator=stream(0, "tasks"), cache_dtype=torch.bfloat16
+        ), 2,
+    )  # fmt: skip
+    for cl in (whole, half):
+        cl.begin_task(2)
+        moved(cl)
+    assert half.omega[0].dtype == torch.bfloat16
+    assert float(half.penalty().detach()) == pytest.approx(float(whole.penalty().detach()), rel=0.05)
 
 
 def test_with_freeze_old_only_what_is_new_learns() -> None:
@@ -374,7 +443,7 @@ def test_a_kept_copy_in_half_the_memory_is_close() -> None:
     moved(cl)
     whole = copy.deepcopy(cl)
     whole.cache_dtype = None
-    assert cl._targets.dtype == torch.bfloat16 and float(cl.penalty().detach()) > 0
+    assert cl._kept.targets.dtype == torch.bfloat16 and float(cl.penalty().detach()) > 0
 
 
 def test_it_forgets_less_with_the_regulariser() -> None:

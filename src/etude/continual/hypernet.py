@@ -11,8 +11,9 @@ Sources: von Oswald et al. 2020, arXiv 1906.00695, eq. 2 (output regulariser); D
 (recurrent generator, importance, growth: the abstract names them, the exact forms are ours).
 """
 
+import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,20 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etude.continual.heads import check_labels
-from etude.continual.hypernet_growth import Growth, ManagedOptimizer, UntrainedWatch, grow, hold, labelled_rows, warm_up
-from etude.continual.hypernet_heads import checked_rows, head_mask
+from etude.continual.hypernet_growing import CrossEntropy, GrowingHypernet
+from etude.continual.hypernet_growth import Growth, hold, labelled_rows
+from etude.continual.hypernet_heads import checked_rows
+from etude.continual.hypernet_optimizer import UntrainedWatch
+from etude.continual.hypernet_regulariser import KeptWeights, generated_importance, one_step_ahead, weighing_of
 from etude.continual.hypernet_state import held_state, take_state
-from etude.continual.importance import importance as importance_of
-from etude.data.randomness import stream
 from etude.layers.hypernetwork import HyperNetwork
 from etude.layers.hypernetwork_conditions import TaskCondition
-from etude.layers.hypernetwork_generators import widenable
 from etude.layers.modes import evaluating
 
-CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 
-
-class ContinualHypernet(nn.Module):
+class ContinualHypernet(GrowingHypernet):
     """A hypernetwork conditioned on tasks that come one after the other.
 
     Parameters
@@ -49,14 +48,14 @@ class ContinualHypernet(nn.Module):
     growth
         When and by how much the generator is widened; None: never.
     lookahead
-        Regularise where the next step leads: `penalty` then takes the task loss, and the optimiser must come from
+        Regularise where the next step leads: `penalty` then needs the task loss, and the optimiser must come from
         `make_optimizer`.
     max_tasks
         Old tasks in each penalty, drawn at random (without bias); None: all.
     allow_revisit
         `begin_task` may go back to a task.
     cache_dtype
-        Type that the old weights are kept in, e.g. ``torch.bfloat16``; None: as generated.
+        Type that the old weights and importances are kept in, e.g. ``torch.bfloat16``; None: as generated.
     generator
         Draws of old tasks and of new embeddings; None: torch's global one.
 
@@ -69,8 +68,13 @@ class ContinualHypernet(nn.Module):
     growth_history
         (task, new units) of every widening.
 
+    Weights of the target that `hyper` does not generate are trained by every task, and nothing keeps them for old ones:
+    a warning says so when the second task begins.
+
     Raises
     ------
+    TypeError
+        If `hyper` is no `HyperNetwork`.
     ValueError
         For a hypernetwork without tasks, a negative beta, an unknown importance, or growth of a generator that cannot
         be widened.
@@ -89,39 +93,25 @@ class ContinualHypernet(nn.Module):
         cache_dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
+        if not isinstance(hyper, HyperNetwork):
+            raise TypeError(f"hyper must be a HyperNetwork, got a {type(hyper).__name__}")
         if not isinstance(hyper.condition, TaskCondition):
             raise ValueError(f"tasks need a TaskCondition, this is a {type(hyper.condition).__name__}")
         if not 0 <= beta < float("inf") or importance not in (None, "mas", "fisher"):
             raise ValueError(f'need beta >= 0 and importance None, "mas" or "fisher", got {beta} and {importance!r}')
         if max_tasks is not None and max_tasks < 1:
             raise ValueError(f"max_tasks must be at least 1, got {max_tasks}")
-        if growth is not None:
-            widenable(hyper.generator)
-        self.hyper, self.beta, self.importance, self.growth = hyper, beta, importance, growth
+        super().__init__(hyper, growth, generator)
+        self.beta, self.importance, self.cache_dtype = beta, importance, cache_dtype
         self.lookahead, self.max_tasks, self.allow_revisit = lookahead, max_tasks, allow_revisit
-        self.cache_dtype, self.generator = cache_dtype, generator
         self.task: int | None = None
         self.done: list[int] = []  # tasks that were ended
         self.outputs: dict[int, tuple[int, ...]] = {}
         self.omega: dict[int, Tensor] = {}
-        self.warm_losses: list[float] = []
-        self.growth_history: list[tuple[int, int]] = []
-        self.parameters_changed: list[Callable[[], None]] = []
-        self._old: list[int] = []
-        self._targets: Tensor | None = None
-        self._weighing: Tensor | None = None  # (old tasks, P) importances
+        self._kept = KeptWeights()
+        self._warned = False
         self._ready: tuple[int, Tensor] | None = None
-        self._masks: dict[str, Tensor] = {}  # of `Growth.freeze_old`
-        self._watch = UntrainedWatch()
-        self._optimizer: ManagedOptimizer | None = None
         self.register_load_state_dict_post_hook(_after_loading)  # inside another module, too
-
-    @property
-    def condition(self) -> TaskCondition:
-        """The table of embeddings."""
-        assert isinstance(self.hyper.condition, TaskCondition)
-        return self.hyper.condition
 
     # Tasks
 
@@ -140,7 +130,8 @@ class ContinualHypernet(nn.Module):
         task
             The next number, from 0.
         data
-            An (x, y) pair or `Split`, or an iterable of these: needed where growth hangs on the loss after a warm-up.
+            An (x, y) pair or `Split`, or an iterable of these, for the warm-up of growth by loss. None: growth is then
+            decided while the task is learned, by the losses that `penalty(loss)` is given.
         outputs
             Rows of the target's last layer that are this task's head; `forward` gives these alone, and the other rows
             are left out of its regulariser. None: all.
@@ -154,7 +145,7 @@ class ContinualHypernet(nn.Module):
         RuntimeError
             If the task in hand was not ended: its weights would not be kept.
         """
-        known = self.condition.num_tasks
+        task, known = operator.index(task), self.condition.num_tasks
         revisit = task in self.done or (self.task is not None and task <= self.task)
         after = max([*self.done, -1 if self.task is None else self.task]) + 1
         if revisit and not self.allow_revisit:
@@ -165,7 +156,7 @@ class ContinualHypernet(nn.Module):
             raise RuntimeError(f"task {self.task} is still in hand: call end_task before begin_task({task})")
         head = None if outputs is None else checked_rows(self.hyper.layout, outputs)
         by_loss = self.growth is not None and self.growth.trigger is not None and not revisit
-        labelled = labelled_rows(data) if by_loss else None
+        labelled = labelled_rows(data) if by_loss and data is not None else None
         if labelled is not None and loss_fn is F.cross_entropy:
             with torch.no_grad(), evaluating(self):
                 out = self.hyper(labelled[0][:1], task=0)  # as wide as any task's
@@ -174,13 +165,21 @@ class ContinualHypernet(nn.Module):
             self.hyper.add_condition(1, self.generator)
         self.condition.rows[task].requires_grad_(True)
         self.done = [t for t in self.done if t != task]
-        self.task, self._old = task, sorted(self.done)
+        self.task = task
+        self._losses, self._grow_next = [] if by_loss and labelled is None else None, False
         if head is not None:
             self.outputs[task] = head
         if self.growth is not None and not revisit:
             self._maybe_grow(task, labelled, loss_fn)
         self._retarget()
         self._changed([self.condition.rows[task]])
+        direct = [n for n, p in self.hyper.target.named_parameters() if p.requires_grad]
+        if direct and self._kept.tasks and self.beta > 0 and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{direct[0]} is not generated: every task trains it, and nothing keeps it for old ones. Generate it, "
+                "or freeze it after the first task", stacklevel=2,
+            )  # fmt: skip
 
     def end_task(self, data: Any = None) -> None:
         """Freeze the embedding, and take the importance of its weights on `data` (inputs, labels are ignored).
@@ -196,7 +195,15 @@ class ContinualHypernet(nn.Module):
         if self.importance is not None:
             if data is None:
                 raise ValueError("no samples: importance needs the task's data")
-            self.omega[task] = self._importance(task, data, self.importance)
+            net, rows = self.export(task).requires_grad_(True), self.outputs.get(task)
+            found = generated_importance(net, self.hyper.layout, data, self.importance, rows)
+            self.omega[task] = found if self.cache_dtype is None else found.to(self.cache_dtype)
+        if self._losses is not None and self.growth is not None and self.growth.every is None:
+            warnings.warn(
+                f"growth by loss was not decided in task {task}: give begin_task the task's data, or penalty(loss) the "
+                f"loss of each of its first {self.growth.warm_up} updates ({len(self._losses)} were)", stacklevel=2,
+            )  # fmt: skip
+        self._losses = None
         self.condition.freeze(task)
         self.done = sorted({*self.done, task})
 
@@ -207,12 +214,14 @@ class ContinualHypernet(nn.Module):
 
     @torch.no_grad()
     def _retarget(self) -> None:
-        self._ready = None
-        self._targets = self._weighing = None
-        if self._old:
-            flat = self.hyper.weights(self.condition.table[self._old])
-            self._weighing = self._weights(self._old, flat)
-            self._targets = flat if self.cache_dtype is None else flat.to(self.cache_dtype)
+        self._ready, self._kept = None, KeptWeights()
+        old = tuple(t for t in sorted(self.done) if t != self.task)
+        if old:
+            flat = self.hyper.weights(self.condition.table[list(old)])
+            weighing = weighing_of(old, self.omega, self.outputs, self.hyper.layout, flat)
+            if self.cache_dtype is not None:
+                flat, weighing = flat.to(self.cache_dtype), None if weighing is None else weighing.to(self.cache_dtype)
+            self._kept = KeptWeights(old, flat, weighing)
 
     # Generation
 
@@ -221,12 +230,17 @@ class ContinualHypernet(nn.Module):
 
         For the task in hand in training the old tasks' weights are generated in the same pass, for `penalty`.
         """
-        number = self._current() if task is None else task
+        if isinstance(task, Tensor) and task.numel() != 1:
+            raise ValueError(f"task must be one number, got {tuple(task.shape)}: hyper(x, task=ids) takes one a row")
+        number = self._current() if task is None else operator.index(task)
         if not 0 <= number < self.condition.num_tasks:
             raise ValueError(f"there is no task {number}: there are {self.condition.num_tasks}")
-        together = self.training and torch.is_grad_enabled() and number == self.task and self.beta > 0
-        if together and self._old and self.max_tasks is None and not self.lookahead:
-            flat = self.hyper.weights(self.condition.table[[number, *self._old]])
+        learning = self.training and torch.is_grad_enabled() and number == self.task
+        if learning and self._grow_next:
+            self._ready = None
+            self._grow(number)
+        if learning and self.beta > 0 and self._kept.tasks and self.max_tasks is None and not self.lookahead:
+            flat = self.hyper.weights(self.condition.table[[number, *self._kept.tasks]])
             self._ready = (self._stamp(), flat[1:])
             weights = flat[0]
             if weights.requires_grad:
@@ -246,7 +260,8 @@ class ContinualHypernet(nn.Module):
         Parameters
         ----------
         loss
-            The task loss of this step, for `lookahead` (a module, as the engine passes, is ignored).
+            The task loss of this step: for `lookahead`, and for growth by loss where `begin_task` had no data (a
+            module, as the engine passes, is ignored).
 
         Raises
         ------
@@ -257,117 +272,36 @@ class ContinualHypernet(nn.Module):
         """
         self._current()
         self._watch.check(self.named_parameters())
+        if isinstance(loss, Tensor):
+            self._heed(float(loss.detach()))
         some = next(self.hyper.generator.parameters())
-        if not self._old or self.beta == 0:
+        if not self._kept.tasks or self.beta == 0:
             return some.new_zeros(())
         if self.lookahead:
             if not isinstance(loss, Tensor):
                 raise ValueError("lookahead needs the task loss of this step: penalty(loss)")
-            return self._ahead(loss)
+            if self._optimizer is None:
+                raise RuntimeError("lookahead asks the optimiser for its step: make it with make_optimizer")
+            return one_step_ahead(loss, lambda: self.beta * self._moved(), self._trainable(), self._optimizer)
         return self.beta * self._moved()
 
     def _moved(self) -> Tensor:
         """Mean of R_j over old tasks, or over a random part of them."""
-        assert self._targets is not None
+        rows = list(range(len(self._kept.tasks)))
         if self._ready is not None and self._ready[0] == self._stamp():
-            made, rows = self._ready[1], list(range(len(self._old)))
-            self._ready = None
+            made, self._ready = self._ready[1], None
         else:
-            rows = list(range(len(self._old)))
             if self.max_tasks is not None and len(rows) > self.max_tasks:
                 rows = torch.randperm(len(rows), generator=self.generator)[: self.max_tasks].tolist()
-            made = self.hyper.weights(self.condition.table[[self._old[r] for r in rows]])
-        moved = (made - self._targets[rows].to(made)).square()
-        if self._weighing is not None:
-            weight = self._weighing if len(rows) == len(self._weighing) else self._weighing[rows]
-            moved = moved * weight.to(moved)
-        return moved.sum() / len(rows)
-
-    def _weights(self, tasks: list[int], like: Tensor) -> Tensor | None:
-        """(tasks, P) importances; weights of other tasks' heads count 0."""
-        if not self.omega and not self.outputs:
-            return None
-        ones = like.new_ones(like.shape[1])
-        return torch.stack([self.omega[t].to(like) if t in self.omega else ones * self._mask(t, like) for t in tasks])
+            made = self.hyper.weights(self.condition.table[[self._kept.tasks[r] for r in rows]])
+        return self._kept.distance(made, rows)
 
     def _stamp(self) -> int:
         return sum(p._version for p in self.hyper.parameters())
 
-    def _ahead(self, loss: Tensor) -> Tensor:
-        """The regulariser one step of the optimiser ahead: its value, with its gradient there (first order)."""
-        if self._optimizer is None:
-            raise RuntimeError("lookahead asks the optimiser for its step: make it with make_optimizer")
-        params = self._trainable()
-        grads = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
-        step = self._optimizer.rehearse(params, grads)
-        start = [p.detach().clone() for p in params]
-        for p, d in zip(params, step):
-            p.data.add_(d)  # .data: the graph of the task loss stands for the present weights
-        try:
-            with torch.enable_grad():
-                value = self.beta * self._moved()
-            found = torch.autograd.grad(value, params, allow_unused=True)
-        finally:
-            for p, s in zip(params, start):
-                p.data.copy_(s)
-        pulls = [((p - p.detach()) * g).sum() for p, g in zip(params, found) if g is not None]
-        return value.detach() + torch.stack(pulls).sum()
-
     def export(self, task: int) -> nn.Module:
         """An ordinary, frozen copy of the target with the weights of one task (with all output rows)."""
         return self.hyper.export(task=task)
-
-    # Importance
-
-    def _importance(self, task: int, data: Any, kind: Literal["mas", "fisher"]) -> Tensor:
-        net = self.export(task).requires_grad_(True)
-        rows = self.outputs.get(task)
-        found = importance_of(net, data, kind, forward=None if rows is None else lambda m, x: m(x)[:, list(rows)])
-        flat = torch.cat([found[n].reshape(-1) for n in self.hyper.layout.names])
-        mask = self._mask(task, flat)
-        flat = flat * mask
-        return flat * mask.sum() / flat.sum()
-
-    def _mask(self, task: int, like: Tensor) -> Tensor:
-        return head_mask(self.hyper.layout, self.outputs.get(task), like)
-
-    # Growth and optimisers
-
-    def _maybe_grow(self, task: int, rows: tuple[Tensor, Tensor] | None, loss_fn: CrossEntropy) -> None:
-        assert self.growth is not None
-        wanted = self.growth.scheduled(task)
-        if self.growth.trigger is not None and rows is not None:
-            value = warm_up(self, task, rows, self.growth, loss_fn)
-            earlier = self.warm_losses
-            wanted |= bool(earlier) and value > self.growth.trigger * sum(earlier) / len(earlier)
-            self.warm_losses.append(value)
-        room = self.growth.max_times is None or len(self.growth_history) < self.growth.max_times
-        if wanted and room:
-            rng = stream(task, "growth") if self.generator is None else self.generator
-            self._masks = grow(self.hyper, self.growth, rng)
-            self.growth_history.append((task, self.growth.step))
-            self._changed(list(self.hyper.generator.parameters()))
-
-    def _changed(self, fresh: list[nn.Parameter]) -> None:
-        self._watch.expect(fresh, self.named_parameters())
-        if self._optimizer is not None:
-            self._optimizer.rebuild()
-            if self._masks and any(g.get("weight_decay") for g in self._optimizer.param_groups):
-                warnings.warn("weight decay moves what freeze_old keeps: take an optimiser without it", stacklevel=3)
-        for call in self.parameters_changed:
-            call()
-
-    def make_optimizer(self, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> ManagedOptimizer:
-        """An optimiser that is made anew, ``make(parameters)``, at every task and growth.
-
-        New parameters are then trained, and momentum of an earlier task does not move old weights. A copy of this
-        object has an optimiser of its own; pickling asks for a `make` such as ``partial(torch.optim.Adam, lr=1e-3)``.
-        """
-        self._optimizer = ManagedOptimizer(self._trainable, make)
-        return self._optimizer
-
-    def _trainable(self) -> list[nn.Parameter]:
-        return [p for p in self.parameters() if p.requires_grad]
 
     # State
 
@@ -397,7 +331,6 @@ class ContinualHypernet(nn.Module):
         """The parameters have come in, too."""
         for t, row in enumerate(self.condition.rows):
             row.requires_grad_(t not in self.done)
-        self._old = [t for t in self.done if t != self.task]
         self._retarget()
         self._changed([])
 

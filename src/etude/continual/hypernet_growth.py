@@ -1,19 +1,16 @@
-"""Growth of a weight generator with its tasks, and optimisers that notice new parameters.
+"""Growth of a weight generator with its tasks.
 
 Before a task is learned its embedding alone is trained for a while; if the loss stays above `trigger` times the mean
 that earlier tasks had at that point, the generator is widened. Widening changes no generated weight. Source: Dupati et
 al. 2022, arXiv 2209.07712 (the abstract names growth; this rule is ours).
 """
 
-import copy
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from etude.continual.importance import batches_of
 from etude.data.randomness import fork_global, stream
@@ -34,6 +31,9 @@ class Growth:
         New hidden units each time.
     trigger
         Widen when the loss after the warm-up exceeds this many times the mean of earlier tasks; None: never for this.
+        The warm-up comes before a task where `begin_task` is given its data. Otherwise it is the task's own first
+        updates, of all parameters, whose losses are given to `penalty`; the generator is then widened at the next
+        update, and only an optimiser of `make_optimizer` follows without more ado.
     every
         Widen before every so-many-th task, whatever the loss; None: never for this.
     max_times
@@ -67,17 +67,14 @@ class Growth:
         return self.every is not None and task > 0 and task % self.every == 0
 
 
-def labelled_rows(data: Any) -> tuple[Tensor, Tensor] | None:
-    """Inputs and labels for the warm-up. No data: a warning, and None.
+def labelled_rows(data: Any) -> tuple[Tensor, Tensor]:
+    """Inputs and labels for the warm-up.
 
     Raises
     ------
     ValueError
         "no samples" without labelled rows.
     """
-    if data is None:
-        warnings.warn("growth by loss needs the task's data: begin_task(task, data)", stacklevel=3)
-        return None
     pairs = [(x, y) for x, y in batches_of(data) if y is not None]
     if not pairs:
         raise ValueError("no samples: the warm-up needs inputs with labels")
@@ -100,6 +97,11 @@ def warm_up(cl: "ContinualHypernet", task: int, rows: tuple[Tensor, Tensor], gro
             losses.append(float(loss.detach()))
     row.grad = None
     cl.train(mode)
+    return tail_mean(losses)
+
+
+def tail_mean(losses: Sequence[float]) -> float:
+    """Mean of the last fifth."""
     tail = losses[-max(1, len(losses) // 5) :]
     return sum(tail) / len(tail)
 
@@ -142,99 +144,3 @@ def _fresh(old: Tensor, new: nn.Parameter, generator: nn.Module) -> Tensor:
     kept = old.view(gates, -1, *old.shape[1:]).shape
     block[tuple(slice(0, k) for k in kept)] = 0
     return mask
-
-
-class UntrainedWatch:
-    """Finds new parameters that stand still while others are trained: the optimiser was made before them.
-
-    A hook notes that a gradient has reached a new parameter, as ``module.zero_grad()`` clears it before anybody looks.
-    """
-
-    def __init__(self) -> None:
-        self._fresh: list[nn.Parameter] = []
-        self._at: dict[int, int] = {}
-        self._reached: set[int] = set()
-        self._hooks: list[RemovableHandle] = []
-
-    def expect(self, fresh: Sequence[nn.Parameter], every: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Note new parameters, and where all stand."""
-        kept = {id(p): p for p in [*self._fresh, *fresh]}
-        self._at = {id(p): p._version for _, p in every}
-        self._reached.clear()
-        self._follow([p for i, p in kept.items() if i in self._at])
-
-    def _follow(self, fresh: list[nn.Parameter]) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._fresh = fresh
-        self._hooks = [
-            p.register_post_accumulate_grad_hook(lambda p: self._reached.add(id(p))) for p in fresh if p.requires_grad
-        ]
-
-    def check(self, every: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Raise if a new parameter has not been updated though others were."""
-        if not self._fresh:
-            return
-        named = [(n, p) for n, p in every if p.requires_grad]
-        if not any(p._version > self._at.get(id(p), p._version) for _, p in named):
-            return  # no step yet
-        fresh = {id(p) for p in self._fresh}
-        still = [(n, p) for n, p in named if id(p) in fresh and p._version == self._at[id(p)]]
-        reached = [n for n, p in still if p.grad is not None or id(p) in self._reached]
-        if reached:  # without a gradient nobody meant to train it yet
-            raise RuntimeError(
-                f"{reached[0]} is new and is not trained: the optimiser was made before it. Make a new one after "
-                "begin_task, or use make_optimizer"
-            )
-        self._follow([p for _, p in still])
-
-
-class ManagedOptimizer:
-    """An optimiser that is made anew whenever the parameters change.
-
-    No `torch.optim.Optimizer`, as it stands for several: torch's schedulers, which follow one, do not take it.
-    """
-
-    def __init__(
-        self,
-        parameters: Callable[[], list[nn.Parameter]],
-        make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-    ) -> None:
-        self._parameters, self._make = parameters, make
-        self.rebuild()
-
-    def rebuild(self) -> None:
-        """A new optimiser without momentum for the parameters as they are now."""
-        self.optimizer = self._make(self._parameters())
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        self.optimizer.zero_grad(set_to_none)
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """As the optimiser's; what the closure gave."""
-        return self.optimizer.step() if closure is None else self.optimizer.step(closure)
-
-    def state_dict(self) -> dict[str, Any]:
-        """That of the optimiser as it is now."""
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, with the parameters of then (load the model's state before)."""
-        self.optimizer.load_state_dict(state)
-
-    def rehearse(self, params: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> list[Tensor]:
-        """The change that a step with these gradients would make, found on copies.
-
-        `params` are those that the optimiser was made for, in their order.
-        """
-        copies = [nn.Parameter(p.detach().clone()) for p in params]
-        optimizer = self._make(copies)
-        optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
-        for p, g in zip(copies, grads, strict=True):
-            p.grad = None if g is None else g.detach().clone()
-        optimizer.step()
-        return [c.detach() - p.detach() for c, p in zip(copies, params, strict=True)]
