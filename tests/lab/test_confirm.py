@@ -22,8 +22,8 @@ def moved(toy, ledger, monkeypatch):
     """A finished run, and code that has moved since."""
     run = run_study(toy, ledger=ledger, jobs=1)
     real = digest.code_digest
-    for module in ("registry", "confirm"):
-        monkeypatch.setattr(f"etude.lab.{module}.code_digest", lambda slug, tier=None: real(slug, tier)[::-1])
+    for name in ("registry.remembered_digest", "confirm.code_digest"):
+        monkeypatch.setattr(f"etude.lab.{name}", lambda slug, tier=None: real(slug, tier)[::-1])
     assert all(v.stale for v in run_verdicts(ledger, ledger.run(run.run_id)))
     return run.run_id
 

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,17 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from etude.files import cache_root, written
+
 logger = logging.getLogger(__name__)
 _hashes: dict[tuple[str, int, int, int], str] = {}
-
-
-def cache_root() -> Path:
-    """The folder named by `ETUDE_CACHE`, otherwise the user's cache folder of the platform."""
-    if named := os.environ.get("ETUDE_CACHE"):
-        return Path(named).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("etude"))
 
 
 def file_sha256(path: Path) -> str:
@@ -51,18 +43,6 @@ def locked(name: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / (re.sub(r"[^\w.-]", "_", name) + ".lock")):
         yield
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; renamed to it when the block ends well, removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def cached(kind: str, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from etude.data.cache import cache_root
 from etude.data.progress import track
 from etude.data.registry import Package
+from etude.files import cache_root
 
 TIMEOUT_SECONDS = 20
 PACKAGE_TIMEOUT_SECONDS = 600

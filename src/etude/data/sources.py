@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from etude.data.cache import cache_root, file_sha256, locked, written
+from etude.data.cache import file_sha256, locked
 from etude.data.download import Downloader, Unreachable, offline, open_plain
 from etude.data.registry import Source, SourceFile, lookup, packages, sources
 from etude.errors import DataError, SourceUnavailable
+from etude.files import cache_root, written
 
 Opened = Callable[[], AbstractContextManager[IO[bytes]]]
 

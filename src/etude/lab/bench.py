@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from etude.errors import UsageError
+from etude.files import write_text
 from etude.lab.environment import cores, processor, versions
 
 
@@ -226,9 +227,9 @@ def save(folder: str | Path, rows: list[Row]) -> Path:
     fresh = {stem for stem, _ in rows}
     kept = [(stem, _stored(r)) for stem, r in old if stem not in fresh]
     merged: list[Row] = sorted(kept + rows, key=lambda row: row[0])
-    store.write_text(json.dumps([(s, r._asdict()) for s, r in merged], indent=1) + "\n", encoding="utf-8")
+    write_text(store, json.dumps([(s, r._asdict()) for s, r in merged], indent=1) + "\n")
     target = root / "RESULTS.md"
-    target.write_text(table(merged), encoding="utf-8")
+    write_text(target, table(merged))
     return target
 
 

@@ -115,13 +115,27 @@ def _is_docstring(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _strip(node: ast.AST) -> str:
-    """The syntax tree as text; docstrings are taken out of `node` itself."""
-    tree = node if isinstance(node, ast.Module) else ast.Module([node], [])  # type: ignore[list-item]
-    for inner in ast.walk(tree):
-        if isinstance(inner, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            inner.body = [n for n in inner.body if not _is_docstring(n)] or [ast.Pass()]
-    return ast.dump(tree)
+def _written(value: Any) -> str:
+    """The syntax tree as text, without docstrings and the same under every Python.
+
+    `ast.dump` is not: 3.12 added fields for type parameters, 3.13 leaves empty lists out. Here whatever is empty is
+    left out, and so is whether a name is read or bound, which its place says.
+    """
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, ast.Constant):
+        return repr(value.value)
+    if not isinstance(value, ast.AST):
+        return repr(value)
+    parts = [type(value).__name__]
+    documented = isinstance(value, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    for name in value._fields:
+        inner = getattr(value, name, None)
+        if documented and name == "body":
+            inner = [n for n in inner or () if not _is_docstring(n)]
+        if inner is not None and inner != [] and name != "ctx":
+            parts.append(f"{name}={_written(inner)}")
+    return f"({' '.join(parts)})"
 
 
 def _resolve(module: str, name: str | None, depth: int = 0) -> Target:
@@ -209,7 +223,7 @@ def _statement(path: Path, stamp: int, name: str | None, tier: str | None) -> st
     nodes = module.effects if name is None else module.definitions[name]
     if path.parent.name == "studies":
         nodes = [_of_tier(node, tier) for node in nodes]
-    return hashlib.sha256("\n".join(map(_strip, nodes)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(map(_written, nodes)).encode()).hexdigest()
 
 
 def reached(slug: str) -> tuple[Target, ...]:

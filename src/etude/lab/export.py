@@ -5,8 +5,6 @@ rebuilt from such files. Runs on a user's own data are never exported unless ask
 """
 
 import json
-import os
-import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from etude.errors import EtudeError, UsageError
+from etude.files import write_text
 from etude.lab.finite import finite
 from etude.lab.ledger import Ledger
 from etude.lab.study import Artifact, Measurement
@@ -104,21 +103,6 @@ class ResultFile(BaseModel):
     measurements: list[_Row]
     artifacts: list[_ArtifactRow]
     verdicts: list[dict[str, Any]] = []
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, with its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.chmod(0o644)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def export_run(ledger: Ledger, run_id: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from importlib import resources
 
 from etude import catalogue
 from etude.errors import StudyError, UsageError
-from etude.lab.digest import code_digest
+from etude.lab.digest_memory import remembered_digest
 from etude.lab.study import Study
 
 
@@ -24,7 +24,7 @@ def runnable() -> tuple[str, ...]:
 def present_digest(slug: str, tier: str) -> str | None:
     """The digest of a study's code as it is now; None where there is no study, or its code cannot be read."""
     try:
-        return code_digest(slug, tier) if slug in runnable() else None
+        return remembered_digest(slug, tier) if slug in runnable() else None
     except SyntaxError:
         return None
 

@@ -9,8 +9,8 @@ import jinja2
 
 from etude import __version__, catalogue
 from etude.errors import UsageError
+from etude.files import write_text
 from etude.lab.console import interval, number, rule
-from etude.lab.export import write_text
 from etude.lab.forest import forest_row
 from etude.lab.judge import Verdict
 from etude.lab.ledger import Ledger, now

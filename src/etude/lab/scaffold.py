@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from etude.errors import UsageError
-from etude.lab.export import write_text
+from etude.files import write_text
 
 LONGEST_SLUG = 40
 LINE = 120  # as ruff is set in pyproject.toml

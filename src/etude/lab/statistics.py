@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 
 class Interval(NamedTuple):
@@ -41,7 +41,7 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
         raise ValueError(f"an interval needs at least 2 values, got {x.size}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
-    half = float(stats.sem(x) * stats.t.ppf(0.5 + level / 2, x.size - 1))
+    half = float(x.std(ddof=1) / np.sqrt(x.size) * special.stdtrit(x.size - 1, 0.5 + level / 2))
     mean = float(x.mean())
     return Interval(mean, mean - half, mean + half, int(x.size))
 
@@ -77,6 +77,8 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion k / n (sampling error inside one data set)."""
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"need 0 <= k <= n and n >= 1, got k={k}, n={n}")
+    from scipy import stats  # takes a second to import
+
     result = stats.binomtest(k, n).proportion_ci(level, method="wilson")
     return Interval(k / n, float(result.low), float(result.high), n)
 
@@ -87,7 +89,11 @@ def mcnemar(a_right: ArrayLike, b_right: ArrayLike) -> float:
     if a.shape != b.shape:
         raise ValueError(f"need the same items for both, got {a.shape} and {b.shape}")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return 1.0 if only_a + only_b == 0 else float(stats.binomtest(only_a, only_a + only_b).pvalue)
+    if only_a + only_b == 0:
+        return 1.0
+    from scipy import stats
+
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
 def cluster_bootstrap(

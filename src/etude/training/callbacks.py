@@ -19,6 +19,7 @@ from torch import Tensor
 
 from etude.data.progress import track
 from etude.data.randomness import fork_global, stream
+from etude.files import written
 from etude.training.config import TrainConfig
 from etude.training.run import State
 
@@ -158,12 +159,8 @@ def _compare(saved: dict[str, str], present: dict[str, str], path: Path) -> None
 def _write(path: Path, content: Any) -> None:
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_pack(content, "", tensors))
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
+    with written(path) as part:  # a killed save leaves the old file
         save_file(tensors, part, metadata={"format": FORMAT, "content": text})
-        os.replace(part, path)  # a killed save leaves the old file
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Any:
