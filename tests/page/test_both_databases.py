@@ -156,6 +156,76 @@ def test_every_filter_and_exclusion_counts(database, now):
         assert [h.row["title"] for h in hits] == titles, text
 
 
+def test_a_filter_with_a_minus_leaves_out(database, now):
+    """Also in searches by meaning; what is not known of a paper (a day, a venue) is no reason to leave it out."""
+    papers = [
+        make_record(title="One net", authors=["Ann Lee"], tags=["zeta"], published_at=1_560_000_000, venue="A Place"),
+        make_record(title="Two nets", authors=["Bo Na"], tags=["eta"], published_at=1_660_000_000),
+        make_record(title="Three nets", authors=["Cy Lee"], room="layers"),
+    ]
+    store.add_all(database, papers, source="form", now=now, after=index_matches)
+
+    class Everything:
+        def rank(self, text, depth):
+            return [1, 2, 3]
+
+    for text, titles in (
+        ("-author:lee", {"Two"}), ('-author:"ann lee"', {"Two", "Three"}), ("-tag:zeta", {"Two", "Three"}),
+        ("-tag:zeta -tag:eta", {"Three"}), ("-room:layers", {"One", "Two"}), ("-venue:place", {"Two", "Three"}),
+        ("-year:2019", {"Two", "Three"}), ("-year:2019..2023", {"Three"}), ("author:lee -tag:zeta", {"Three"}),
+        ("-verdict:holds", {"One", "Three"}), ("-has:study", {"One", "Two", "Three"}),
+        ("-author:", {"One", "Two", "Three"}), ("-year:x", {"One", "Two", "Three"}),
+    ):  # fmt: skip
+        for words, meaning in (("", None), ("nets ", None), ("nets ", Everything())):
+            query = parse(words + text)
+            with_verdict = lambda _: frozenset({"two-nets"})
+            hits = find(database, query, Filters(), with_verdict=with_verdict, now=now, meaning=meaning)
+            found = {h.row["title"].split()[0] for h in hits}
+            assert found == titles, (words, text)
+
+
+def test_phrases_and_exclusions_hold_however_a_paper_was_found(database, now):
+    """By a typo's trigrams, by some of the words, by meaning: a word with a minus never shows, a phrase always."""
+    papers = [
+        make_record(title="Autognn for chairs", abstract="red paint"),
+        make_record(title="Autognn for tables", abstract="blue paint"),
+    ]
+    store.add_all(database, papers, source="form", now=now, after=index_matches)
+
+    class Both:
+        def rank(self, text, depth):
+            return [1, 2]
+
+    for meaning in (None, Both()):
+        for text in ("autognm -red", "autognn nonsense -red", '"blue paint" autognm', '"blue paint" autognn nonsense'):
+            assert [h.row["id"] for h in search(database, parse(text), meaning=meaning)] == [2], text
+        assert search(database, parse('autognn "red chairs"'), meaning=meaning) == []
+
+
+def test_the_warmer_of_equal_papers_comes_first(database, now):
+    """Heat decides between equals, by words or where words and meaning add up to the same, and nothing else."""
+    alike = [make_record(title=f"Widgets {i}", abstract="of a kind") for i in "abc"]
+    better = make_record(title="Widgets of widgets", abstract="widgets repeated")
+    store.add_all(database, [*alike, better], source="form", now=now, after=index_matches)
+    titles = lambda q="widgets", **how: [h.row["title"][-1] for h in search(database, parse(q), **how)]
+    before = [x for x in titles() if x != "s"]
+    assert before == ["a", "b", "c"]
+    with database.begin() as c:
+        store.happened(c, 2, "vote", 1.0, now=now)
+        store.happened(c, 3, "vote", 5.0, now=now)
+    best = titles().index("s")
+    assert [x for x in titles() if x != "s"] == ["c", "b", "a"]
+    with database.begin() as c:
+        store.happened(c, 4, "vote", 0.5, now=now)
+    assert titles().index("s") == best
+
+    class Coldest:
+        def rank(self, text, depth):
+            return [1, 2, 3]  # the order of words the other way round, so that the first and the last are equal
+
+    assert titles("widgets -repeated", meaning=Coldest()) == ["c", "a", "b"]
+
+
 def test_typos_and_joined_words_find_titles(database, now):
     titles = (
         "Sparse Transformers at scale",

@@ -14,7 +14,7 @@ from etude.page import heat as h
 from etude.page import tables as t
 from etude.page.database import Database
 from etude.page.following import Follow, any_of
-from etude.page.search.query import Query
+from etude.page.search.query import Query, years_of
 
 Sort = Literal["trending", "hot", "slow", "new", "top", "random"]
 Window = Literal["day", "week", "month", "all"]
@@ -43,6 +43,8 @@ class Filters:
     authors: tuple[str, ...] = ()
     more: tuple[tuple[str, str], ...] = ()
     """Rooms, tags, authors and venues that must hold too, where a query names several of a kind."""
+    barred: tuple["Filters", ...] = ()
+    """None of these may hold."""
 
     @classmethod
     def of(cls, query: Query, base: "Filters | None" = None) -> "Filters":
@@ -55,7 +57,12 @@ class Filters:
             found[kind] = wanted[0] if wanted else None
             more += [(kind, v) for v in wanted[1:]]
         year = query.years if any(query.years) else filters.year
-        return replace(filters, year=year, more=(*filters.more, *more), **found)
+        barred = [
+            cls(year=years_of(value) or (None, None)) if kind == "year" else cls(**{kind: value})  # type: ignore[arg-type]
+            for kind, value in query.barred
+            if kind not in ("has", "verdict")  # which papers these are is for the site to say
+        ]
+        return replace(filters, year=year, more=(*filters.more, *more), barred=(*filters.barred, *barred), **found)
 
 
 def condition(f: Filters) -> sa.ColumnElement[bool]:
@@ -89,6 +96,7 @@ def condition(f: Filters) -> sa.ColumnElement[bool]:
     if f.followed is not None:
         parts.append(any_of(f.followed))
     parts += [condition(Filters(**{kind: value})) for kind, value in f.more]  # type: ignore[arg-type]
+    parts += [sa.not_(sa.func.coalesce(condition(barred), sa.false())) for barred in f.barred]  # what is unknown is not
     if f.since is not None:
         parts.append(p.submitted_at >= f.since)
     if f.until is not None:

@@ -34,12 +34,16 @@ def find_page(
     UsageError
         For a broken cursor.
     """
-    slugs = filters.slugs
-    wanted = [with_verdict(word) for word in query.filters.get("verdict", ())]
-    wanted += [frozenset(runnable()) for word in query.filters.get("has", ()) if word == "study"]
-    for having in wanted:
-        slugs = having if slugs is None else slugs & having
-    filters = replace(filters, slugs=slugs)
+
+    def named(kind: str, word: str) -> frozenset[str]:
+        return with_verdict(word) if kind == "verdict" else frozenset(runnable())
+
+    slugs, barred = filters.slugs, list(filters.barred)
+    for kind in ("verdict", "has"):
+        for word in query.filters.get(kind, ()):
+            slugs = named(kind, word) if slugs is None else slugs & named(kind, word)
+        barred += [Filters(slugs=named(kind, word)) for k, word in query.barred if k == kind]
+    filters = replace(filters, slugs=slugs, barred=tuple(barred))
     if query.empty:
         return [], None
     if query.words or query.phrases or query.jump:

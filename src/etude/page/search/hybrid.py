@@ -40,13 +40,13 @@ class Hit:
         return "; ".join(parts + (["similar meaning"] if self.similar else []))
 
 
-def fuse(lists: Sequence[Sequence[int]], k: int = RRF) -> list[int]:
-    """Reciprocal rank fusion: sum of 1 / (k + rank); ties by the earlier list's order."""
+def fuse(lists: Sequence[Sequence[int]], k: int = RRF) -> dict[int, float]:
+    """Reciprocal rank fusion: the sum of 1 / (k + rank) of every item."""
     score: dict[int, float] = {}
     for ranking in lists:
         for place, item in enumerate(ranking, 1):
             score[item] = score.get(item, 0.0) + 1.0 / (k + place)
-    return sorted(score, key=lambda i: -score[i])
+    return score
 
 
 def search(
@@ -67,11 +67,9 @@ def search(
         similar = meaning.rank(query.text, DEPTH if within is None else NARROWED_DEPTH)
         if within is not None:
             similar = _let_through(db, similar, narrowed)[:DEPTH]
-    if query.phrases and similar:
-        similar = [i for i in similar if all(_holds_any(db, i, [phrase]) for phrase in query.phrases)]
-    if query.excluded and similar:
-        similar = [i for i in similar if not _holds_any(db, i, query.excluded)]
-    ranked = fuse([words, similar])
+    with db.engine.connect() as c:
+        similar = lexical.keeping(c, query, similar)
+        ranked = lexical.best_first(c, fuse([words, similar]))
     if ranked:
         named = sa.select(t.paper.c.id).where(t.paper.c.norm_hash == norm_hash(query.text))
         exact = {r["id"] for r in db.rows(named)}
@@ -105,9 +103,3 @@ def matching(row: dict[str, Any], query: Query) -> tuple[str, ...]:
     longest_first = sorted(set(wanted.values()), key=len, reverse=True)  # so that one look at the text is enough
     found = set(re.findall(rf"\b(?:{'|'.join(map(re.escape, longest_first))})", text))
     return tuple(w for w, start in wanted.items() if any(f.startswith(start) for f in found))
-
-
-def _holds_any(db: Database, paper_id: int, words: Sequence[str]) -> bool:
-    rows = db.rows(sa.select(t.paper.c.title, t.paper.c.abstract).where(t.paper.c.id == paper_id))
-    text = " ".join(f"{r['title']} {r['abstract']}" for r in rows).lower()
-    return any(re.search(rf"\b{re.escape(w.lower())}\b", text) for w in words)

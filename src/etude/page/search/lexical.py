@@ -1,11 +1,13 @@
 """Words: BM25 over titles, tags, authors and abstracts, with trigrams of titles for typos and parts of words."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from etude.page import tables as t
+from etude.page.heat import rank as rank_by_heat
 from etude.page.records import PaperRecord
 from etude.page.search.query import Query, fts5
 from etude.page.store import Match
@@ -69,8 +71,26 @@ def rank(c: sa.Connection, query: Query, *, depth: int = DEPTH, within: Within =
     if len(hits) < 5 and query.words:
         alike = _alike_sqlite if c.dialect.name == "sqlite" else _alike_postgres
         wanted = sorted(set().union(*(trigrams(w) for w in query.words)))
-        hits += [i for i in (alike(c, wanted, depth, within) if wanted else []) if i not in set(hits)]
+        more = keeping(c, query, alike(c, wanted, depth, within)) if wanted else []
+        hits += [i for i in more if i not in set(hits)]
     return hits[:depth]
+
+
+def keeping(c: sa.Connection, query: Query, ids: list[int]) -> list[int]:
+    """Of papers that were found in another way, those that hold every phrase and no excluded word of the query."""
+    listed = ",".join(str(int(i)) for i in ids)
+
+    def held(words: Sequence[str]) -> set[int]:
+        found = holding(c.dialect.name, words).where(sa.text(f"+rowid IN ({listed})"))
+        return set(c.execute(found).scalars())
+
+    for phrase in query.phrases if ids else ():
+        having = held([phrase])
+        ids = [i for i in ids if i in having]
+    if query.excluded and ids:
+        having = held(query.excluded)
+        ids = [i for i in ids if i not in having]
+    return ids
 
 
 def holding(dialect: str, words: Sequence[str]) -> sa.Select[Any]:
@@ -89,7 +109,7 @@ def _words_sqlite(c: sa.Connection, query: Query, depth: int, within: Within) ->
     if len(hits) < FEW:  # the last word may be the beginning of one
         hits += [i for i in _ranked(c, fts5(query), depth, within) if i not in set(hits)]
     if not hits and len(query.words) > 1:  # no paper holds all words: take those that hold most of them
-        hits = _ranked(c, " OR ".join(f'"{w}"' for w in query.words), depth, within)
+        hits = keeping(c, query, _ranked(c, " OR ".join(f'"{w}"' for w in query.words), depth, within))
     return hits
 
 
@@ -125,20 +145,34 @@ def _from(c: sa.Connection, match: str, within: Within) -> int | None:
 
 
 def _bm25(c: sa.Connection, match: str, depth: int, low: int, within: Within) -> list[int]:
-    query = _select("rowid", "fts", "fts MATCH :q AND rowid >= :low", within)
-    query = query.order_by(sa.text(f"bm25(fts, {WEIGHTS}), rowid")).limit(depth)
-    return list(c.execute(query, {"q": match, "low": low}).scalars())
+    query = _select(f"rowid, -bm25(fts, {WEIGHTS}) AS score", "fts", "fts MATCH :q AND rowid >= :low", within)
+    query = query.order_by(sa.text("score DESC, rowid")).limit(depth)
+    return best_first(c, dict(c.execute(query, {"q": match, "low": low}).tuples().all()))
 
 
 def _words_postgres(c: sa.Connection, query: Query, depth: int, within: Within) -> list[int]:
     words = " & ".join(f"{w}:*" for w in query.words)
-    asked = _select("rowid", "fts, to_tsquery('english', :q) q", "document @@ q", within)
-    asked = asked.order_by(sa.text("ts_rank('{0.1, 0.2, 0.4, 1.0}', document, q) DESC, rowid")).limit(depth)
+    score = "ts_rank('{0.1, 0.2, 0.4, 1.0}', document, q)"
+    asked = _select(f"rowid, {score} AS score", "fts, to_tsquery('english', :q) q", "document @@ q", within)
+    asked = asked.order_by(sa.text("score DESC, rowid")).limit(depth)
     if query.phrases:
         words = " & ".join([w for w in [words] if w] + ["(" + " <-> ".join(p.split()) + ")" for p in query.phrases])
     if query.excluded:
         words += "".join(f" & !({' <-> '.join(w.split())})" for w in query.excluded)
-    return list(c.execute(asked, {"q": words}).scalars())
+    return best_first(c, dict(c.execute(asked, {"q": words}).tuples().all()))
+
+
+def best_first(c: sa.Connection, scores: dict[int, float]) -> list[int]:
+    """Papers by their score, the warmer one first among equals; what heat says decides nothing else."""
+    many = Counter(scores.values())
+    equal = [i for i, score in scores.items() if many[score] > 1]
+    p = t.paper.c
+    warmth: dict[int, tuple[float, int, int]] = {}
+    if equal:
+        listed = sa.text(f"paper.id IN ({','.join(str(int(i)) for i in equal)})")  # quicker than parameters
+        rows = c.execute(sa.select(p.id, p.heat_72, p.submitted_at).where(listed)).mappings()
+        warmth = {r["id"]: rank_by_heat(dict(r)) for r in rows}
+    return sorted(scores, key=lambda i: (-scores[i], warmth.get(i, (0.0, 0, i))))
 
 
 def trigrams(text: str) -> set[str]:

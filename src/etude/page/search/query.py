@@ -23,12 +23,25 @@ class Query:
     excluded: tuple[str, ...] = ()
     filters: dict[str, tuple[str, ...]] = field(default_factory=dict)
     years: tuple[int | None, int | None] = (None, None)
+    barred: tuple[tuple[str, str], ...] = ()
+    """Filters with a minus: none of them may hold."""
     jump: tuple[str, str] | None = None
     """An identifier: ("arxiv", id) or ("doi", doi)."""
 
     @property
     def empty(self) -> bool:
-        return not (self.words or self.phrases or self.excluded or self.filters or self.jump or any(self.years))
+        asked = self.words or self.phrases or self.excluded or self.filters or self.barred or self.jump
+        return not (asked or any(self.years))
+
+
+def years_of(text: str) -> tuple[int | None, int | None] | None:
+    """The first and last year of ``2019``, ``2019..``, ``..2023`` or ``2019..2023``; None for other texts."""
+    match = _YEARS.fullmatch(text)
+    if not match or not (match.group(1) or match.group(3)):
+        return None
+    low = int(match.group(1)) if match.group(1) else None
+    high = int(match.group(3)) if match.group(3) else None
+    return low, high if match.group(2) else low
 
 
 def _letters(text: str) -> str:
@@ -37,7 +50,8 @@ def _letters(text: str) -> str:
 
 def parse(raw: str) -> Query:
     """Read a query: ``"phrase"``, ``-word``, ``author:``, ``tag:``, ``room:``, ``year:2019..2023``, ``has:study``,
-    ``verdict:fails``, or an arXiv id, a DOI or an arXiv address, which jumps to the paper."""
+    ``verdict:fails``, each of these with a minus, or an arXiv id, a DOI or an arXiv address, which jumps to the
+    paper."""
     text = clean(raw)[:MAX_QUERY].replace("\n", " ").translate(_QUOTES)
     if " " not in text and text:
         found = arxiv_id(text)
@@ -48,19 +62,18 @@ def parse(raw: str) -> Query:
             return Query(text=text, jump=("doi", object_id))
     words, phrases, excluded = [], [], []
     filters: dict[str, tuple[str, ...]] = {}
+    barred: list[tuple[str, str]] = []
     years: tuple[int | None, int | None] = (None, None)
     for minus, name, quoted, bare in _TOKEN.findall(text):
         value = quoted or bare
         key = name.lower()
-        if key == "year" and not minus:
-            match = _YEARS.fullmatch(value)
-            if match and (match.group(1) or match.group(3)):
-                low = int(match.group(1)) if match.group(1) else None
-                high = int(match.group(3)) if match.group(3) else None
-                years = (low, high if match.group(2) else low)
-                continue
-        elif key in FILTERS and value and not minus and (key != "has" or value.lower() == "study"):
-            filters[key] = (*filters.get(key, ()), value.lower())
+        if key in FILTERS and value and _can_be(key, value.lower()):
+            if minus:
+                barred.append((key, value.lower()))
+            elif key == "year":
+                years = years_of(value) or years
+            else:
+                filters[key] = (*filters.get(key, ()), value.lower())
             continue
         plain = _letters(f"{name} {value}" if name else value)
         if not plain:
@@ -72,7 +85,13 @@ def parse(raw: str) -> Query:
         else:
             words += plain.split()
     meaning = " ".join([*words, *phrases])
-    return Query(meaning, tuple(words[:40]), tuple(phrases[:10]), tuple(excluded[:20]), filters, years)
+    lists = (tuple(words[:40]), tuple(phrases[:10]), tuple(excluded[:20]))
+    return Query(meaning, *lists, filters, years, tuple(barred[:20]))
+
+
+def _can_be(key: str, value: str) -> bool:
+    """Whether a filter's value says something; if not, the two are words like others."""
+    return {"year": years_of(value) is not None, "has": value == "study"}.get(key, True)
 
 
 def fts5(query: Query, *, prefix: bool = True) -> str:
