@@ -37,6 +37,17 @@ def small(images: ImageSet, pool: int = 2) -> ImageSet:
     return replace(images, x=shaped(images.x), test=test)
 
 
+def check_enough(images: ImageSet) -> None:
+    """ValueError for images too few to stand in a training and a test part of every setting."""
+    held = torch.bincount(images.y, minlength=len(images.classes))
+    least = int(held.argmin())
+    if int(held[least]) < 3 or len(images.y) < 5 * len(images.classes):
+        raise ValueError(
+            f"{len(images.y)} images of {len(held)} classes, {int(held[least])} of {images.classes[least]!r}, "
+            "are too few: bring at least 5 a class on average and 3 of each"
+        )
+
+
 def flat_task(images: ImageSet, seed: int, sizes: tuple[int, int], device: str = "cpu") -> Task:
     """Training and test rows (n, pixels), drawn by class; the official test part where there is one."""
     share = min(1.0, len(images.y) / sum(sizes)) if images.test is None else 1.0
@@ -73,10 +84,19 @@ def pairs_of(classes: int) -> tuple[int, ...]:
 
 
 def disjoint(task: Task, seed: int, large: int, small: int, which: str) -> list[Segment]:
-    """The classes a pair at a time. `which`: "balanced" (every segment large), or the one that is: "first", "third"."""
+    """The classes a pair at a time. `which`: "balanced" (every segment large), or the one that is: "first", "third".
+
+    A class that has fewer rows than its share of a segment gives all that it has.
+    """
     cut = pairs_of(task.num_classes)
     big = {"first": 0, "third": min(2, len(cut) - 1)}
-    sizes = [large if which == "balanced" or t == big[which] else small for t in range(len(cut))]
+    held = torch.bincount(task.train.y, minlength=task.num_classes).tolist()
+    sizes: dict[int, int] = {}
+    for t, count in enumerate(cut):
+        base, more = divmod(large if which == "balanced" or t == big[which] else small, count)
+        for i in range(count):
+            c = len(sizes)
+            sizes[c] = min(max(1, base + (i < more)), held[c])
     return class_stream(task, cut, seed=seed, sizes=sizes, order=range(task.num_classes))
 
 
@@ -97,7 +117,10 @@ def method(arm: str, model: TaskHeads, weights: Sequence[float], rows: int, seed
         return Between()
     lam = weights[0]
     if arm in ("lwf", "ebll"):
-        old = continual.LwF(model, lam) if arm == "lwf" else continual.EBLL(model, lam, code_dim=16, alpha=weights[1])
+        narrow = min(16, model.feature_dim // 2)
+        old = continual.LwF(model, lam)
+        if arm == "ebll":
+            old = continual.EBLL(model, lam, code_dim=narrow, alpha=weights[1])
 
         def close(segment: Segment) -> None:
             if isinstance(old, continual.EBLL):

@@ -5,26 +5,19 @@ streams of disjoint classes once, in batches of ten, with one head.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from etude import continual
-from etude.data import load_images, permuted_stream
+from etude.data import load_images
 from etude.data.images import ImageSet
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.studies import _continual_problems as problems
 from etude.studies._continual_online import border_free_accuracy, memory_accuracy
 from etude.studies._continual_plots import continual_plots
 from etude.studies._continual_routing import gate_scores, subset_accuracy
-from etude.training import TrainConfig
+from etude.studies._continual_tasks import TASKS, task_accuracy
 
-TASKS = {  # arms on permuted tasks: settings with the weight of the penalty, and of a term of their own
-    "fine_tune": (), "l2": ("l2_weight",), "ewc": ("ewc_weight",), "mas": ("mas_weight",), "mas_batch": ("mas_weight",),
-    "mas_shuffled": ("mas_weight",), "mas_slnid": ("mas_weight", "slnid_weight"), "si": ("si_weight",),
-    "lwf": ("lwf_weight",), "ebll": ("lwf_weight", "ebll_weight"),
-}  # fmt: skip
-SMALL = ("fine_tune", "mas", "mas_slnid")  # also at the small width
 MEMORIES = ("single", "reservoir", "mir", "gss_greedy")
 FREE = ("task_free_mas", "online", "random_detector", "known_borders")
 SUBSET = ("mas_user_subset", "mas_all_data", "mas_subset_shuffled")
@@ -40,11 +33,11 @@ class ContinualConfig(StudyConfig):
     """Training and test rows."""
     tasks: PositiveInt = 10
     epochs: PositiveInt = 3
-    width: PositiveInt = 64
+    width: Annotated[int, Field(ge=2)] = 64
     small_width: PositiveInt = 32
     importance_rows: PositiveInt = 1000
     large: PositiveInt = 800
-    """Rows of a large segment of two classes; a small one has a tenth."""
+    """Rows of a large segment of two classes; a small one has a tenth. A class with fewer gives what it has."""
     memory: PositiveInt = 100
     iterations: PositiveInt = 3
     """Updates on each batch of a stream."""
@@ -110,15 +103,16 @@ class ContinualStudy(Study):
 
     def task(self, protocol: str, config: ContinualConfig) -> ImageSet:
         """Images brought to 14 x 14."""
-        return self.user_task(load_images(protocol, grey=True), config)
+        return problems.small(load_images(protocol, grey=True))
 
     def user_task(self, data: ImageSet, config: ContinualConfig) -> ImageSet:
-        """The user's images, brought to 14 x 14."""
+        """The user's images, brought to 14 x 14; ValueError where they are too few."""
+        problems.check_enough(data)
         return problems.small(data)
 
     def measure(self, job: Job) -> Iterator[Measurement | Artifact]:
         """The arm's own setting."""
-        setting = {**dict.fromkeys(TASKS, _tasks), **dict.fromkeys(SUBSET, subset_accuracy),
+        setting = {**dict.fromkeys(TASKS, task_accuracy), **dict.fromkeys(SUBSET, subset_accuracy),
                    **dict.fromkeys(GATES, gate_scores), **dict.fromkeys(FREE, border_free_accuracy),
                    **dict.fromkeys(MEMORIES, memory_accuracy)}[job.arm]  # fmt: skip
         for seed in job.seeds:
@@ -127,26 +121,3 @@ class ContinualStudy(Study):
     def plots(self, results: Results) -> list[Plot]:
         """Accuracy of each task over time, accuracy at the end, memories, plateaus."""
         return continual_plots(results)
-
-
-def _tasks(job: Job, seed: int) -> Iterator[Measurement | Artifact]:
-    c, arm, by_width = job.config, job.arm, {}
-    task = problems.flat_task(job.task, seed, c.rows, job.device)
-    for width in (c.width, c.small_width) if arm in SMALL else (c.width,):
-        model = problems.headed_net(task.train.x.shape[1], width, seed).to(job.device)
-        weights = [float(getattr(c, name)) for name in TASKS[arm]]
-        own = problems.method(arm, model, weights, c.importance_rows, seed)
-        found = continual.learn_tasks(
-            model, permuted_stream(task, c.tasks, seed=seed), config=TrainConfig(epochs=c.epochs), penalty=own.penalty,
-            before=own.before, after=own.after, loss=own.loss, callbacks=own.callbacks, seed=seed, device=job.device,
-        )  # fmt: skip
-        by_width[width] = found.average
-        if width == c.width:
-            yield Measurement(arm, seed, "average_accuracy", 100 * found.average, "points")
-            yield Measurement(arm, seed, "average_forgetting", 100 * found.forgetting, "points")
-            yield Measurement(arm, seed, "learning_accuracy", 100 * found.learned, "points")
-            yield Artifact(
-                arm, seed, "matrix", [[None if v != v else round(v, 4) for v in r] for r in found.R.tolist()]
-            )
-    if arm in SMALL:
-        yield Measurement(arm, seed, "average_accuracy_small", 50 * sum(by_width.values()), "points")
