@@ -6,10 +6,13 @@ import torch
 from etude.data import load_images
 from etude.data.randomness import stream
 from etude.data.sequence_problems import (
+    adding_problem,
     copy_problem,
+    image_pixels,
     image_rows,
     next_characters,
     recall_problem,
+    temporal_order_problem,
     two_sided_problem,
 )
 
@@ -57,6 +60,25 @@ def test_next_characters():
     assert torch.equal(problem.data.x[:, 1:], problem.data.y[:, :-1])
     (test,) = problem.tests(0)
     assert int(test.rows.x.max()) == 3 and test.rows.x.shape[1] == 10
+
+
+def test_adding_and_temporal_order_draw_fresh_batches_and_test_by_seed():
+    for problem, length, classes in ((adding_problem(8, 20, 16), 20, 1), (temporal_order_problem(8, 30, 16), 31, 4)):
+        one, two = (problem.data.draw(stream(0, "data", i), i) for i in range(2))
+        assert one.x.shape[:2] == one.y.shape == (8, length) and not torch.equal(one.x, two.x)
+        (test,), (again,), (other,) = (problem.tests(seed) for seed in (1, 1, 2))
+        assert torch.equal(test.rows.x, again.rows.x) and not torch.equal(test.rows.x, other.rows.x)
+        assert problem.num_outputs == classes and len(test.rows.x) == 16
+
+
+def test_image_pixels_are_those_of_the_rows_in_one_order_for_all():
+    images = load_images("digits")
+    rows, plain, mixed = image_rows(images), image_pixels(images, order=None), image_pixels(images)
+    a, b, c = (p.data(3) for p in (rows, plain, mixed))
+    assert torch.equal(a.x.flatten(1), b.x.flatten(1)) and b.x.shape[1:] == (64, 1)
+    order = torch.randperm(64, generator=stream(0, "pixels"))
+    assert torch.equal(c.x, b.x[:, order]) and torch.equal(c.y, b.y) and torch.equal(b.y[:, -1], a.y[:, -1])
+    assert bool((b.y[:, :-1] == -100).all()) and plain.tests(3)[0].rows.x.shape[1:] == (64, 1)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ KINDS = {
     "gru": {},
     "outer_product": {},
     "outer_product heads": {"num_heads": 2},
+    "memory": {"slots": 5},
 }
 
 
@@ -35,7 +36,7 @@ def x(batch=3, time=7, seed=0):
 
 
 def width(kind):
-    return 3 if kind == "jordan out" else 6
+    return {"jordan out": 3, "memory": 12}.get(kind, 6)
 
 
 def parts(state):
@@ -163,6 +164,40 @@ class TestParity:
             read = (o[..., None] * torch.tanh(torch.einsum("bhij,bhj->bhi", memory, q))).reshape(3, 6)
         assert torch.allclose(model(x())[0][:, -1], read, atol=1e-5)
 
+    def test_memory_by_hand(self):
+        model = rnn("memory").double()
+        rows, start = x().double(), model.memory.initial.detach()
+        for b in range(3):
+            h, read, c = (torch.zeros(6, dtype=torch.float64) for _ in range(3))
+            memory, usage, looked = start.clone(), torch.zeros(5), torch.zeros(5, dtype=torch.float64)
+            for t in range(7):
+                z = model.weight_ih_l0 @ rows[b, t] + model.weight_hh_l0 @ torch.cat([h, read])
+                i, f, g, o = (z + model.bias_ih_l0 + model.bias_hh_l0).chunk(4)
+                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+                h = torch.sigmoid(o) * torch.tanh(c)
+                heads = model.weight_ho_l0 @ h + model.bias_ho_l0
+                query, value, (gate, mix) = heads[:6], torch.tanh(heads[6:12]), torch.sigmoid(heads[12:])
+                least = torch.zeros(5, dtype=torch.float64)
+                least[int(usage.argmin())] = 1.0
+                at = mix * looked + (1 - mix) * least
+                for j in range(5):
+                    memory[j] = (1 - at[j] * gate) * memory[j] + at[j] * gate * value
+                cosines = [memory[j] @ query / memory[j].norm() / query.norm() for j in range(5)]
+                looked = (torch.stack(cosines) / 0.1).softmax(0)
+                read, usage = looked @ memory, 0.95 * usage + looked + at
+                memory, usage = memory.detach(), usage.detach()
+                assert torch.allclose(model(rows)[0][b, t], torch.cat([h, read]))
+
+    def test_what_is_written_stays_and_is_learned_from(self):
+        model = rnn("memory")
+        assert torch.equal((model.bias_ih_l0 + model.bias_hh_l0)[6:12], torch.ones(6))
+        y, _ = model(x())
+        y[:, -1].sum().backward()
+        assert all(bool((p.grad != 0).any()) for p in model.parameters())
+        _, emptied = model(x()[:, :4])
+        emptied = (*emptied[:2], torch.zeros_like(emptied[2]), *emptied[3:])
+        assert not torch.allclose(model(x()[:, 4:], emptied)[0], y[:, 4:], atol=1e-4)
+
 
 class TestInitialisation:
     @pytest.mark.parametrize("init", [None, "orthogonal", "identity", "uniform", 0.9])
@@ -243,6 +278,8 @@ class TestRefusals:
             ("jordan", {"output_activation": "relu"}, "output_activation"),
             ("outer_product", {"num_heads": 4}, "num_heads"),
             ("gru", {"num_heads": 3}, "num_heads"),
+            ("gru", {"slots": 3}, "slots"),
+            ("memory", {"slots": 0}, "slots"),
             ("jordan", {"output_size": 0}, "output_size"),
             ("lstm", {"num_layers": 0}, "num_layers"),
             ("lstm", {"init": "xavier"}, "init"),
@@ -300,7 +337,7 @@ def test_a_state_of_another_batch_is_refused_with_lengths_too(cell, rows):
 @pytest.mark.parametrize(
     ("cell", "options"),
     [("elman", {"activation": "linear"}), ("jordan", {}), ("lstm97", {}), ("lstm", {"peephole": True}),
-     ("outer_product", {}), ("lstm", {"peephole": True, "bidirectional": True, "num_layers": 2})],
+     ("outer_product", {}), ("memory", {}), ("lstm", {"peephole": True, "bidirectional": True, "num_layers": 2})],
 )  # fmt: skip
 def test_nan_in_the_padding_reaches_nothing(cell, options):
     rnn = make_rnn(cell, 3, 4, generator=stream(0, "init"), **options)
@@ -320,7 +357,8 @@ def test_a_spectral_radius_is_a_finite_number(init):
 
 
 @pytest.mark.parametrize(
-    ("cell", "options"), [("outer_product", {}), ("outer_product", {"num_heads": 3}), ("jordan", {"output_size": 2})]
+    ("cell", "options"),
+    [("outer_product", {}), ("outer_product", {"num_heads": 3}), ("jordan", {"output_size": 2}), ("memory", {})],
 )
 def test_cells_without_square_blocks_have_no_spectral_radius(cell, options):
     with pytest.raises(ValueError, match="no square block"):

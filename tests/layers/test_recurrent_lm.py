@@ -31,7 +31,7 @@ def test_padding_is_left_out():
     assert out.loss.item() == pytest.approx(sum(rows) / (6 + 2 + 4 + 1), abs=1e-5)
 
 
-@pytest.mark.parametrize("cell", ["elman", "lstm", "gru", "jordan", "outer_product"])
+@pytest.mark.parametrize("cell", ["elman", "lstm", "gru", "jordan", "outer_product", "memory"])
 def test_greedy_generation_follows_the_argmax(cell):
     model = lm(cell)
     out = model.generate(IDS[:, :3], max_steps=4)
@@ -41,7 +41,7 @@ def test_greedy_generation_follows_the_argmax(cell):
     assert torch.equal(out.sequences[:, 0], ids[:, 3:])
 
 
-@pytest.mark.parametrize("cell", ["elman", "lstm", "outer_product"])
+@pytest.mark.parametrize("cell", ["elman", "lstm", "outer_product", "memory"])
 def test_beams_and_samples_keep_their_states(cell):
     model = lm(cell)
     for options in ({"beam_size": 3}, {"method": "sample", "num_samples": 3, "generator": stream(1, "s")}):

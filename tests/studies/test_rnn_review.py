@@ -10,6 +10,7 @@ from etude.lab.jobs import USER
 from etude.lab.ledger import Ledger
 from etude.lab.runner import run_study
 from etude.lab.study import Job, Measurement, Results
+from etude.studies._recurrent_runs import CUTS
 from etude.studies.rnn_review import ReviewConfig, ReviewStudy
 
 PAPER = catalogue.load("rnn-review")
@@ -79,6 +80,31 @@ def test_every_arm_yields_the_metrics_of_its_claims(protocol):
         for side in (claim.arms.method, claim.arms.baseline, control.arm, control.loses_to):
             if isinstance(side, str):
                 assert claim.metric.name in measured[side], (claim.id, side)
+
+
+@pytest.mark.parametrize("protocol", ["adding_50", "temporal_order", "two_sided_xor"])
+def test_what_the_gpu_tier_adds_is_measured_by_every_arm(protocol):
+    study, config = ReviewStudy(), ReviewConfig(**TINY)
+    task, measured = study.task(protocol, config), {}
+    for name, arm in study.arms.items():
+        if not arm.derived and (not arm.protocols or protocol in arm.protocols):
+            for i in study.measure(Job(protocol, name, config.seeds[:1], config, task)):
+                measured.setdefault(i.arm, set()).add(i.metric)
+    assert set(measured) >= {"lstm", "shuffled"} and all("accuracy" in metrics for metrics in measured.values())
+    assert ("squared_error" in measured["lstm"]) == (protocol == "adding_50")
+    assert ("bidirectional" in measured) == (protocol == "two_sided_xor")
+    assert set(study.configs["gpu"].protocols) >= {protocol, "adding_200", "pixels"}
+
+
+def test_gradients_of_every_reach_of_the_card():
+    study, config = ReviewStudy(), ReviewConfig(**TINY)
+    task = study.user_task(TextDataset(["to be or not to be, that is the question; " * 30]), config)
+    reach = {"k1": 1, "k5": 5, "k10": 10, "k20": 20}
+    assert {n for n in study.arms if n.startswith("k")} == set(reach) == set(CUTS) and reach == CUTS
+    bits = {}
+    for name in ("k1", "k20"):
+        (bits[name],) = (m.value for m in study.measure(Job(USER, name, (1000,), config, task)) if m.metric == "bits")
+    assert bits["k1"] != bits["k20"]
 
 
 def test_delays_too_short_for_truncation_are_refused_by_name():

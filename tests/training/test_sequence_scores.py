@@ -30,6 +30,18 @@ def test_labeller_by_hand():
     assert set(scores) == {"accuracy", "bits"}
 
 
+def test_numbers_by_hand():
+    class Zero(Fixed):
+        def forward(self, x):
+            return 0 * self.logits[0] * x.sum(-1, keepdim=True)
+
+    y = torch.tensor([[torch.nan, 0.039], [torch.nan, -0.5]])
+    scores = sequence_scores(Zero(), torch.zeros(2, 2, 2), y)
+    assert scores == pytest.approx({"accuracy": 50.0, "squared_error": (0.039**2 + 0.25) / 2})
+    diverged = sequence_scores(Zero(), torch.full((2, 2, 2), torch.inf), y)
+    assert math.isnan(diverged["accuracy"]) and math.isnan(diverged["squared_error"])
+
+
 def test_passes_of_rows_change_nothing():
     net = make_readout("gru", 5, 3, 8)
     x, y = (torch.randint(n, (10, 6), generator=stream(n, "x")) for n in (5, 3))

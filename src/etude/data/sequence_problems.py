@@ -10,7 +10,7 @@ from torch import Tensor
 from etude.data.batching import sampled
 from etude.data.images import ImageSet
 from etude.data.randomness import stream
-from etude.data.sequences import IGNORED, copy_pairs, recall, two_sided
+from etude.data.sequences import IGNORED, SequenceBatch, adding, copy_pairs, recall, temporal_order, two_sided
 from etude.data.tasks import Split
 
 
@@ -72,6 +72,55 @@ def two_sided_problem(batch: int, length: int, rows: int, *, lag: int = 3, label
 
     data = sampled(lambda generator, step: rows_of(batch, generator))
     return SequenceProblem(2, 4 if label == "pair" else 2, data, tests)
+
+
+def adding_problem(batch: int, length: int, rows: int) -> SequenceProblem:
+    """`adding` with fresh batches: one number is asked for at the last step."""
+    return _drawn(2, 1, length, batch, rows, lambda n, generator: adding(n, length, generator))
+
+
+def temporal_order_problem(batch: int, length: int, rows: int, *, distractors: int = 4) -> SequenceProblem:
+    """`temporal_order` with fresh batches."""
+    draw = lambda n, generator: temporal_order(n, length, generator, distractors=distractors)  # noqa: E731
+    return _drawn(distractors + 3, 4, length, batch, rows, draw)
+
+
+def _drawn(
+    inputs: int, outputs: int, delay: int, batch: int, rows: int, draw: Callable[[int, torch.Generator], SequenceBatch]
+) -> SequenceProblem:
+    def rows_of(n: int, generator: torch.Generator) -> Split:
+        b = draw(n, generator)
+        return Split(b.x, b.y)
+
+    data = sampled(lambda generator, step: rows_of(batch, generator))
+    return SequenceProblem(
+        inputs, outputs, data, lambda seed: [HeldOut(delay, "", rows_of(rows, stream(seed, "test")))]
+    )
+
+
+def image_pixels(images: ImageSet, *, order: int | None = 0) -> SequenceProblem:
+    """Images read pixel by pixel, the class asked for at the last one; splits are drawn by seed.
+
+    order
+        Seed of the one order that the pixels of all images are read in (Le, Jaitly & Hinton 2015, arXiv 1504.00941);
+        None: row by row.
+    """
+    channels, pixels = images.x.shape[1], images.x[0, 0].numel()
+    places = torch.arange(pixels) if order is None else torch.randperm(pixels, generator=stream(order, "pixels"))
+
+    def rows_of(split: Split | None) -> Split:
+        assert split is not None
+        y = torch.full((split.n, pixels), IGNORED)
+        y[:, -1] = split.y
+        return Split(split.x.flatten(2)[:, :, places].transpose(1, 2), y)  # (n, pixels, channels)
+
+    return SequenceProblem(
+        channels,
+        len(images.classes),
+        lambda seed: rows_of(images.task(seed).train),
+        lambda seed: [HeldOut(pixels, "", rows_of(images.task(seed).test))],
+        images.provenance,
+    )
 
 
 def image_rows(images: ImageSet) -> SequenceProblem:

@@ -112,7 +112,7 @@ def matched_hidden(num_inputs: int, num_outputs: int, hidden_size: int) -> int:
     return h
 
 
-READOUTS = ("elman", "relu", "jordan", "lstm97", "lstm", "gru", "unidirectional", "bidirectional", "window")
+READOUTS = ("elman", "relu", "jordan", "lstm97", "lstm", "gru", "memory", "unidirectional", "bidirectional", "window")
 
 
 def make_readout(

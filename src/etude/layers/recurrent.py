@@ -23,8 +23,9 @@ from etude.layers.recurrent_cells import (
     PeepholeLSTM,
     check_lengths,
 )
+from etude.layers.recurrent_memory import MemoryLSTM
 
-CELLS = ("elman", "jordan", "lstm97", "lstm", "gru", "outer_product")
+CELLS = ("elman", "jordan", "lstm97", "lstm", "gru", "outer_product", "memory")
 State = Tensor | tuple[Tensor, Tensor] | None
 Lengths = Tensor | Sequence[int] | None
 
@@ -93,6 +94,7 @@ def make_rnn(
     output_size: int | None = None,
     output_activation: Literal["softmax", "sigmoid", "tanh", "identity"] = "tanh",
     num_heads: int = 1,
+    slots: int = 16,
     dropout: float = 0.0,
     causal: bool = False,
     generator: torch.Generator | None = None,
@@ -103,7 +105,8 @@ def make_rnn(
     ----------
     cell
         "elman" (hidden state fed back), "jordan" (output fed back), "lstm97" (no forget gate), "lstm", "gru",
-        "outer_product" (LSTM with a matrix memory per head).
+        "outer_product" (LSTM with a matrix memory per head), "memory" (LSTM that reads and writes slots of
+        an outer memory; its outputs, with what was read, are twice as wide).
     bidirectional
         A second net reads the sequence backwards (Schuster & Paliwal 1997); both outputs are concatenated.
     forget_gate, peephole
@@ -118,6 +121,8 @@ def make_rnn(
         Jordan only: y_t = output_activation(W_o h_t + b), returned and fed back; None: `hidden_size`.
     num_heads
         Outer-product only: `hidden_size` is split into this many square memories.
+    slots
+        Memory only: number of slots.
     dropout
         Between layers only, never on the recurrent path (Zaremba et al. 2014).
     causal
@@ -152,6 +157,8 @@ def make_rnn(
         raise ValueError(f"output_size and output_activation are options of jordan, not of {cell!r}")
     if cell != "outer_product" and num_heads != 1:
         raise ValueError(f"num_heads is an option of outer_product, not of {cell!r}")
+    if cell != "memory" and slots != 16:
+        raise ValueError(f"slots is an option of memory, not of {cell!r}")
 
     def build() -> nn.Module:
         common: dict[str, Any] = dict(num_layers=num_layers, bidirectional=bidirectional, dropout=dropout)
@@ -164,6 +171,8 @@ def make_rnn(
             return PeepholeLSTM(input_size, hidden_size, forget_gate=gate, peephole=peephole, **common)
         if cell == "outer_product":
             return OuterProductLSTM(input_size, hidden_size, num_heads=num_heads, **common)
+        if cell == "memory":
+            return MemoryLSTM(input_size, hidden_size, slots=slots, **common)
         if cell == "jordan":
             return JordanRNN(
                 input_size, hidden_size, output_size=output_size, activation=activation,
@@ -202,7 +211,7 @@ def initialize(
                     block.mul_(float(init) / spectral_radius(block))
         elif init in ("orthogonal", "identity") and name.startswith("bias"):
             p.zero_()
-    if isinstance(rnn, nn.LSTM) or (isinstance(rnn, PeepholeLSTM) and rnn.forget_gate):
+    if isinstance(rnn, (nn.LSTM, MemoryLSTM)) or (isinstance(rnn, PeepholeLSTM) and rnn.forget_gate):
         h = rnn.hidden_size
         for name, p in rnn.named_parameters():
             if name.startswith("bias_ih"):
