@@ -6,7 +6,7 @@ from torch import nn
 
 from etude.data.randomness import stream
 from etude.data.tasks import Split
-from etude.training import TrainConfig, large_batch_config, step_noise
+from etude.training import TrainConfig, large_batch_config, multiplicative_noise, step_noise
 
 BASE = TrainConfig(batch_size=32, optimizer="sgd", lr=0.1, momentum=0.9)
 REGIME = {0: 0.1, 6: 0.01, 9: 0.001}
@@ -51,6 +51,27 @@ def test_noise_of_a_step_by_the_closed_form():
     for batch, lr in ((8, 0.3), (128, 0.3)):
         got = step_noise(net, loss, Split(x, y), batch, lr, stream(1, "b"), batches=3000)
         assert got == pytest.approx(lr**2 * wanted / batch, rel=0.08)
+
+
+def test_multiplicative_noise_makes_a_large_batch_as_noisy_as_a_small_one():
+    """Trace of cov((1/M) sum g_n z_n) = (E z^2 E|g|^2 - |E g|^2) / M for rows drawn with replacement, E z^2 = M / m."""
+    batch, base, draws = 64, 8, 6000
+    rows = torch.randn(300, 4, generator=stream(0, "g")) + 0.2
+    g = stream(1, "noise")
+    weights = torch.stack([multiplicative_noise(batch, base, g) for _ in range(draws)])
+    assert float(weights.mean()) == pytest.approx(1, abs=0.02)
+    assert float(weights.var()) == pytest.approx(batch / base - 1, rel=0.02)
+    picked = rows[torch.randint(300, (draws, batch), generator=stream(2, "rows"))]
+    noisy = (weights[..., None] * picked).mean(1)
+    found = float(noisy.var(0).sum())
+    second, mean = float(rows.square().sum(1).mean()), float(rows.mean(0).square().sum())
+    assert found == pytest.approx(second / base - mean / batch, rel=0.05)
+    small = rows[torch.randint(300, (draws, base), generator=stream(3, "rows"))].mean(1)
+    assert found == pytest.approx(float(small.var(0).sum()), rel=0.1)
+    assert torch.equal(multiplicative_noise(8, 8, stream(0, "n")), torch.ones(8))
+    for wrong in (0, 9):
+        with pytest.raises(ValueError, match=f"base_batch must lie in 1..8.*{wrong}"):
+            multiplicative_noise(8, wrong, stream(0, "n"))
 
 
 def test_bad_input_is_named():

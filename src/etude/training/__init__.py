@@ -34,6 +34,7 @@ from etude.training.language_modelling import lm_loss as lm_loss
 from etude.training.language_modelling import token_rows as token_rows
 from etude.training.language_modelling import train_language_model as train_language_model
 from etude.training.large_batch import large_batch_config as large_batch_config
+from etude.training.large_batch import multiplicative_noise as multiplicative_noise
 from etude.training.large_batch import step_noise as step_noise
 from etude.training.layer_maps import even_map as even_map
 from etude.training.linear_similarity import ridge_similarity as ridge_similarity

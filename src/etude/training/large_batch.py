@@ -56,6 +56,24 @@ def large_batch_config(
     )  # fmt: skip
 
 
+def multiplicative_noise(batch: int, base_batch: int, generator: torch.Generator) -> Tensor:
+    """Weights z (batch,) of the rows' losses, with which a large batch's gradient is as noisy as a small one's.
+
+    ``(cross_entropy(net(x), y, reduction="none") * z).mean()``: with z ~ N(1, batch / base_batch - 1) the second moment
+    of the gradient's noise is that of a batch of `base_batch` rows at the same learning rate, in the place of a higher
+    rate (section 4, "multiplicative noise"). Do not raise the rate as well.
+
+    Raises
+    ------
+    ValueError
+        For a base below 1, or above `batch`: noise can be added only.
+    """
+    if not 1 <= base_batch <= batch:
+        raise ValueError(f"base_batch must lie in 1..{batch}, the rows of the batch, got {base_batch}")
+    drawn = torch.randn(batch, generator=generator, device=generator.device)
+    return 1 + (batch / base_batch - 1) ** 0.5 * drawn
+
+
 def step_noise(
     model: nn.Module, loss: Loss, data: Split, batch: int, lr: float, generator: torch.Generator, *, batches: int = 200
 ) -> float:
