@@ -34,15 +34,19 @@ def test_the_controls_lose(result):
 def test_extended_arms_and_plots():
     the_study = study("icl-linear-models")
     config = the_study.configs["quick"].model_copy(
-        update={"steps_deep": 3, "steps_fixed": 3, "num_tasks": 8, "probe_dim": 1, "num_points": 2}
+        update={"steps_deep": 3, "steps_fixed": 3, "num_tasks": 8, "probe_dim": 1, "num_points": 2, "depths": (1, 3)}
     )
-    items = [i for arm in ("noise_grid", "probed") for i in the_study.measure(Job("extended", arm, (1,), config, None))]
+    arms = ("noise_grid", "probed", "depths")
+    items = [i for arm in arms for i in the_study.measure(Job("extended", arm, (1,), config, None))]
+    measured = {(i.metric, i.step) for i in items if hasattr(i, "metric")}
+    assert {(f"spd_by_depth {name}", n) for name in ("ols", "gd:1", "zero", "best ridge") for n in (1, 3)} <= measured
+    assert {(f"net_probe_{t}_by_layer", layer) for t in ("weights", "moment") for layer in (0, 2)} <= measured
     found = {i.metric: i.value for i in items if hasattr(i, "metric") and i.step is None}
     assert found.keys() >= {"index_gap", "noiseless_gap", "probe_weights", "half_probe_weights", "tokens_moment"}
     rows = [{"protocol": "extended", **i._asdict()} for i in items if hasattr(i, "metric")]
     artifacts = [{"protocol": "extended", **i._asdict()} for i in items if not hasattr(i, "metric")]
     plots = the_study.plots(Results(rows, artifacts))
-    assert [p.name for p in plots] == ["distance", "penalty", "probes"]
+    assert [p.name for p in plots] == ["distance", "depth", "penalty", "probes"]
     assert all(json.dumps(p.spec) for p in plots)
 
 

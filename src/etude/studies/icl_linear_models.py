@@ -3,23 +3,14 @@
 Random linear functions, new ones in every step; the learner is compared with known ones by what they predict.
 """
 
-import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
-from etude.data.randomness import stream
-from etude.incontext import linear
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.studies._linear_plots import linear_plots
-from etude.training import Trained
-
-PENALTIES = (1 / 16, 1 / 9, 1 / 4, 4 / 9, 1.0)  # also the noise variances: those of the weights are 1
-RIDGES = tuple(f"ridge:{v!r}" for v in PENALTIES)
-SIMPLE = ("gd:1", "sgd", "knn:3")
-NAMES = ("ols", *SIMPLE, "average", "zero")
+from etude.studies._linear_runs import NAMES, PENALTIES, construction, depths, distances, noise_grid, probes, trained
 
 
 class LinearConfig(StudyConfig):
@@ -44,6 +35,8 @@ class LinearConfig(StudyConfig):
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     num_tasks: PositiveInt = 512
     """Test functions a seed."""
+    depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4)
+    """Layers of the nets of the arm of that name (protocol "extended")."""
     probe_dim: PositiveInt = 4
     """Dimension of the probed nets (protocol "extended"); their prompts hold at least twice as many pairs."""
 
@@ -72,8 +65,9 @@ class LinearStudy(Study):
         ),
         "laptop": LinearConfig(),
         "gpu": LinearConfig(
-            protocols=("default", "extended"), dim=8, num_points=20, hidden_dim=256, layers_deep=8, lr=5e-4,
-            steps_shallow=4000, steps_deep=8000, steps_fixed=2000, batch_size=256, precision="bf16",
+            protocols=("default", "extended"), dim=8, num_points=20, hidden_dim=256, layers_deep=8,
+            depths=(1, 2, 4, 8, 16), lr=5e-4, steps_shallow=4000, steps_deep=8000, steps_fixed=2000, batch_size=256,
+            precision="bf16",
         ),
     }  # fmt: skip
     arms = {
@@ -84,6 +78,7 @@ class LinearStudy(Study):
         "deep_noisy": Arm("deeper net, noisy pairs", protocols=("default",)),
         "fixed_w": Arm("deeper net trained on one function", role="control", protocols=("default",)),
         "noise_grid": Arm("one net for each noise level", protocols=("extended",)),
+        "depths": Arm("one net for each depth, no noise", protocols=("extended",)),
         "probed": Arm("layers of a net trained on random functions", protocols=("extended",)),
         "probed_fixed": Arm("layers of a net trained on one", role="baseline", protocols=("extended",)),
     }
@@ -95,80 +90,19 @@ class LinearStudy(Study):
         """Build or train the arm's learner and place it among the textbook ones."""
         c: LinearConfig = job.config
         if job.arm in ("constructed", "one_step_short"):
-            for seed in job.seeds:
-                X, y, _ = linear.regression_prompts(64, c.num_points, c.dim, noise=0.5, generator=stream(seed, "test"))
-                for kind, metric in ((torch.float32, "max_difference"), (torch.float64, "max_difference_float64")):
-                    missing = int(job.arm == "one_step_short")
-                    error = linear.construction_error(X.to(kind), y.to(kind), (1, 5, 50), missing=missing)
-                    yield Measurement(job.arm, seed, metric, error)
+            yield from construction(job)
+        elif job.arm == "depths":
+            yield from depths(job)
         elif job.arm == "noise_grid":
-            yield from _noise_grid(job)
+            yield from noise_grid(job)
         elif job.arm.startswith("probed"):
-            for done in _trained(job, dim=c.probe_dim):
-                yield from _probes(job, done)
+            for done in trained(job, dim=c.probe_dim):
+                yield from probes(job, done)
         else:
             noise = c.noise_variance**0.5 if job.arm == "deep_noisy" else 0.0
-            for done in _trained(job, noise):
-                yield from _distances(job, done, noise)
+            for done in trained(job, noise):
+                yield from distances(job, done, noise)
 
     def plots(self, results: Results) -> list[Plot]:
-        """Distance to each reference against the number of pairs; noise against penalty; probes by layer."""
+        """Distance to each reference by number of pairs and by depth; noise against penalty; probes by layer."""
         return linear_plots(results, NAMES, PENALTIES)
-
-
-def _trained(job: Job, noise: float = 0.0, *, dim: int | None = None) -> list[Trained]:
-    c: LinearConfig = job.config
-    shallow, fixed, d = job.arm == "shallow", job.arm in ("fixed_w", "probed_fixed"), dim or c.dim
-    points = c.num_points if dim is None else max(c.num_points, 2 * dim)  # probes look behind 2 dim pairs
-    return linear.train_learners(
-        d, num_layers=c.layers_shallow if shallow else c.layers_deep, hidden_dim=c.hidden_dim, num_heads=c.num_heads,
-        steps=c.steps_shallow if shallow else c.steps_fixed if fixed else c.steps_deep, batch_size=c.batch_size,
-        noise=noise, num_points=points, weights=torch.ones(d) if fixed else None, lr=c.lr,
-        precision=c.precision, seeds=job.seeds, device=job.device,
-    )  # fmt: skip
-
-
-def _distances(job: Job, done: Trained, noise: float) -> Iterator[Measurement | Artifact]:
-    c: LinearConfig = job.config
-    report = linear.identify(
-        done.module, (*RIDGES, *NAMES), dim=c.dim, noise=noise, num_tasks=c.num_tasks,
-        n_context=range(1, c.num_points + 1), generator=stream(done.seed, "test"),
-    )  # fmt: skip
-    span = range(c.dim, min(2 * c.dim, c.num_points) + 1)
-    found = linear.placement(report, penalties=PENALTIES, simple=SIMPLE, n_context=span)
-    yield from (Measurement(job.arm, done.seed, metric, value) for metric, value in found.items())
-    spd: Any = {f"{p:.3f}": report.mean_spd(name, span) for p, name in zip(PENALTIES, RIDGES, strict=True)}
-    yield Artifact(job.arm, done.seed, "ridge", {"noise": round(noise**2, 3), "spd": spd})
-    for row in report.to_rows() if job.protocol == "default" else ():
-        if row["reference"] in NAMES and math.isfinite(row["spd"]):
-            yield Measurement(job.arm, done.seed, f"spd_by_n {row['reference']}", row["spd"], step=row["n"])
-
-
-def _noise_grid(job: Job) -> Iterator[Measurement | Artifact]:
-    """Mean distance, in places of the grid, between the best penalty and the noise; also for a net without noise."""
-    places: dict[int, list[float]] = {seed: [] for seed in job.seeds}
-    for variance in (0.0, *PENALTIES[:-1]):
-        for done in _trained(job, variance**0.5):
-            for item in _distances(job, done, variance**0.5):
-                if isinstance(item, Artifact):
-                    yield item._replace(name=f"ridge{variance:.3f}")
-                elif item.metric == "ridge_index":
-                    places[done.seed].append(item.value)
-    for seed, (without, *found) in places.items():
-        yield Measurement(job.arm, seed, "index_gap", sum(abs(f - i) for i, f in enumerate(found, 1)) / len(found))
-        noiseless = sum(abs(without - i) for i in range(1, len(found) + 1)) / len(found)
-        yield Measurement(job.arm, seed, "noiseless_gap", noiseless)
-
-
-def _probes(job: Job, done: Trained) -> Iterator[Measurement]:
-    dim = job.config.probe_dim
-    for target, table in linear.probe_solutions(done.module, dim, generator=stream(done.seed, "test")).items():
-        best = table.best(by="error")["error"]
-        found = {
-            f"probe_{target}": best,
-            f"half_probe_{target}": best / 2,
-            f"tokens_{target}": table["layer0"]["error"],
-        }
-        yield from (Measurement(job.arm, done.seed, metric, value) for metric, value in found.items())
-        for layer, row in enumerate(table):
-            yield Measurement(job.arm, done.seed, f"probe_{target}_by_layer", row["error"], step=layer)
