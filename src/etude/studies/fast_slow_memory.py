@@ -13,7 +13,9 @@ from etude.data import load_images
 from etude.incontext import Feedback
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.studies import _memory_problems as problems
+from etude.studies._memory_nets import PermutedFeedback, build, trained
 from etude.studies._memory_plots import memory_plots
+from etude.studies._memory_scores import CosineTrace, scores, switched
 
 BOTH = ("sinusoids", "classes", "omniglot")
 
@@ -89,19 +91,19 @@ class MemoryStudy(Study):
             return
         if problem.images == () and job.protocol not in ("sinusoids", "classes"):
             return
-        trace = problems.CosineTrace(problem, job.config.batch_size, job.device)
+        trace = CosineTrace(problem, job.config.batch_size, job.device)
         watched = arm == "fast" and problem.kind == "regression"
-        done = problems.trained(
-            job, problem, lambda seed: problems.build(arm, problem, job.config), arm=arm,
+        done = trained(
+            job, problem, lambda seed: build(arm, problem, job.config), arm=arm,
             callbacks=(trace,) if watched else (),
         )  # fmt: skip
         for d in done:
-            yield from problems.scores(job, problem, arm, d.module, d.seed)
+            yield from scores(job, problem, arm, d.module, d.seed)
             yield Measurement(arm, d.seed, "ms_per_update", 1e3 * d.seconds / d.steps, "ms")
             if watched:
                 yield from trace.measurements(arm, d.seed, d.steps)
             if job.protocol == "classes":
-                yield from problems.switched(job, arm, d.module, d.seed)
+                yield from switched(job, arm, d.module, d.seed)
 
     def plots(self, results: Results) -> list[Plot]:
         """Accuracy by presentation, error by point, writes around a switch, cosine over training."""
@@ -115,16 +117,16 @@ def _transfer(job: Job) -> Iterator[Measurement]:
 
     def run(problem: problems.Problem, arm: str, feedback: Any = None) -> dict[int, Any]:
         def make(seed: int) -> Any:
-            net: Any = problems.build(arm, problem, c)
+            net: Any = build(arm, problem, c)
             if feedback is not None:
                 net.feedback, net.synthetic = feedback(seed), False
             return net
 
-        return {d.seed: d for d in problems.trained(job, problem, make, arm=arm, every=every)}
+        return {d.seed: d for d in trained(job, problem, make, arm=arm, every=every)}
 
     source, plain, scratch = run(job.task, "fast"), run(target, "plain"), run(target, "fast")
     reused: dict[str, Any] = {"fast": scratch}
-    for name, kind in (("feedback_reused", Feedback), ("feedback_permuted", problems.PermutedFeedback)):
+    for name, kind in (("feedback_reused", Feedback), ("feedback_permuted", PermutedFeedback)):
         reused[name] = run(target, "fast", lambda seed, kind=kind: _frozen(source[seed].module.feedback, kind))
     for seed, base in plain.items():
         last = base.curve[-5:]
