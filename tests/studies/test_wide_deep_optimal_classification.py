@@ -3,8 +3,10 @@
 import pytest
 
 from etude.lab.runner import run_study
-from etude.lab.study import Job
+from etude.lab.study import Job, Results
 from etude.studies import wide_deep_optimal_classification as module
+from etude.studies._wide_finite import trained_accuracies
+from etude.studies._wide_spheres import PAIRS
 from etude.studies.wide_deep_optimal_classification import WideDeepStudy
 
 
@@ -22,6 +24,36 @@ def test_there_are_as_many_digits_as_every_tier_asks_for(tier, monkeypatch):
     digits = WideDeepStudy().task("digits", config)
     assert list(WideDeepStudy().measure(Job("digits", "optimal", (1000,), config, digits))) == []
     assert (len(asked[0].train.x), len(asked[0].test.x)) == (1000, 700)
+
+
+def test_breast_cancer_is_a_protocol():
+    study, config = WideDeepStudy(), WideDeepStudy.configs["quick"]
+    found = list(study.measure(Job("breast_cancer", "optimal", (1000,), config, study.task("breast_cancer", config))))
+    accuracy = {m.arm: m.value for m in found if m.metric == "depth_accuracy"}
+    assert {"optimal", "one_layer", "five_layers"} <= set(accuracy)
+    assert accuracy["optimal"] > 0.9 > accuracy["majority"]
+    assert "breast_cancer" in WideDeepStudy.configs["gpu"].protocols
+
+
+def test_trained_finite_nets_learn():
+    study = WideDeepStudy()
+    change = {"trained_depths": (2,), "trained_width": 64, "trained_steps": 100, "n_test": 300, "n_depth": 300}
+    config = study.configs["quick"].model_copy(update=change)
+    job = Job("d2", "optimal", (1000,), config, study.task("d2", config))
+    (found,) = trained_accuracies(job, 1000, PAIRS["d2"])
+    assert (found.arm, found.step) == ("trained", 2)
+    assert found.value > 0.8  # the commoner class has 0.6
+
+
+def test_finite_nets_are_near_their_kernel_where_rows_are_scaled_back(run):
+    for protocol in ("d2", "d4"):
+        errors = {
+            arm: [r["value"] for r in run.rows if (r["arm"], r["protocol"]) == (arm, protocol)]
+            for arm in ("finite", "finite_unit")
+        }
+        assert len(errors["finite"]) == len(errors["finite_unit"]) == 9
+        assert max(errors["finite_unit"]) < 0.2 < max(errors["finite"])
+    assert {p.name for p in WideDeepStudy().plots(Results(run.rows))} >= {"depth", "finite"}
 
 
 def test_it_runs_whole(run):

@@ -15,6 +15,8 @@ from etude.kernels.dual import PowerDual as PowerDual
 from etude.kernels.dual import ReluDual as ReluDual
 from etude.kernels.dual import SineDual as SineDual
 from etude.kernels.dual import dual_activation as dual_activation
+from etude.kernels.finite import FiniteNet as FiniteNet
+from etude.kernels.finite import empirical_nngp as empirical_nngp
 from etude.kernels.hermite import ActivationReport as ActivationReport
 from etude.kernels.hermite import HermiteActivation as HermiteActivation
 from etude.kernels.hermite import ScaledActivation as ScaledActivation

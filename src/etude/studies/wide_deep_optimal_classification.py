@@ -6,19 +6,14 @@ Pairs of Dirichlet densities on spheres, where the best possible rule is known a
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from etude.data import dirichlet_on_sphere, load_images, numpy_stream
-from etude.kernels import SphereRules, comparison, kernel_profile
+from etude.data import load_images, load_table
+from etude.kernels import SphereRules, comparison
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
-
-PAIRS = {
-    "d1": ((1, 2), (2, 1)), "d2": ((0.5, 0.5, 2.5), (2.5, 0.1, 0.5)), "d4": ((3, 1, 2, 1, 1), (1, 2, 2, 2, 3)),
-    "d8": ((1, 2, 1, 2, 1, 1, 1, 1, 1), (1, 1, 1, 2, 3, 4, 2, 2, 1)),
-}  # fmt: skip
-LAYERS = {"one_layer": 1, "five_layers": 5}
-RELU = {"relu_shallow": 5}
+from etude.studies._wide_finite import nngp_errors, trained_accuracies
+from etude.studies._wide_plots import wide_plots
+from etude.studies._wide_spheres import LAYERS, PAIRS, profiles, sphere_scores
 
 
 class WideDeepConfig(StudyConfig):
@@ -40,7 +35,14 @@ class WideDeepConfig(StudyConfig):
     n_regression: PositiveInt = 500
     regression_layers: tuple[PositiveInt, ...] = Field((1, 2, 5, 20, 60), min_length=1)
     train_share: float = Field(0.6, gt=0, lt=1)
-    """Of the user's rows."""
+    """Of the user's rows and of tables."""
+    finite_depths: tuple[PositiveInt, ...] = ()
+    """Hidden layers of the nets of finite width whose kernel is compared with the infinite ones'."""
+    finite_width: PositiveInt = 2048
+    trained_depths: tuple[PositiveInt, ...] = ()
+    """Hidden layers of the nets of finite width that are trained."""
+    trained_width: PositiveInt = 1024
+    trained_steps: PositiveInt = 2000
 
     @field_validator("sizes")
     @classmethod
@@ -64,10 +66,13 @@ class WideDeepStudy(Study):
     configs: ClassVar = {
         "quick": WideDeepConfig(
             n_seeds=3, protocols=("d2", "d4"), sizes=(100, 300, 1000), n_test=1000, relu_test=100,
-            n_regression=200, regression_layers=(1, 5, 60),
+            n_regression=200, regression_layers=(1, 5, 60), finite_depths=(2, 3, 4),
         ),
         "laptop": WideDeepConfig(),
-        "gpu": WideDeepConfig(sizes=(100, 300, 1000, 3000, 10_000, 30_000, 100_000), n_test=10_000, n_depth=10_000),
+        "gpu": WideDeepConfig(
+            protocols=("d1", "d2", "d4", "d8", "digits", "breast_cancer", "mnist"), n_test=10_000, n_depth=10_000,
+            sizes=(100, 300, 1000, 3000, 10_000, 30_000, 100_000), finite_depths=(2, 3, 4), trained_depths=(5, 10, 20),
+        ),
     }  # fmt: skip
     kinds = ("table", "images")
     arms: ClassVar = {
@@ -84,96 +89,38 @@ class WideDeepStudy(Study):
         "regression_shallow": Arm("regression, one layer", role="baseline", derived=True),
         "regression_deep": Arm("regression, sixty layers", derived=True),
         "regression_shuffled": Arm("regression on shuffled targets", role="control", derived=True),
+        "finite": Arm("finite nets, activation made for the sphere", role="reference", derived=True),
+        "finite_unit": Arm("finite nets, rows of every layer of length 1", role="reference", derived=True),
+        "trained": Arm("finite nets, trained by gradient descent", role="reference", derived=True),
         "majority": Arm("commonest class", role="control", derived=True),
     }
 
     def task(self, protocol: str, config: WideDeepConfig) -> Any:
-        """A sphere's rules, or the digits."""
-        return load_images("digits") if protocol == "digits" else SphereRules(len(PAIRS[protocol][0]) - 1)
+        """A sphere's rules, a table or images."""
+        if protocol in PAIRS:
+            return SphereRules(len(PAIRS[protocol][0]) - 1)
+        return load_table(protocol) if protocol == "breast_cancer" else load_images(protocol)
 
     def measure(self, job: Job) -> Iterator[Measurement | Artifact]:
         """Draw the seed's points, let every rule vote."""
         for seed in job.seeds:
             if isinstance(job.task, SphereRules):
-                yield from (Measurement(s.arm, seed, s.metric, s.value, step=s.step) for s in _sphere(job, seed))
-                yield from _profiles(job, seed)
+                yield from (Measurement(s.arm, seed, s.metric, s.value, step=s.step) for s in sphere_scores(job, seed))
+                yield from profiles(job, seed)
+                yield from nngp_errors(job, seed)
+                yield from trained_accuracies(job, seed, PAIRS[job.protocol])
             else:
                 yield from _real(job, seed)
 
     def plots(self, results: Results) -> list[Plot]:
-        """Regret against points, the kernels' profiles, and what depth does to accuracy and to regression."""
-        import altair as alt
-
-        def lines(rows: list[dict], x: str, y: str, scale: Any = "linear") -> dict:
-            base = alt.Chart(alt.Data(values=rows)).mark_line(point=True).encode(
-                x=alt.X("step:Q", title=x, scale=alt.Scale(type="log")), color=alt.Color("arm:N", title=None),
-                y=alt.Y("mean(value):Q", title=y, scale=alt.Scale(type=scale)),
-            )  # fmt: skip
-            return base.facet(column=alt.Column("protocol:N", title="")).to_dict()
-
-        regret = lines(results.select("regret"), "training points", "error above the Bayes rule", "log")
-        points = [{**a, **p} for a in results.artifacts("profile") for p in a["value"]]
-        depth = [r | {"arm": m} for m in ("accuracy_by_depth", "r2_by_depth") for r in results.select(m)]
-        by_depth = lines([r for r in depth if r["value"] > -5], "hidden layers", "accuracy, or R squared")
-        alike: list[dict] = [r | {"with": "majority"} for r in results.select("agreement_majority")]
-        for other in ("nearest", "hilbert"):
-            found = [r for r in results.select(f"disagreement_{other}") if r["arm"] != other]
-            alike += [r | {"with": other, "value": 1 - r["value"]} for r in found]
-        bars = alt.Chart(alt.Data(values=alike)).mark_bar().encode(
-            x=alt.X("mean(value):Q", title="share of equal answers"), y=alt.Y("arm:N", title=None), yOffset="with:N",
-            color=alt.Color("with:N", title="as"), column=alt.Column("protocol:N", title=""),
-        )  # fmt: skip
-        same = bars.properties(width=140).to_dict()
-        return [
-            Plot(
-                "agreement",
-                same,
-                "Share of answers equal to the nearest neighbour's, to Hilbert's estimate, to the majority.",
-            ),
-            Plot("regret", regret, "Error above the best possible, against the number of training points."),
-            Plot("profile", lines(points, "distance", "log kernel"), "A kernel's order is the slope of its profile."),
-            Plot("depth", by_depth, "Accuracy and the fit of a smooth function, against depth."),
-        ]
-
-
-def _sphere(job: Job, seed: int) -> Iterator[comparison.Score]:
-    c, rules = job.config, job.task
-    drawn = dirichlet_on_sphere(c.sizes[-1] + c.n_test, PAIRS[job.protocol], 0.4, seed)
-    yield from comparison.learning_curves(rules, drawn, c.sizes, c.n_depth, device=job.device)
-    near, test = drawn.take(slice(0, c.n_depth)), drawn.take(slice(c.sizes[-1], None))
-    labels, dual = comparison.one_hot(near.y, 2), rules.duals["optimal"]
-    fits = comparison.deep_fits(test.x, near.x, labels, dual, (1, 2, 5), ridge=c.ridge, device=job.device)
-    value = {n: comparison.agreement(scores.argmax(1), test.y) for n, scores in fits.items()}
-    yield from (comparison.Score("optimal", "accuracy_by_depth", v, n) for n, v in value.items())
-    yield from (comparison.Score(arm, "depth_accuracy", value[n]) for arm, n in LAYERS.items())
-    if job.protocol in ("d4", "d8"):
-        drawn = dirichlet_on_sphere(2 * max(200, c.relu_test), PAIRS[job.protocol], 0.4, seed)
-        layers = RELU | {"relu_deep": c.relu_layers}
-        yield from comparison.rectifier_majority(rules, drawn, layers, counts=(15, 35), n_test=c.relu_test)
-    if job.protocol == "d4":
-        depths = c.regression_layers
-        true, shuffled = comparison.regression_by_depth(
-            dual, c.n_regression, 4, depths, seed, ridge=c.ridge, device=job.device
-        )
-        yield from (comparison.Score("regression_deep", "r2_by_depth", v, n) for n, v in true.items())
-        yield comparison.Score("regression_shallow", "r2", true[depths[0]])
-        yield comparison.Score("regression_deep", "r2", true[depths[-1]])
-        yield comparison.Score("regression_shuffled", "r2", shuffled[depths[0]])
-
-
-def _profiles(job: Job, seed: int) -> Iterator[Measurement | Artifact]:
-    distances = np.sort(10 ** numpy_stream(seed, "distances").uniform(-4, -2, 100))
-    for arm, dual in job.task.duals.items():
-        log_kernel, order = kernel_profile(dual, distances)
-        yield Measurement(arm, seed, "order_error", (order - job.task.dim) / job.task.dim)
-        if seed == job.config.seeds[0]:
-            shown: Any = [{"step": float(r), "value": float(k)} for r, k in zip(distances, log_kernel, strict=True)]
-            yield Artifact(arm, seed, "profile", shown[::5])
+        """Regret against points, the kernels' profiles, what depth does to accuracy and to regression, agreement."""
+        return wide_plots(results)
 
 
 def _real(job: Job, seed: int) -> Iterator[Measurement]:
-    c, digits = job.config, job.protocol == "digits"
-    task = job.task.task(seed, (min(c.n_depth, 1000), 0, 700) if digits else (c.train_share, 0.0, 1 - c.train_share))
+    c = job.config
+    sizes: dict[str, Any] = {"digits": (min(c.n_depth, 1000), 0, 700), "mnist": (c.n_depth, 0, c.n_test)}
+    task = job.task.task(seed, sizes.get(job.protocol, (c.train_share, 0.0, 1 - c.train_share)))
     found = comparison.compare_on_rows(task, lift=job.task.kind == "table", depths=LAYERS, ridges=c.ridges)
     for arm, value in found.items():
         yield from (Measurement(arm, seed, metric, value) for metric in ("depth_accuracy", "accuracy"))
