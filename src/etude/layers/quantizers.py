@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from etude.data.randomness import stream
 from etude.layers.clustering import kmeans
+from etude.layers.code_forcing import Forcing, excluded, forcing, put_codes
 from etude.layers.code_gradients import BACKWARD, emit_codes, quantization_loss
 from etude.layers.code_search import SIMILARITIES, take_codes
 from etude.layers.code_search import nearest_codes as nearest_codes
@@ -123,18 +124,18 @@ class VectorQuantizer(nn.Module):
         if learn == "ema":
             self.register_buffer("ema_count", torch.zeros(groups, num_codes))
             self.register_buffer("ema_sum", torch.zeros(groups, num_codes, dim))
-        self._forced: list[tuple[Tensor, Sequence[int] | None, Any]] = []
+        self._forced: list[Forcing] = []
         self._without: list[Tensor] = []
 
     def select(self, x: Tensor, *, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Indices and distances (..., G, k) of the nearest allowed codes; nothing is counted."""
-        for excluded in self._without:
-            free = ~excluded.to(x.device)
+        for gone in self._without:
+            free = ~gone.to(x.device)
             allowed = free if allowed is None else allowed.expand_as(free) & free
         with self._named():
             indices, distances = nearest_codes(x, self.codes, k=self.k, similarity=self.similarity, allowed=allowed)
-        for codes, groups, positions in self._forced:
-            indices = self._put(indices, codes.to(x.device), groups, positions)
+        for entry in self._forced:
+            indices = put_codes(indices, entry)
             distances = self._distances(x, indices)
         return indices, distances
 
@@ -327,17 +328,7 @@ class VectorQuantizer(nn.Module):
         ValueError
             If more than k codes are forced.
         """
-        wanted = torch.as_tensor(codes, dtype=torch.long).cpu()
-        names = range(self.groups) if groups is None else list(groups)
-        wanted = wanted.expand(len(names), -1) if wanted.ndim == 1 else wanted
-        if wanted.ndim != 2 or wanted.shape[0] != len(names):
-            raise ValueError(f"codes must be (m,) or ({len(names)}, m) indices, got shape {tuple(wanted.shape)}")
-        if not 1 <= wanted.shape[1] <= self.k:
-            raise ValueError(f"{wanted.shape[1]} forced codes do not fit into k = {self.k} slots")
-        if int(wanted.min()) < 0 or int(wanted.max()) >= self.num_codes:
-            raise IndexError(f"forced codes must lie in 0..{self.num_codes - 1}, got {wanted.flatten().tolist()}")
-        self._check_groups(names)
-        entry = (wanted, None if groups is None else list(names), positions)
+        entry = forcing(codes, groups, positions, k=self.k, num_codes=self.num_codes, num_groups=self.groups)
         self._forced.append(entry)
         try:
             yield
@@ -347,22 +338,12 @@ class VectorQuantizer(nn.Module):
     @contextlib.contextmanager
     def without(self, codes: Sequence[int] | Tensor, *, groups: Sequence[int] | None = None) -> Iterator[None]:
         """Inside the block these codes are not chosen; IndexError beyond the codebook or the groups."""
-        gone = torch.as_tensor(codes, dtype=torch.long).cpu().flatten()
-        if len(gone) and (int(gone.min()) < 0 or int(gone.max()) >= self.num_codes):
-            raise IndexError(f"codes must lie in 0..{self.num_codes - 1}, got {gone.tolist()}")
-        self._check_groups([] if groups is None else groups)
-        mask = torch.zeros(self.groups, self.num_codes, dtype=torch.bool)
-        rows = torch.arange(self.groups) if groups is None else torch.as_tensor(list(groups))
-        mask[rows[:, None], gone] = True
+        mask = excluded(codes, groups, num_codes=self.num_codes, num_groups=self.groups)
         self._without.append(mask)
         try:
             yield
         finally:
             self._without = [m for m in self._without if m is not mask]
-
-    def _check_groups(self, groups: Iterable[int]) -> None:
-        if any(not 0 <= g < self.groups for g in groups):
-            raise IndexError(f"groups must lie in 0..{self.groups - 1}, got {list(groups)}")
 
     @property
     def _label(self) -> str:
@@ -374,27 +355,6 @@ class VectorQuantizer(nn.Module):
             yield
         except ValueError as error:
             raise ValueError(f"{self._label}: {error}") from error
-
-    def _put(self, indices: Tensor, codes: Tensor, groups: Sequence[int] | None, positions: Any) -> Tensor:
-        forced = codes.shape[1]
-        names = torch.arange(self.groups) if groups is None else torch.as_tensor(groups)
-        own = indices[..., names.to(indices.device), :]
-        hit = (own[..., :, None] == codes[:, None, :]).any(-1)  # (..., g, k): already among the forced
-        order = hit.int().sort(dim=-1, stable=True).indices[..., : self.k - forced]
-        new = torch.cat([own.gather(-1, order), codes.expand(*own.shape[:-1], forced)], dim=-1)
-        at = torch.ones((), dtype=torch.bool, device=indices.device)
-        if positions is not None:
-            if indices.ndim < 3:
-                raise IndexError("positions need an axis before the groups: x is one vector a group")
-            length = indices.shape[-3]
-            if isinstance(positions, slice) and 0 < length <= (positions.start or 0):
-                raise IndexError(f"forced positions start at {positions.start}, beyond a sequence of {length}")
-            at = torch.zeros(length, dtype=torch.bool)
-            at[positions] = True  # raises IndexError beyond the sequence
-            at = at.to(indices.device)[:, None, None]
-        out = indices.clone()
-        out[..., names.to(indices.device), :] = torch.where(at, new, own)
-        return out
 
     def _distances(self, x: Tensor, indices: Tensor) -> Tensor:
         chosen = take_codes(self.codes.detach(), indices).float()

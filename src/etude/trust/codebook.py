@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from etude.data.randomness import stream
 from etude.layers.modes import evaluating
-from etude.layers.surgery import TargetError, match
+from etude.layers.surgery import TargetError
 from etude.trust.codebook_layer import CodebookLayer
+from etude.trust.codebook_places import Places, all_match, attach, by_name, carries, find_places, run, widths_of
 from etude.trust.codebook_search import CodeHit, CodeIndex
 
-INPUT = ":in"
 FILE = "codebooks.safetensors"
 
 
@@ -71,18 +71,18 @@ def wrap(
         not lie in 1..num_codes, `gradient` is unknown, or a width cannot be told or cut into groups. The model is then
         as it was.
     """
-    places = _places(model, [targets] if isinstance(targets, str) else list(targets))
-    if taken := [name for name, (m, _) in places.items() if _carries(m)]:
+    places = find_places(model, [targets] if isinstance(targets, str) else list(targets))
+    if taken := [name for name, (m, _) in places.items() if carries(m)]:
         raise ValueError(f"{taken[0]!r} carries a codebook already: unwrap the model first")
-    widths = _widths(model, places, dim, example)
+    widths = widths_of(model, places, dim, example)
     for option, given in (("groups", groups), ("dim", dim)):
-        _all_match(option, given, places)
+        all_match(option, given, places)
     like = next(iter(model.parameters()), torch.empty(0))
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32  # half is too coarse for distances
     layers = []
     for name, (module, _) in places.items():
         layer = CodebookLayer(
-            widths[name], num_codes, k, groups=_by_name(groups, name, 1), gradient=gradient, similarity=similarity,
+            widths[name], num_codes, k, groups=by_name(groups, name, 1), gradient=gradient, similarity=similarity,
             dead_after=dead_after, commitment=commitment, name=name, generator=generator,
         )  # fmt: skip
         layers.append(layer.to(like.device).to(dtype).train(module.training))
@@ -100,9 +100,7 @@ class CodebookModel(nn.Module):
         The layers, in the order of `names`.
     """
 
-    def __init__(
-        self, model: nn.Module, places: Mapping[str, tuple[nn.Module, bool]], layers: Sequence[CodebookLayer]
-    ) -> None:
+    def __init__(self, model: nn.Module, places: Places, layers: Sequence[CodebookLayer]) -> None:
         super().__init__()
         self.model = model
         self.codebooks = nn.ModuleList(layers)
@@ -110,10 +108,7 @@ class CodebookModel(nn.Module):
         self.training = model.training
         self._handles: list[Any] = [model.register_forward_pre_hook(self._begin)]
         for (module, at_input), layer in zip(places.values(), layers, strict=True):
-            if at_input:
-                self._handles.append(module.register_forward_pre_hook(layer.on_input, with_kwargs=True))
-            else:
-                self._handles.append(module.register_forward_hook(layer.on_output))
+            self._handles.append(attach(module, at_input, layer))
 
     @property
     def layers(self) -> dict[str, CodebookLayer]:
@@ -148,7 +143,7 @@ class CodebookModel(nn.Module):
         """
         self._require_enabled()
         with evaluating(self):
-            _run(self.model, batch)
+            run(self.model, batch)
         found = {}
         for name, layer in self.layers.items():
             for i, call in enumerate(layer.calls):
@@ -274,7 +269,7 @@ class CodebookModel(nn.Module):
         try:
             with evaluating(self):
                 for batch in batches:
-                    _run(self.model, batch)
+                    run(self.model, batch)
                     for name, layer in layers.items():
                         kept[name] += [call.rows.flatten(0, -3) for call in layer.calls if call.rows is not None]
                     if all(sum(map(len, rows)) >= max_rows for rows in kept.values()):
@@ -331,98 +326,3 @@ class CodebookModel(nn.Module):
             raise ValueError(f"{Path(folder) / FILE} does not fit these codebooks: {found}")
         self.codebooks.load_state_dict(tensors)
         return self
-
-
-# --- places --------------------------------------------------------------------------------------------------------
-
-
-def _places(model: nn.Module, targets: Sequence[str]) -> dict[str, tuple[nn.Module, bool]]:
-    places: dict[str, tuple[nn.Module, bool]] = {}
-    if not targets:
-        match(model, [])  # raises, and says what there is
-    for target in targets:
-        at_input = target.endswith(INPUT)
-        for name, module in match(model, target.removesuffix(INPUT)).items():
-            places[name + INPUT * at_input] = (module, at_input)
-    return places
-
-
-def _carries(module: nn.Module) -> bool:
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(isinstance(getattr(hook, "__self__", None), CodebookLayer) for hook in hooks)
-
-
-def _by_name(value: int | Mapping[str, int] | None, name: str, default: int) -> int:
-    if isinstance(value, Mapping):
-        return next((v for p, v in value.items() if _matches(p, name)), default)
-    return default if value is None else value
-
-
-def _matches(pattern: str, name: str) -> bool:
-    """Whether the pattern names the place, with or without its ":in"."""
-    return any(pattern == n or fnmatchcase(n, pattern) for n in {name, name.removesuffix(":in")})
-
-
-def _all_match(option: str, value: int | Mapping[str, int] | None, places: Iterable[str]) -> None:
-    for pattern in value if isinstance(value, Mapping) else ():
-        if not any(_matches(pattern, name) for name in places):
-            raise TargetError(f"{option}: {pattern!r} matches none of the places {', '.join(places)}")
-
-
-def _run(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
-
-
-def _widths(
-    model: nn.Module, places: Mapping[str, tuple[nn.Module, bool]], dim: Any, example: Any
-) -> dict[str, int]:  # fmt: skip
-    found = {name: width for name in places if (width := _by_name(dim, name, 0))}
-    if example is not None:
-        found = _measured(model, places, example) | found
-    for name, (module, at_input) in places.items():
-        if name not in found:
-            found[name] = _told(model, module, at_input)
-        if not found[name]:
-            raise ValueError(f"the width of {name!r} cannot be told from its weights: give dim= or example=")
-    return found
-
-
-def _measured(model: nn.Module, places: Mapping[str, tuple[nn.Module, bool]], example: Any) -> dict[str, int]:
-    """Widths seen in one run of the model."""
-    seen: dict[str, int] = {}
-
-    class Probe(CodebookLayer):
-        def forward(self, a: Tensor) -> Tensor:
-            seen[self.name] = a.shape[-1]
-            return a
-
-    unused = torch.Generator()  # else the global one would be drawn from
-    probes = [Probe(1, 1, name=name, generator=unused) for name in places]
-    wrapped = CodebookModel(model, places, probes)
-    try:
-        with torch.no_grad(), evaluating(wrapped):
-            _run(model, example)
-    finally:
-        wrapped.unwrap()
-    return seen
-
-
-def _told(model: nn.Module, module: nn.Module, at_input: bool) -> int:
-    """The width by the module's weights: its last linear map (its own for ":in"); else the model's hidden size."""
-    sizes = [size for m in module.modules() if (size := _linear(m)) is not None]
-    if sizes:
-        return sizes[0][0] if at_input else sizes[-1][1]
-    if any(True for _ in module.parameters()):
-        return 0
-    config = getattr(model, "config", None)
-    return int(next((v for n in ("hidden_size", "hidden_dim") if (v := getattr(config, n, None))), 0))
-
-
-def _linear(module: nn.Module) -> tuple[int, int] | None:
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers: weight (in, out)
-        return int(module.weight.shape[0]), int(module.nf)  # type: ignore[union-attr,index,arg-type]
-    return None
