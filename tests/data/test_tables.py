@@ -1,5 +1,7 @@
 """Tables: the encoder learns from training rows only; named sets."""
 
+import gzip
+import hashlib
 import os
 
 import numpy as np
@@ -8,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.data import TableSet, load_table
-from etude.data.tables import MAX_CATEGORIES, TableEncoder, Words
-from etude.errors import UsageError
+from etude.data import TableSet, load_table, registry
+from etude.data.tables import COVERS, MAX_CATEGORIES, TableEncoder, Words
+from etude.errors import DataError, UsageError
 
 needs_data = pytest.mark.skipif("ETUDE_DATA" not in os.environ, reason="optional: ETUDE_DATA is not set")
 ALL = np.arange(4)
@@ -59,6 +61,26 @@ def test_official_sets(name, n, d, k):
     assert task.train.x.shape[0] == 500
     assert torch.isfinite(task.test.x).all()
     assert len(task.meta["features"]) == task.train.x.shape[1]
+
+
+def test_covertype_from_its_packed_file(tmp_path, monkeypatch):
+    rows = np.arange(6)[:, None] * np.ones(54, dtype=int) + np.arange(54)
+    labels = np.array([1, 7, 2, 5, 1, 7])
+    packed = gzip.compress("\n".join(",".join(map(str, [*r, y])) for r, y in zip(rows, labels, strict=True)).encode())
+    (tmp_path / "covtype.data.gz").write_bytes(packed)
+    with pytest.raises(DataError, match="covtype.data.gz"):
+        load_table("covertype", path=tmp_path)  # not the official file
+    known = {"covertype": {**registry._table()["covertype"]}}
+    known["covertype"]["files"] = [{"name": "covtype.data.gz", "sha256": hashlib.sha256(packed).hexdigest()}]
+    monkeypatch.setattr(registry, "_table", lambda: known | {"packages": {}, "aliases": {}})
+    registry.sources.cache_clear()
+    try:
+        data = load_table("covertype", path=tmp_path)
+    finally:
+        monkeypatch.undo()
+        registry.sources.cache_clear()
+    assert [data.classes[c] for c in data.y] == [COVERS[y - 1] for y in labels]
+    assert (len(data.columns), data.columns["soil type 40"].tolist()) == (54, [53, 54, 55, 56, 57, 58])
 
 
 @needs_data

@@ -1,6 +1,7 @@
 """Tables: mixed columns in, float32 rows out; every statistic comes from the training rows alone."""
 
 import csv
+import gzip
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -195,6 +196,7 @@ def load_table(name: str | None = None, *, path: str | Path | None = None, targe
     mushroom      8,124   22       2       UCI, words with missing ones
     magic04       19,020  10       2       UCI
     shuttle       58,000  9        7       UCI, classes of 10 to 45,586
+    covertype     581,012 54       7       UCI, by download
     letter        20,000  16       26      UCI
     satellite     6,435   36       6       UCI
     dna_splice    3,186   180      3       UCI
@@ -316,11 +318,45 @@ def _mushroom(name: str, path: str | Path | None) -> TableSet:
     return _build(name, columns, labels, files.provenance)
 
 
+COVERS = (
+    "spruce or fir",
+    "lodgepole pine",
+    "ponderosa pine",
+    "cottonwood or willow",
+    "aspen",
+    "douglas fir",
+    "krummholz",
+)
+TERRAIN = (
+    "elevation",
+    "aspect",
+    "slope",
+    "horizontal distance to hydrology",
+    "vertical distance to hydrology",
+    "horizontal distance to roadways",
+    "hillshade at 9 am",
+    "hillshade at noon",
+    "hillshade at 3 pm",
+    "horizontal distance to fire points",
+    *(f"wilderness area {i + 1}" for i in range(4)),
+    *(f"soil type {i + 1}" for i in range(40)),
+)
+
+
+def _covertype(name: str, path: str | Path | None) -> TableSet:
+    files = fetch("covertype", path=path)
+    with gzip.open(files.path, "rt", encoding="ascii") as stream:
+        table = np.loadtxt(stream, delimiter=",", dtype=np.float64, ndmin=2)
+    columns: dict[str, Column] = {title: table[:, i].copy() for i, title in enumerate(TERRAIN)}
+    return _build(name, columns, [COVERS[int(label) - 1] for label in table[:, -1]], files.provenance)
+
+
 _LOADERS: dict[str, Callable[[str, str | Path | None], TableSet]] = {
     **dict.fromkeys(("breast_cancer", "wine", "iris"), _from_sklearn),
     "mushroom": _mushroom,
     "magic04": _numeric("uci/magic04.data", -1, header=False, names=MAGIC),
     "shuttle": _numeric("uci/shuttle.csv", -1, header=True),
+    "covertype": _covertype,
     "letter": _numeric("uci/letter_recognition.csv", 0, header=True),
     "satellite": _numeric("uci/satellite.csv", -1, header=True),
     "dna_splice": _numeric("uci/dna_splice.csv", -1, header=True),
