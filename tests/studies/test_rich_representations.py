@@ -5,14 +5,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from etude.data.images import ImageSet
 from etude.data.randomness import stream
 from etude.data.tasks import Split
+from etude.errors import DataError
 from etude.lab.jobs import UserData
 from etude.lab.runner import run_study
 from etude.lab.study import Job
-from etude.studies._rich_nets import ensemble, nets_of
-from etude.studies._rich_problems import _few, five_shot, reduced, transfer
+from etude.studies._rich_nets import Form, ensemble, make_net, nets_of
+from etude.studies._rich_problems import _few, five_shot, reduced, scores, transfer
 from etude.studies.rich_representations import RichConfig, RichStudy
+from etude.training import TrainConfig, train
 
 EXTRA = ("cat5", "cat10", "logit_ensemble5")
 
@@ -99,6 +102,88 @@ def test_five_shot_of_perfect_and_of_useless_features():
     few, rest = _few(data := Split(perfect, y), 10, stream(0, "l"))
     assert torch.bincount(few.y).tolist() == [10] * 5
     assert few.n + rest.n == data.n
+
+
+def test_five_shot_episodes_of_many_classes_have_five_of_them():
+    y = torch.arange(600) % 20
+    useless = torch.randn(600, 8, generator=stream(0, "x"))
+    assert five_shot(useless, y, stream(0, "e")) == pytest.approx(20, abs=4)  # not 5, as it were of twenty
+    assert five_shot(torch.nn.functional.one_hot(y).float(), y, stream(0, "e")) == 100
+    with pytest.raises(DataError, match="class 19 .* 3 rows"):
+        five_shot(useless[:-27], torch.cat([torch.arange(570) % 19, torch.full((3,), 19)]), stream(0, "e"))
+
+
+def test_a_representation_that_has_died_is_scored():
+    data = transfer("mnist1d", None, 3, RichConfig(signal_rows=200))
+    found = scores(lambda x: torch.zeros(len(x), 4), data, 3, RichConfig(strengths=(1.0,)))
+    assert found["effective_rank"] == 0
+    assert found["target_probe_accuracy"] == pytest.approx(20, abs=6)
+
+
+def test_many_classes_are_drawn_and_half_of_them_are_new():
+    x = torch.arange(40 * 30).view(-1, 1, 1, 1).expand(-1, 1, 2, 3) / 1200
+    images = ImageSet(x, torch.arange(40).repeat_interleave(30), tuple(map(str, range(40))), "made up")
+    data = [transfer("omniglot", images, seed, RichConfig(classes=10, labels=5)) for seed in (3, 3, 4)]
+    drawn = []
+    for d in data:
+        assert d.classes == 5
+        assert d.shape == (1, 2, 3)
+        origin = {
+            (part, int(c)): {int(v * 1200 + 0.5) // 30 for v in rows.x[rows.y == c][:, 0]}
+            for part, rows in (("source", d.source), ("source", d.source_test), ("target", d.target))
+            for c in rows.y.unique()
+        }
+        assert all(len(o) == 1 for o in origin.values())  # a class is one class of the set, in every part
+        drawn.append({k: next(iter(o)) for k, o in origin.items()})
+        assert len(set(drawn[-1].values())) == 10
+        assert torch.bincount(d.target.y).tolist() == [5] * 5
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert transfer("omniglot", images, 3, RichConfig()).classes == 20
+
+
+def test_the_gpu_tier_has_residual_nets_and_runs():
+    gpu = RichStudy.configs["gpu"]
+    assert (gpu.n_seeds, gpu.net, gpu.classes, gpu.signal_rows) == (10, "resnet", 100, 50_000)
+    tiny = gpu.model_copy(
+        update=dict(classes=8, depth=8, hidden_size=2, features=4, steps=5, tune_steps=1, strengths=(1.0,), labels=6)
+    )
+    shape, g = (3, 5, 4), stream(0, "images")
+    images = ImageSet(
+        torch.rand(12 * 20, *shape, generator=g), torch.arange(12).repeat(20), tuple("abcdefghijkl"), "made up"
+    )
+    study, sizes = RichStudy(), {}
+    data = transfer("omniglot", images, 1000, tiny)
+    assert data.shape == shape
+    for arm in ("single", "wide5", "deep", "snapshots5", "distill5", "two_stage"):
+        found = list(study.measure(Job("omniglot", arm, (1000,), tiny, images)))
+        assert {m.arm for m in found} == {arm}
+        if arm in ("single", "wide5", "deep"):
+            (net,) = nets_of(Job("omniglot", arm, (1000,), tiny, images), data, 1000, arm, 1)
+            assert any(isinstance(m, torch.nn.Conv2d) for m in net.modules())
+            sizes[arm] = sum(p.numel() for p in net.parameters())
+            assert net[-1].in_features == 4 * (5 if arm == "wide5" else 1)
+    assert 3 < sizes["wide5"] / sizes["single"] < 8
+    assert sizes["deep"] > sizes["single"] * 1.5
+    signals = tiny.model_copy(update={"signal_rows": 200})
+    found = list(study.measure(Job("mnist1d", "cat5", (1000,), signals, None)))
+    assert "shifted_accuracy" in {getattr(m, "metric", "") for m in found}
+
+
+def test_residual_nets_of_five_seeds_are_the_same_together_and_one_by_one():
+    tiny = RichStudy.configs["gpu"].model_copy(
+        update=dict(depth=8, hidden_size=4, features=4, steps=4, signal_rows=200)
+    )
+    data = transfer("mnist1d", None, 3, tiny)
+    together, alone = (
+        train(
+            lambda s: make_net(tiny, data, Form.of(tiny, "cat5")), Split(data.source.x, data.source.y), seeds=(1, 2),
+            loss=lambda net, b: torch.nn.functional.cross_entropy(net(b.x), b.y),
+            config=TrainConfig(steps=4, batch_size=64, optimizer="sgd", lr=0.05), plan=plan,
+        )
+        for plan in ("vmap", "sequential")
+    )  # fmt: skip
+    for a, b in zip(together, alone, strict=True):
+        assert torch.allclose(a.module.eval()(data.source.x), b.module.eval()(data.source.x), atol=1e-4)
 
 
 def test_a_table_of_the_user(tmp_path):

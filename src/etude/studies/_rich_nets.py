@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from etude import training
 from etude.data.randomness import seeded_build, stream
 from etude.data.tasks import Split
 from etude.lab.study import Job
-from etude.layers import mlp
+from etude.layers import mlp, resnet
 from etude.studies._rich_problems import Representation, Transfer
 from etude.training import CatClassifier, CatRepresentation, TrainConfig, accuracy, train
 
@@ -34,6 +34,31 @@ def _config(c: Any, arm: str, **changes: Any) -> TrainConfig:
     return replace(made, **changes)
 
 
+class Form(NamedTuple):
+    """What an arm's net looks like."""
+
+    features: int
+    wide: bool = False
+    """Five times the features, and of residual nets about five times the parameters."""
+    deep: bool = False
+
+    @classmethod
+    def of(cls, c: Any, arm: str) -> "Form":
+        return cls(8 if arm.endswith("p8") else c.features, arm.startswith("wide5"), arm == "deep")
+
+
+def make_net(c: Any, data: Transfer, form: Form) -> nn.Module:
+    """Rows (n, d) to logits of the source's classes; the features stand before the last linear layer."""
+    features = form.features * (5 if form.wide else 1)
+    if c.net == "perceptron":
+        inner = [c.hidden_size * (5 if form.wide else 1)] * (3 if form.deep else 1)
+        return mlp((data.source.x.shape[1], *inner, features, data.classes))
+    depth = c.depth + 12 if form.deep else c.depth
+    width = round(c.hidden_size * 5**0.5) if form.wide else c.hidden_size
+    body = resnet(data.shape, depth, width, features)
+    return nn.Sequential(nn.Unflatten(1, data.shape), *body, nn.ReLU(), nn.Linear(features, data.classes))
+
+
 _trained: dict[Any, list[nn.Module]] = {}  # of this process: arms share their nets
 
 
@@ -43,27 +68,31 @@ def nets_of(job: Job, data: Transfer, seed: int, arm: str, count: int, **changes
     Five are always trained, and together, whichever arm asks first: the numbers of a seed do not hang on a choice of
     plan by the clock, nor on the order of the arms. Ten are these five and five more.
     """
-    c = job.config
-    p = 8 if arm.endswith("p8") else c.features
-    wide = 5 if arm.startswith("wide5") else 1
-    inner = [c.hidden_size] * (3 if arm == "deep" else 1)
-    sizes = (data.source.x.shape[1], *(wide * h for h in inner), wide * p, data.classes)
+    c, form = job.config, Form.of(job.config, arm)
     config, alone = _config(c, arm, **changes), arm.startswith(ALONE)
     found: list[nn.Module] = []
     for first in range(0, count, 5):
-        key = (job.protocol, seed, sizes, config, c.digest(), job.device, first)
+        key = (job.protocol, seed, data.source.x.shape, data.classes, form, config, c.digest(), job.device, first)
         if key not in _trained:
             while len(_trained) >= 60:
                 _trained.pop(next(iter(_trained)))
             seeds = [100 * seed + first + i for i in range(1 if alone else 5)]
-            plan = "sequential" if alone else "stacked"
+            plan = "sequential" if alone else _plan(job)
             rows = Split(data.source.x, data.source.y).to(job.device)
             made = train(
-                lambda s: mlp(sizes), rows, loss=_loss, config=config, seeds=seeds, plan=plan, device=job.device
-            )
+                lambda s: make_net(c, data, form), rows, loss=_loss, config=config, seeds=seeds, plan=plan,
+                device=job.device,
+            )  # fmt: skip
             _trained[key] = [t.module for t in made]
         found += _trained[key]
     return found[:count]
+
+
+def _plan(job: Job) -> str:
+    """How five nets are trained together; not by what is quickest, which may differ from run to run."""
+    if job.config.net == "perceptron":
+        return "stacked"
+    return "vmap" if job.device.startswith("cuda") else "sequential"
 
 
 def ensemble(nets: Sequence[nn.Module]) -> CatClassifier:
@@ -93,11 +122,10 @@ def representation(job: Job, data: Transfer, seed: int) -> Representation:
     if arm == "snapshots5":
         kept = training.Snapshots([c.steps * i // 5 for i in range(6, 11)])
         config = _config(c, arm, steps=2 * c.steps)
-        sizes = (data.source.x.shape[1], c.hidden_size, c.features, data.classes)
         rows = data.source.to(job.device)
         train(
-            lambda s: mlp(sizes), rows, loss=_loss, config=config, seeds=(100 * seed,), callbacks=[kept],
-            device=job.device,
+            lambda s: make_net(c, data, Form.of(c, arm)), rows, loss=_loss, config=config, seeds=(100 * seed,),
+            callbacks=[kept], device=job.device,
         )  # fmt: skip
         return joined(kept.nets, data)
     return joined(nets_of(job, data, seed, arm, CATS.get(arm, 1)), data)
@@ -113,11 +141,10 @@ def _student(job: Job, data: Transfer, seed: int) -> training.MultiHead:
     teachers = nets_of(job, data, seed, "cat5", 5)
     if not job.arm.startswith("distill5"):
         teachers = teachers[:1] * (5 if "copies" in job.arm else 1)
-    sizes = (data.source.x.shape[1], c.hidden_size, c.features, data.classes)
     adam = TrainConfig(steps=c.steps, batch_size=64)
     return training.distill_representations(
-        teachers, lambda s: mlp(sizes), data.source.to(job.device), seed=100 * seed + 50, device=job.device,
-        config=adam if job.arm.endswith("adam") else _config(c, job.arm, lr=c.student_lr),
+        teachers, lambda s: make_net(c, data, Form.of(c, job.arm)), data.source.to(job.device), seed=100 * seed + 50,
+        device=job.device, config=adam if job.arm.endswith("adam") else _config(c, job.arm, lr=c.student_lr),
     )  # fmt: skip
 
 

@@ -15,19 +15,26 @@ from etude.layers.prototypes import class_means, mean_logits
 from etude.training import LinearProbe, effective_rank
 
 Representation = Callable[[Tensor], Tensor]
-IMAGES = ("mnist_5k", "digits")  # every arm; elsewhere those of the claims about shifts and features
+IMAGES = (
+    "mnist_5k",
+    "digits",
+    "omniglot",
+    "cifar10_full",
+)  # every arm; elsewhere those of the claims about shifts and features
 BLOCKS, WIDTH, AGREE, REPLACED = 6, 5, 0.92, 4
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Rows (n, d) of the source task, of the target task with few labels, and of the source task under a shift."""
+    """Rows (n, d) of the source task, of the target task with few labels, and of the source task under a shift; `shape`
+    (channels, height, width) is what a row was before it was flattened."""
 
     source: Split
     source_test: Split
     target: Split | None = None
     target_test: Split | None = None
     shifted: Split | None = None
+    shape: tuple[int, int, int] = (1, 1, BLOCKS * WIDTH)
 
     @property
     def classes(self) -> int:
@@ -44,14 +51,20 @@ def transfer(protocol: str, task: Any, seed: int, config: Any) -> Transfer:
 
 
 def _classes(made: Task, seed: int, config: Any, shift: Callable[[Tensor], Tensor] | None = None) -> Transfer:
-    """The first half of the classes is the source, the other half the target."""
+    """The first half of the classes is the source, the other half the target; of more classes than are asked for, some
+    are drawn."""
     if made.num_classes < 4:
         raise DataError(
             f"{made.name} has {made.num_classes} classes: four are needed, two to train on and two to move to"
         )
-    half = made.num_classes // 2
-    train, test = made.train, made.test
+    train, test, count = made.train, made.test, made.num_classes
     assert test is not None
+    if config.classes is not None and config.classes < count:
+        drawn = torch.randperm(count, generator=stream(seed, "classes"))[: config.classes]
+        number = torch.full((count,), -1).index_copy(0, drawn, torch.arange(config.classes))
+        train, test = (p._replace(y=number[p.y]).take(number[p.y] >= 0) for p in (train, test))
+        count = config.classes
+    half, shape = count // 2, train.x.shape[1:]
     parts = [p._replace(x=p.x.flatten(1).float()) for p in (train, test)]
     source = [p.take(p.y < half) for p in parts]
     target = [p.take(p.y >= half) for p in parts]
@@ -60,7 +73,8 @@ def _classes(made: Task, seed: int, config: Any, shift: Callable[[Tensor], Tenso
     tested = Split(torch.cat([target[1].x, rest.x]), torch.cat([target[1].y, rest.y]))
     shifted = None if shift is None else source[1]._replace(x=shift(source[1].x))
     a, b, c = (Split(p.x, p.y) for p in (*source, few))
-    return Transfer(a, b, c, tested, None if shifted is None else Split(shifted.x, shifted.y))
+    form = tuple(shape) if len(shape) == 3 else (1, 1, shape.numel())
+    return Transfer(a, b, c, tested, None if shifted is None else Split(shifted.x, shifted.y), form)
 
 
 def _few(rows: Split, labels: int, generator: torch.Generator) -> tuple[Split, Split]:
@@ -122,9 +136,10 @@ def scores(rep: Representation, data: Transfer, seed: int, config: Any) -> dict[
     for labels, name in ((10, "ten"), (5, "five")):
         some, _ = _few(Split(x, data.target.y), labels, stream(seed, name))
         found[f"target_probe_{labels}"] = ridge_probe(some.x, some.y, test, data.target_test.y)
-    ways = int(data.target_test.y.max()) + 1
+    ways = min(5, int(data.target_test.y.max()) + 1)
     found[f"accuracy_{ways}_way_5_shot"] = five_shot(test, data.target_test.y, stream(seed, "episodes"))
-    found["effective_rank"] = float(effective_rank(test, centred=True))
+    alive = bool((test != test[0]).any())  # weight decay may have put out every feature of a small net
+    found["effective_rank"] = float(effective_rank(test, centred=True)) if alive else 0.0
     return found
 
 
@@ -139,22 +154,35 @@ def ridge_probe(few: Tensor, y: Tensor, test: Tensor, y_test: Tensor) -> float:
 
 
 def five_shot(rows: Tensor, y: Tensor, generator: torch.Generator, *, episodes: int = 100, queries: int = 15) -> float:
-    """Mean accuracy of a cosine head whose weights are the means of five normalised examples of every class."""
+    """Mean accuracy of a cosine head whose weights are the means of five normalised examples of each of five classes,
+    drawn for each episode where there are more."""
     classes = int(y.max()) + 1
     unit = torch.nn.functional.normalize(rows, dim=1)
-    picks = []
-    for c in range(classes):
-        mine = (y == c).nonzero()[:, 0]
-        size = min(5 + queries, len(mine))
-        if size < 6:
+    groups = [(y == c).nonzero()[:, 0] for c in range(classes)]
+    for c, mine in enumerate(groups):
+        if len(mine) < 6:
             raise DataError(
                 f"class {c} of the target has {len(mine)} rows to draw five-shot episodes from: six are needed"
             )
-        picks.append(mine[torch.rand(episodes, len(mine), generator=generator).argsort(1)[:, :size]])
+    if classes <= 5:
+        return _episodes(unit, groups, episodes, queries, generator)
+    each = []
+    for _ in range(episodes):
+        chosen = torch.randperm(classes, generator=generator)[:5].tolist()
+        each.append(_episodes(unit, [groups[c] for c in chosen], 1, queries, generator))
+    return sum(each) / episodes
+
+
+def _episodes(unit: Tensor, groups: list[Tensor], episodes: int, queries: int, generator: torch.Generator) -> float:
+    """Accuracy in points over `episodes` of the classes whose rows are `groups`."""
+    picks = [
+        mine[torch.rand(episodes, len(mine), generator=generator).argsort(1)[:, : min(5 + queries, len(mine))]]
+        for mine in groups
+    ]
     right, asked = 0.0, 0
     support = torch.cat([unit[p[:, :5]] for p in picks], 1)
-    labels = torch.arange(classes).repeat_interleave(5).expand(episodes, -1)
-    means = class_means(support, labels, classes)
+    labels = torch.arange(len(groups)).repeat_interleave(5).expand(episodes, -1)
+    means = class_means(support, labels, len(groups))
     for c, p in enumerate(picks):
         named = mean_logits(unit[p[:, 5:]], means, metric="cosine").argmax(-1)
         right, asked = right + float((named == c).sum()), asked + named.numel()

@@ -4,7 +4,7 @@ All nets of a repeat see the same source rows; a net's seed decides its start an
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -17,12 +17,19 @@ from etude.studies._rich_problems import IMAGES, scores, transfer
 
 
 class RichConfig(StudyConfig):
-    """Perceptrons of 64 and `features` hidden units; SGD with momentum 0.9 and weight decay unless an arm says Adam."""
+    """Perceptrons of `hidden_size` and `features` hidden units, or residual nets; SGD with momentum 0.9 and weight
+    decay unless an arm says Adam."""
 
     n_seeds: int = 6
     protocols: tuple[str, ...] = ("mnist_5k", "mnist1d", "blocks")
+    net: Literal["perceptron", "resnet"] = "perceptron"
+    depth: PositiveInt = 20
+    """Layers of a residual net, 6 n + 2; the deeper one has 12 more."""
     features: PositiveInt = 32
     hidden_size: PositiveInt = 64
+    """Of a residual net the channels of the first stage."""
+    classes: Annotated[int, Field(ge=4)] | None = None
+    """Of a set with more, so many are drawn for each seed: half for the source, half for the target."""
     steps: PositiveInt = 1500
     lr: PositiveFloat = 0.05
     weight_decay: NonNegativeFloat = 5e-3
@@ -49,7 +56,16 @@ class RichStudy(Study):
             strengths=(0.1, 1.0),
         ),
         "laptop": RichConfig(),
-        "gpu": RichConfig(n_seeds=10, protocols=("mnist_5k", "mnist1d"), hidden_size=512, features=128, steps=10_000),
+        "gpu": RichConfig(
+            n_seeds=10,
+            protocols=("omniglot", "cifar10_full", "mnist1d"),
+            net="resnet",
+            hidden_size=16,
+            features=64,
+            classes=100,
+            steps=2000,
+            signal_rows=50_000,
+        ),
     }
     arms: ClassVar = {
         "single": Arm("one net", role="baseline"),
@@ -79,7 +95,9 @@ class RichStudy(Study):
 
     def task(self, protocol: str, config: RichConfig) -> Any:
         """The image set itself; rows, and the generators' data, are drawn for each seed."""
-        return load_images(protocol, pool=2 if protocol == "mnist_5k" else None) if protocol in IMAGES else None
+        if protocol not in IMAGES:
+            return None
+        return load_images(protocol, pool={"mnist_5k": 2}.get(protocol), size={"omniglot": 28}.get(protocol))
 
     def measure(self, job: Job) -> Iterator[Measurement | Artifact]:
         """Train the nets of an arm on the source and score what they put out on source, target and shifted rows."""
