@@ -285,6 +285,19 @@ def test_roles(app):
     assert [r["what"] for r in rows(boss, t.audit)] == ["role"] * 3
 
 
+def test_the_log_does_not_take_the_next_for_somebody_who_left(app):
+    """SQLite gives the highest number anew once its account is deleted."""
+    boss, ann = join(app, "boss@example.org", "chief"), join(app, "ann@example.org", "ann")
+    post(boss, "/account/role", handle="ann", role="moderator")
+    log = lambda: re.search(r'id="log">.*', boss.get("/moderation").text, re.S).group()
+    assert "role <b>ann</b>" in log()
+    assert post(ann, "/account/delete", confirm="ann").status_code == 303
+    join(app, "bob@example.org", "bob")
+    assert "role <b>somebody who left</b>" in log()
+    assert "bob" not in log()
+    assert {r["record"]["account"] for r in rows(boss, t.audit, t.audit.c.what == "role")} == {1, None}
+
+
 NOTE = "**bold** [a](javascript:alert(1)) [b](https://x.org) <script>alert(1)</script> ![i](https://x.org/i.png) [c](ftp://x.org)"
 
 

@@ -274,6 +274,18 @@ def test_papers_of_the_same_parts(page):
     assert sharing("no-such-paper") == []
 
 
+def test_a_file_that_studies_share_is_read_once(monkeypatch):
+    """The first page of a paper waits for this."""
+    from etude.page import components as module
+
+    asked, imports_of = [], module.imports_of
+    monkeypatch.setattr(module, "imports_of", lambda source: asked.append(source) or imports_of(source))
+    module._parts.cache_clear()
+    module.components.cache_clear()
+    module.components()
+    assert len(asked) == len(set(asked)) > 40
+
+
 # --- what other hosts know -------------------------------------------------------------------------------------------
 
 

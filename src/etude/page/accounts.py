@@ -189,6 +189,16 @@ def rename(c: sa.Connection, old: str, new: str | None) -> None:
         c.execute(sa.update(request_table).where(asked == old).values(asked_by=new))
 
 
+def leave_log(c: sa.Connection, account: int) -> None:
+    """Take the number of an account that is deleted out of the log: SQLite may give it to the next who comes."""
+    lines = c.execute(
+        sa.select(t.audit.c.id, t.audit.c.record).where(t.audit.c.record["account"].as_integer() == account)
+    )
+    for line in lines.all():
+        record = line.record | {"account": None}
+        c.execute(sa.update(t.audit).where(t.audit.c.id == line.id).values(record=record))
+
+
 def set_role(db: Database, by: dict[str, Any], handle: str, role: str, now: int) -> None:
     """Change somebody's role; who is banned is signed out at once and their API tokens end.
 

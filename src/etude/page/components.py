@@ -19,6 +19,7 @@ def imports_of(source: str) -> set[tuple[str, str]]:
     return {(n.module, a.name) for n in nodes if n.module and n.module.startswith("etude") for a in n.names}
 
 
+@cache  # of files that several studies share
 def _parts(name: str) -> frozenset[str]:
     """Methods and layers behind a study's file, and behind the files beside it: ``layers.apply_masks``."""
     source = resources.files(_STUDIES).joinpath(f"{name}.py").read_text(encoding="utf-8")

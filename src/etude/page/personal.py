@@ -20,7 +20,7 @@ from etude.lab.queue import request_table
 from etude.page import following, library, notes, store
 from etude.page import heat as h
 from etude.page import tables as t
-from etude.page.accounts import address_hash, rename
+from etude.page.accounts import address_hash, leave_log, rename
 from etude.page.authorship import masked
 from etude.page.database import Database
 from etude.page.digest.mail import AUTHOR_KEY
@@ -366,6 +366,7 @@ def erase(db: Database, settings: Settings, account: dict[str, Any]) -> None:
         counted = [f"{what}:{who}" for what in LIMITS for who in (me, account["email_hash"])]
         c.execute(sa.delete(t.rate).where(t.rate.c.key.in_(counted)))
         rename(c, account["handle"], None)
+        leave_log(c, me)
         c.execute(sa.delete(t.account).where(t.account.c.id == me))
     addresses = {row["email"] for row in subscribers}
     for file in Path(settings.mail_folder).glob("*.eml"):  # of a page without a mail server
