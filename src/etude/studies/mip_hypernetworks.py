@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from etude.data import load_images
 from etude.data.images import ImageSet
 from etude.lab.study import FIRST_SEED, Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
+from etude.studies._magnitude_grid import cells_won
 from etude.studies._magnitude_plots import magnitude_plots
 from etude.studies._magnitude_problems import Denoiser, ShiftedImages, ShrunkImages
 from etude.studies._magnitude_registration import Registration
@@ -19,7 +20,6 @@ from etude.studies._magnitude_training import OPTIONS, GradientSpread, build, fi
 
 SIDES = {"digits": 8, "mnist_5k": 28, "mnist": 28, "fashion_mnist": 28, "cifar10": 32, "cifar10_4k": 32}
 NARROWEST = 5  # pixels that two convolutions of width 3 leave one of
-GRID = [(a, n, o) for a in ("relu", "gelu", "tanh") for n in (None, "layer", "batch") for o in ("adam", "sgd")]
 
 
 class MagnitudeConfig(StudyConfig):
@@ -99,7 +99,7 @@ class MagnitudeStudy(Study):
                     loss = final_loss(fit(job, arm, seed, problem, steps, "adam", job.config.lr_adam))
                     yield Measurement(arm, seed, f"ln_test_loss_{name}", math.log(loss))
             if seed < FIRST_SEED + job.config.grid_seeds:
-                yield from _grid(job, seed, images)
+                yield from cells_won(job, seed, images)
 
     def plots(self, results: Results) -> list[Plot]:
         """Norm of the weights against the condition, loss by updates, gain over the grid."""
@@ -139,20 +139,3 @@ def _adam(job: Job, seed: int, images: ShiftedImages) -> Iterator[Measurement]:
         for name, report in (("before", before), ("after", after)):
             for gamma, norm in zip(report.grid.tolist(), report.norms.tolist(), strict=True):
                 yield Measurement(arm, seed, f"weight_norm_{name}", norm, step=gamma)
-
-
-def _grid(job: Job, seed: int, images: ShiftedImages) -> Iterator[Measurement | Artifact]:
-    c, wins, cells = job.config, {"mip": 0, "mip_shuffled_condition": 0}, []
-    for activation, norm, optimizer in GRID:
-        lr = c.lr_adam if optimizer == "adam" else c.lr_sgd_cell
-        loss = {
-            arm: final_loss(fit(job, arm, seed, images, c.steps_cell, optimizer, lr, activation=activation, norm=norm))
-            for arm in ("default", *wins)
-        }
-        for arm in wins:
-            wins[arm] += math.isfinite(loss[arm]) and not loss["default"] <= loss[arm]
-        gain = math.log(loss["default"] / loss["mip"])
-        cells.append({"cell": f"{activation}, {norm or 'no'} norm", "optimizer": optimizer, "gain": round(gain, 4)})
-    for arm, count in wins.items():
-        yield Measurement(arm, seed, "share_of_cells_won", count / len(GRID))
-    yield Artifact("mip", seed, "cells", cells)  # type: ignore[arg-type]
