@@ -313,6 +313,8 @@ class TestBadInput:
             net()(torch.rand(3, 6, 3), TARGET)
         with pytest.raises(ValueError, match="integers"):
             net()(x(), TARGET.float())
+        with pytest.raises(ValueError, match="integers"):
+            net()(x(), TARGET > 0)
         with pytest.raises(ValueError, match="positions"):
             net("lstm")(torch.rand(3, 9, 2), TARGET)
         with pytest.raises(ValueError, match="target_lengths"):
@@ -365,3 +367,13 @@ def test_target_lengths_are_whole():
 def test_targets_of_any_integer_type():
     net, x, target = PointerNetwork(2, 8), torch.rand(2, 4, 2), torch.tensor([[0, 2, 1], [3, 1, 0]])
     assert net(x, target.to(torch.uint8)).loss == net(x, target.int()).loss == net(x, target).loss
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_over_symbols_in_half_precision(dtype):
+    net = seeded_build(lambda: RecurrentSeq2Seq(4, 6, symbols=5, attention=True), stream(0, "net"))
+    x = torch.randint(5, (3, 7), generator=stream(0, "x"))
+    whole = net(x, x[:, :4]).loss.item()
+    net.to(dtype)
+    assert net(x, x[:, :4]).loss.item() == pytest.approx(whole, rel=0.05)
+    assert net.generate(x, beam_size=2).sequences.shape[0] == 3

@@ -232,7 +232,7 @@ class EncoderDecoder(nn.Module, ABC):
         self, target: Tensor, target_lengths: Tensor | Sequence[int] | None, memory: Memory
     ) -> tuple[Tensor, Tensor]:
         batch, n = memory.x.shape[:2]
-        if target.dim() != 2 or target.shape[0] != batch or target.is_floating_point():
+        if target.dim() != 2 or target.shape[0] != batch or target.is_floating_point() or target.dtype == torch.bool:
             raise ValueError(f"target must be integers of shape ({batch}, m), got {target.dtype} {tuple(target.shape)}")
         target = target.long()
         real = target >= 0
@@ -393,7 +393,8 @@ class RecurrentSeq2Seq(EncoderDecoder):
             n = memory.encoded.shape[1]
             real = None if memory.sizes is None else torch.arange(n, device=query.device) < memory.sizes[:, None]
             weights = self.attention.score(query, prepared, real).softmax(-1)
-            query = torch.cat([query, weights @ memory.encoded], dim=-1)
+            blend = weights.to(memory.encoded.dtype) @ memory.encoded  # scores are float32 in half precision
+            query = torch.cat([query, blend], dim=-1)
         logits = self.head(query)
         if mask is None:
             return logits
