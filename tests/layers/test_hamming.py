@@ -180,6 +180,8 @@ def test_tensors_are_accepted():
         (lambda: fitted().radius(np.zeros((1, 1), np.uint8), 1), "1 bytes.*2 bytes"),
         (lambda: fitted().kneighbors(np.zeros((1, 2), np.uint8), 4), r"1\.\.3, got 4"),
         (lambda: fitted().kneighbors(np.zeros((1, 2), np.uint8), 0), r"1\.\.3, got 0"),
+        (lambda: fitted().kneighbors(np.zeros((1, 2), np.uint8), 1.0), r"whole number in 1\.\.3, got 1\.0"),
+        (lambda: HammingIndex().fit(np.zeros((3, 2), np.uint8), 15.5), r"n_bits=15\.5.*9 to 16"),
         (lambda: fitted().radius(np.zeros((1, 2), np.uint8), -1), "radius.*-1"),
         (lambda: fitted().radius(np.zeros((1, 2), np.uint8), float("nan")), "radius.*nan"),
         (lambda: fitted().kneighbors(np.zeros((2, 2), np.uint8), 1, exclude=[0]), "1 entries for 2 queries"),

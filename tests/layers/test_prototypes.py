@@ -41,7 +41,7 @@ def test_start_is_uniform_and_is_in_the_state_dict():
     assert list(made.state_dict()) == ["prototypes"]
 
 
-@pytest.mark.parametrize("sizes", [(0, 3), (3, 0), (-1, 2), (2.5, 3)])
+@pytest.mark.parametrize("sizes", [(True, 2), (0, 3), (3, 0), (-1, 2), (2.5, 3)])
 def test_sizes_below_one(sizes):
     with pytest.raises(ValueError, match="at least 1"):
         PrototypeLayer(*sizes)

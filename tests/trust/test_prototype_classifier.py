@@ -217,8 +217,11 @@ def test_a_small_last_batch_is_left_out(digits):
         ({"init": "zeros"}, "unknown init 'zeros'"),
         ({"scale": "z"}, "unknown scale 'z'"),
         ({"deform": "often"}, "deform must be"),
-        ({"lambda_r1": -1.0}, "lambda_r1 must be at least 0"),
-        ({"lambda_ae": float("inf")}, "lambda_ae must be at least 0 and finite"),
+        ({"lambda_r1": -1.0}, "lambda_r1 must be a number of at least 0"),
+        ({"lambda_ae": float("inf")}, "lambda_ae must be a number of at least 0 and finite"),
+        ({"lambda_r2": None}, "lambda_r2 must be a number of at least 0 and finite, got None"),
+        ({"deform": None}, "deform must be True, False or 'auto', got None"),
+        ({"deform": True}, r"deform=True needs images \(n, C, H, W\), got rows of shape \(64,\)"),
     ],
 )
 def test_wrong_parameters_are_named_at_the_start_of_fit(digits, options, message):

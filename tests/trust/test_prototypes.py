@@ -95,6 +95,16 @@ def test_report_by_hand():
     assert report.nearest.tolist()[:2] == [0, 2]
 
 
+def test_rows_that_stand_there_twice_count_once_in_the_spacing():
+    rows = torch.tensor([[0.0, 0.0], [0.0, 1.0], [10.0, 0.0], [10.0, 1.0]])
+    net = identity_network([[0.0, -0.5], [10.0, -0.5]], [[0.0, -1.0]] * 2)
+    once = prototype_report(net, rows, torch.tensor([0, 0, 1, 1]))
+    twice = prototype_report(net, rows.repeat(2, 1), torch.tensor([0, 0, 1, 1]).repeat(2))
+    assert (twice.latent_ratio, twice.pixel_ratio) == (once.latent_ratio, once.pixel_ratio) == pytest.approx((0.5, 0.5))
+    assert twice.usage.tolist() == [4, 4]
+    assert twice.nearest.tolist() == once.nearest.tolist() == [0, 2]
+
+
 def test_nearest_neighbours_of_codes_leave_out_the_row_itself():
     rows = torch.arange(2500.0)[:, None].repeat(1, 2) * 3  # more rows than one block
     net = identity_network([[0.0, 0.0]], [[0.0, -1.0]])
@@ -117,5 +127,5 @@ def test_wrong_decoder_and_counts_are_named():
         PrototypeNetwork(nn.Linear(4, 2), nn.Linear(2, 5), (4,), 3)
     with pytest.raises(ValueError, match="at least 1, got 0 and 3"):
         PrototypeNetwork(nn.Linear(4, 2), nn.Linear(2, 4), (4,), 3, 0)
-    with pytest.raises(ValueError, match="at least two rows, got 1"):
-        prototype_report(prototype_network((4,), 3), torch.ones(1, 4), torch.tensor([0]))
+    with pytest.raises(ValueError, match="at least two different rows, got 1 among 3"):
+        prototype_report(prototype_network((4,), 3), torch.ones(3, 4), torch.tensor([0, 1, 2]))

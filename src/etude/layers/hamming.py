@@ -10,6 +10,7 @@ than its k-th neighbour so far.
 """
 
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -54,12 +55,12 @@ def _check_codes(codes: Any, what: str) -> Codes:
 
 
 def _check_bits(n_bits: int | None, width: int) -> int:
-    bits = 8 * width if n_bits is None else int(n_bits)
-    if not 8 * (width - 1) < bits <= 8 * width:
+    bits = 8 * width if n_bits is None else n_bits
+    if not isinstance(bits, Integral) or not 8 * (width - 1) < bits <= 8 * width:
         raise ValueError(
             f"n_bits={bits} does not fit codes of {width} bytes, which hold {8 * width - 7} to {8 * width} bits"
         )
-    return bits
+    return int(bits)
 
 
 def _columns(codes: Codes, n_bits: int) -> NDArray[Any]:
@@ -226,8 +227,8 @@ class HammingIndex:
             If the width of the queries is not that of the codes, or `n_neighbors` is not in 1..n.
         """
         words, n_queries = self._queries(queries)
-        if not 1 <= n_neighbors <= self.n_samples_fit_:
-            raise ValueError(f"n_neighbors must lie in 1..{self.n_samples_fit_}, got {n_neighbors}")
+        if not isinstance(n_neighbors, Integral) or not 1 <= n_neighbors <= self.n_samples_fit_:
+            raise ValueError(f"n_neighbors must be a whole number in 1..{self.n_samples_fit_}, got {n_neighbors}")
         distances = np.full((n_queries, n_neighbors), self.n_bits_ + 1, dtype=np.int32)
         indices = np.full((n_queries, n_neighbors), -1, dtype=np.int64)
         for start, (query, distance, index) in self._search(words, exclude, n_neighbors, self.n_bits_ + 1):

@@ -49,7 +49,7 @@ class PrototypeLayer(nn.Module):
 
     def __init__(self, num_prototypes: int, dim: int) -> None:
         super().__init__()
-        if not all(isinstance(v, Integral) and v >= 1 for v in (num_prototypes, dim)):
+        if not all(isinstance(v, Integral) and not isinstance(v, bool) and v >= 1 for v in (num_prototypes, dim)):
             raise ValueError(
                 f"num_prototypes and dim must be whole numbers of at least 1, got {num_prototypes} and {dim}"
             )

@@ -17,9 +17,10 @@ def check_parameters(
         if (value := getattr(model, name)) not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
     for name in positive:
-        if not (value := getattr(model, name)) > 0:
+        value = getattr(model, name)
+        if not hasattr(value, "__float__") or not value > 0:
             raise ValueError(f"{name} must be positive, got {value!r}")
     for name in integers:
         value = getattr(model, name)
-        if value is not None and not isinstance(value, Integral):
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
             raise ValueError(f"{name} must be an integer, got {value!r}")

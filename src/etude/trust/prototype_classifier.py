@@ -129,6 +129,8 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
             self._check_parameters()
         rows, target = super()._rows(X, y, reset=reset, keep_target=keep_target)
         if reset:
+            if self.deform != "auto" and self.deform and rows.ndim != 4:
+                raise ValueError(f"deform=True needs images (n, C, H, W), got rows of shape {tuple(rows.shape[1:])}")
             if self.n_prototypes < len(self.classes_):
                 warnings.warn(
                     f"{self.n_prototypes} prototypes for {len(self.classes_)} classes: some class can have none",
@@ -149,11 +151,12 @@ class PrototypeClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Tor
             raise ValueError(f"unknown init {self.init!r}: choose one of {', '.join(INITS)}")
         if self.scale is not None and self.scale not in SCALES:
             raise ValueError(f"unknown scale {self.scale!r}: choose one of {', '.join(SCALES)} or None")
-        if isinstance(self.deform, str) and self.deform != "auto":
+        if not isinstance(self.deform, bool | np.bool_) and self.deform != "auto":
             raise ValueError(f"deform must be True, False or 'auto', got {self.deform!r}")
         for name in ("lambda_class", "lambda_ae", "lambda_r1", "lambda_r2"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not hasattr(value, "__float__") or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0 and finite, got {value!r}")
         if self.lambda_class == self.lambda_ae == self.lambda_r1 == self.lambda_r2 == 0:
             raise ValueError("all four lambdas are 0, so there is nothing to learn: set one of them above 0")
 

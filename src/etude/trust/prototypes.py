@@ -229,21 +229,24 @@ class PrototypeReport(NamedTuple):
 def prototype_report(network: PrototypeNetwork, x: Tensor, y: Tensor) -> PrototypeReport:
     """Compare prototypes with data: codes and inputs (n, *shape) with their classes (n,), usually the training rows.
 
+    Rows that stand there twice count once in the distances of rows to each other, which would be 0 otherwise.
+
     Raises
     ------
     ValueError
-        For fewer than two rows: they have no distance to each other to measure by.
+        For fewer than two different rows: they have no distance to each other to measure by.
     """
-    if len(x) < 2:
-        raise ValueError(f"a report needs at least two rows, got {len(x)}")
+    distinct = _distinct(x)
+    if len(distinct) < 2:
+        raise ValueError(f"a report needs at least two different rows, got {len(distinct)} among {len(x)}")
     codes, prototypes = network.encode(x), network.layer.prototypes
     to_codes = squared_distances(prototypes, codes)
     nearest = to_codes.argmin(1)
     pictures, inputs = network.decode_prototypes().flatten(1), x.flatten(1)
     to_inputs = squared_distances(pictures, inputs)
     shown = y[to_inputs.argmin(1)]
-    latent = to_codes.min(1).values.sqrt().median() / _spacing(codes)
-    pixel = to_inputs.min(1).values.sqrt().median() / _spacing(inputs)
+    latent = to_codes.min(1).values.sqrt().median() / _spacing(codes[distinct])
+    pixel = to_inputs.min(1).values.sqrt().median() / _spacing(inputs[distinct])
     return PrototypeReport(
         float(latent),
         float(pixel),
@@ -252,6 +255,14 @@ def prototype_report(network: PrototypeNetwork, x: Tensor, y: Tensor) -> Prototy
         to_codes.argmin(0).bincount(minlength=len(prototypes)),
         nearest,
     )
+
+
+def _distinct(rows: Tensor) -> Tensor:
+    """The first row of each kind, in the order in which they stand."""
+    kinds, place = rows.flatten(1).unique(dim=0, return_inverse=True)
+    numbers = torch.arange(len(rows), device=rows.device)
+    first = numbers.new_full((len(kinds),), len(rows)).scatter_reduce_(0, place, numbers, "amin")
+    return first.sort().values
 
 
 def _spacing(rows: Tensor) -> Tensor:
