@@ -80,9 +80,27 @@ def test_wrong_arms_rise_with_label_noise(run):
         assert sum(levels[0]) < sum(levels[0.3])
 
 
+def test_the_bounds_are_worked_out_beside_the_regrets(run):
+    plots = {p.name: p for p in BanditStudy().plots(Results(run.rows))}
+    rows = plots["bounds"].spec["data"]["values"]
+    by_name = {r["arm"]: r["value"] for r in rows if r["step"] == 1000}
+    assert by_name["NeuralUCB, NeuralTS"] > by_name["all rounds"] == 1000 > by_name["NeuSquareCB"]
+
+
+def test_the_third_reward_is_a_protocol_of_its_own_settings():
+    study = BanditStudy()
+    assert configure(study, "laptop", settings={"protocols": ("form",)}).protocols == ("form",)
+    config = configure(study, "quick", settings={"horizon": 10})
+    found = study.measure(Job("form", "ucb", config.seeds[:1], config, study.task("form", config)))
+    assert {m.arm for m in found} == {"ucb", "best_explorer", "best_confidence"}
+    assert settings_of("form", "ts", 4).nu == 0.01
+    with pytest.raises(UsageError, match="no protocol 'forms'; did you mean form"):
+        configure(study, "quick", settings={"protocols": ("forms",)})
+
+
 def test_every_data_set_has_settings_for_every_policy():
-    protocols = set(BanditStudy.configs["laptop"].protocols)
-    assert protocols <= set(TUNED) == set(BEST)
+    protocols = {*BanditStudy.configs["laptop"].protocols, "form"}
+    assert protocols == set(TUNED) == set(BEST)
     for chosen in TUNED.values():
         assert set(chosen) == {"fastcb", "squarecb", "ucb", "ts", "epsilon", "greedy"}
     for arm in ("ucb_reward", "epsilon_reward"):

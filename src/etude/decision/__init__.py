@@ -20,3 +20,6 @@ from etude.decision.off_policy import PolicyValue as PolicyValue
 from etude.decision.off_policy import policy_value as policy_value
 from etude.decision.online_regression import log_slope as log_slope
 from etude.decision.online_regression import regression_regret as regression_regret
+from etude.decision.regret_bounds import effective_dimension as effective_dimension
+from etude.decision.regret_bounds import orthonormal_bounds as orthonormal_bounds
+from etude.decision.regret_bounds import orthonormal_dimension as orthonormal_dimension

@@ -4,8 +4,14 @@ from typing import Any
 
 import altair as alt
 
+from etude.decision import orthonormal_bounds
 from etude.lab.study import Plot, Results
 from etude.studies._bandit_runs import NOISY
+
+NAMES = {
+    "confidence": "NeuralUCB, NeuralTS", "squarecb": "NeuSquareCB", "fastcb": "NeuFastCB, L* = 0", "all": "all rounds",
+}  # fmt: skip
+BOUNDS = "Calculated, not measured (C5): leading terms of bounds on orthonormal contexts of 10 arms, no constants."
 
 
 def _lines(rows: list[dict], y_title: str, scale: Any, *, x_title: str = "rounds") -> Any:
@@ -27,8 +33,18 @@ def noise_rows(results: Results) -> list[dict[str, Any]]:
     return [r | {"arm": NOISY.get(r["arm"], "fastcb")} for r in rows]  # the largest level is that of "noisy_long"
 
 
+def _bounds(n_arms: int = 10) -> Any:
+    """Bounds on orthonormal contexts against rounds, both axes logarithmic."""
+    rows = [
+        {"step": t, "value": value, "arm": NAMES[name]}
+        for t in (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+        for name, value in orthonormal_bounds(t, n_arms).items()
+    ]
+    return _lines(rows, "leading term of the regret bound", "log")
+
+
 def bandit_plots(results: Results, arms: list[str]) -> list[Plot]:
-    """Regret against rounds with its band over seeds, with true and noisy labels, and by label noise."""
+    """Regret against rounds with its band over seeds, with true and noisy labels, by label noise; bounds."""
     curves = results.select("regret", arms=[a for a in arms if not a.startswith(("best", "random"))])
     facet = _lines(curves, "cumulative regret", "linear").facet(facet="protocol:N", columns=2)
     facet = facet.resolve_scale(y="independent")
@@ -41,4 +57,5 @@ def bandit_plots(results: Results, arms: list[str]) -> list[Plot]:
         levels = _lines(rows, "cumulative regret", "linear", x_title="share of wrong labels")
         caption = "Regret by label noise; noise L makes a wrong arm cheaper, by L K / (K - 1)."
         plots.append(Plot("noise_levels", levels.to_dict(), caption))
+    plots.append(Plot("bounds", _bounds().to_dict(), BOUNDS))
     return plots

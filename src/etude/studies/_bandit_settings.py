@@ -57,6 +57,14 @@ TUNED: dict[str, dict[str, tuple[float, float, float | None]]] = {  # (lr, the p
         "epsilon": (1.0, 0.01, None),  # 55.7
         "greedy": (1.0, 0.0, None),  # 51.0
     },
+    "form": {
+        "fastcb": (1.0, 10.0, 0.1),  # 105.9
+        "squarecb": (1.0, 10.0, 0.1),  # 129.0
+        "ucb": (1.0, 0.1, None),  # 108.7
+        "ts": (1.0, 0.01, None),  # 118.6
+        "epsilon": (1.0, 0.01, None),  # 129.8
+        "greedy": (1.0, 0.0, None),  # 122.0
+    },
 }
 # The same of a net that predicts rewards, as the public baselines' does; in the protocols of the pilot that showed it.
 REWARD: dict[str, dict[str, tuple[float, float, float | None]]] = {
@@ -77,6 +85,7 @@ BEST = {
     "shuttle": ("ts", "ts"),
     "square": ("ts", "ts"),
     "cosine": ("ucb", "ucb"),
+    "form": ("ucb", "ucb"),
 }
 STRENGTH = {"perturbed": 1.0, "plain": 0.0}  # c_p of the arms that ask what the perturbation does
 

@@ -53,8 +53,8 @@ class BanditStudy(Study):
         ),
         "laptop": BanditConfig(),
         "gpu": BanditConfig(
-            protocols=("digits", "mushroom", "magic04", "shuttle", "fashion_mnist"), horizon=10_000, hidden_dim=100,
-            long_horizons=(1250, 2500, 5000, 10_000), fit_steps=20_000,
+            protocols=("digits", "mushroom", "magic04", "shuttle", "fashion_mnist", "form"), horizon=10_000,
+            hidden_dim=100, long_horizons=(1250, 2500, 5000, 10_000), fit_steps=20_000,
         ),
     }  # fmt: skip
     kinds = ("table", "images")
@@ -86,7 +86,7 @@ class BanditStudy(Study):
 
     def task(self, protocol: str, config: BanditConfig) -> ClassificationBandit | SyntheticBandit:
         """Rounds to be drawn."""
-        if protocol in ("square", "cosine"):
+        if protocol in ("square", "cosine", "form"):
             return SyntheticBandit(protocol)  # type: ignore[arg-type]
         images = protocol in ("digits", "fashion_mnist")
         return self.user_task(load_images(protocol) if images else load_table(protocol), config)
@@ -108,5 +108,5 @@ class BanditStudy(Study):
             yield from play_policy(job)
 
     def plots(self, results: Results) -> list[Plot]:
-        """Regret against rounds with its band over seeds, with true and noisy labels, and by label noise."""
+        """Regret against rounds with its band over seeds, with true and noisy labels, by label noise; bounds."""
         return bandit_plots(results, list(self.arms))
