@@ -111,8 +111,8 @@ from etude.layers.recurrent_lm import RecurrentLM as RecurrentLM
 from etude.layers.recurrent_online import rtrl as rtrl
 from etude.layers.recurrent_truncation import tbptt as tbptt
 from etude.layers.seq2seq import Generated as Generated
-from etude.layers.seq2seq import RecurrentSeq2Seq as RecurrentSeq2Seq
 from etude.layers.seq2seq import Seq2SeqOutput as Seq2SeqOutput
+from etude.layers.seq2seq_fixed import RecurrentSeq2Seq as RecurrentSeq2Seq
 from etude.layers.sequence_classifier import SequenceClassifier as SequenceClassifier
 from etude.layers.straight_through import binarize as binarize
 from etude.layers.straight_through import gumbel_softmax as gumbel_softmax

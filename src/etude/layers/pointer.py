@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etude.layers.seq2seq import EncoderDecoder, Init, Memory, make_attention
+from etude.layers.seq2seq import EncoderDecoder, Init, Memory
+from etude.layers.seq2seq_fixed import make_attention
 
 
 class PointerNetwork(EncoderDecoder):
