@@ -109,8 +109,15 @@ def test_five_shot_episodes_of_many_classes_have_five_of_them():
     useless = torch.randn(600, 8, generator=stream(0, "x"))
     assert five_shot(useless, y, stream(0, "e")) == pytest.approx(20, abs=4)  # not 5, as it were of twenty
     assert five_shot(torch.nn.functional.one_hot(y).float(), y, stream(0, "e")) == 100
-    with pytest.raises(DataError, match="class 19 .* 3 rows"):
-        five_shot(useless[:-27], torch.cat([torch.arange(570) % 19, torch.full((3,), 19)]), stream(0, "e"))
+
+
+def test_a_rare_class_takes_no_part_in_five_shot_episodes():
+    y = torch.cat([torch.arange(60) % 3, torch.full((3,), 3)])
+    rows = torch.nn.functional.one_hot(y).float()
+    rows[-3:] = rows[:3]  # as one of three it would be mistaken
+    assert five_shot(rows, y, stream(0, "e")) == 100
+    with pytest.raises(DataError, match="1 of the 2 classes .* six rows"):
+        five_shot(rows[:23], torch.cat([torch.zeros(20), torch.ones(3)]).long(), stream(0, "e"))
 
 
 def test_a_representation_that_has_died_is_scored():

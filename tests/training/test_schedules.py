@@ -113,6 +113,8 @@ def test_scaling_forth_and_back(lr: float, a: int, b: int, rule: str) -> None:
         {"base_batch": 0},
         {"base_batch": -32},
         {"batch": 0},
+        {"batch": math.nan},
+        {"batch": math.inf},
         {"lr": 0.0},
         {"lr": math.nan},
         {"lr": math.inf},
@@ -160,6 +162,7 @@ def test_a_ratio_that_is_no_whole_number_is_rounded_up() -> None:
     ("wrong", "reason"),
     [
         ({"base_batch": 0}, "batch sizes"),
+        ({"batch": float("nan")}, "batch sizes"),
         ({"batch": -1}, "batch sizes"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"boundaries": {3: 0.1}}, "epoch 0"),

@@ -136,7 +136,7 @@ def scores(rep: Representation, data: Transfer, seed: int, config: Any) -> dict[
     for labels, name in ((10, "ten"), (5, "five")):
         some, _ = _few(Split(x, data.target.y), labels, stream(seed, name))
         found[f"target_probe_{labels}"] = ridge_probe(some.x, some.y, test, data.target_test.y)
-    ways = min(5, int(data.target_test.y.max()) + 1)
+    ways = min(5, len(groups_of(data.target_test.y)))
     found[f"accuracy_{ways}_way_5_shot"] = five_shot(test, data.target_test.y, stream(seed, "episodes"))
     alive = bool((test != test[0]).any())  # weight decay may have put out every feature of a small net
     found["effective_rank"] = float(effective_rank(test, centred=True)) if alive else 0.0
@@ -156,21 +156,31 @@ def ridge_probe(few: Tensor, y: Tensor, test: Tensor, y_test: Tensor) -> float:
 def five_shot(rows: Tensor, y: Tensor, generator: torch.Generator, *, episodes: int = 100, queries: int = 15) -> float:
     """Mean accuracy of a cosine head whose weights are the means of five normalised examples of each of five classes,
     drawn for each episode where there are more."""
-    classes = int(y.max()) + 1
-    unit = torch.nn.functional.normalize(rows, dim=1)
-    groups = [(y == c).nonzero()[:, 0] for c in range(classes)]
-    for c, mine in enumerate(groups):
-        if len(mine) < 6:
-            raise DataError(
-                f"class {c} of the target has {len(mine)} rows to draw five-shot episodes from: six are needed"
-            )
-    if classes <= 5:
+    unit, groups = torch.nn.functional.normalize(rows, dim=1), groups_of(y)
+    if len(groups) <= 5:
         return _episodes(unit, groups, episodes, queries, generator)
     each = []
     for _ in range(episodes):
-        chosen = torch.randperm(classes, generator=generator)[:5].tolist()
+        chosen = torch.randperm(len(groups), generator=generator)[:5].tolist()
         each.append(_episodes(unit, [groups[c] for c in chosen], 1, queries, generator))
     return sum(each) / episodes
+
+
+def groups_of(y: Tensor) -> list[Tensor]:
+    """Row numbers of each class that has enough of them for an episode: five examples and one to ask for.
+
+    Raises
+    ------
+    DataError
+        If fewer than two classes have.
+    """
+    found = [mine for c in range(int(y.max()) + 1) if len(mine := (y == c).nonzero()[:, 0]) > 5]
+    if len(found) < 2:
+        raise DataError(
+            f"{len(found)} of the {int(y.max()) + 1} classes of the target have six rows to draw five-shot episodes "
+            "from, and two are needed: bring more rows a class"
+        )
+    return found
 
 
 def _episodes(unit: Tensor, groups: list[Tensor], episodes: int, queries: int, generator: torch.Generator) -> float:

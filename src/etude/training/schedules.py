@@ -135,7 +135,7 @@ def scale_lr(lr: float, batch: int, base_batch: int, rule: str = "sqrt") -> floa
     ValueError
         For a batch size below 1, a learning rate that is not positive, or an unknown rule.
     """
-    if batch < 1 or base_batch < 1:
+    if not (1 <= batch < math.inf and 1 <= base_batch < math.inf):
         raise ValueError(f"batch sizes must be at least 1, got batch={batch} and base_batch={base_batch}")
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be positive and finite, got {lr}")
@@ -191,7 +191,7 @@ def adapt_regime(boundaries: Mapping[int, float], batch: int, base_batch: int, e
     ValueError
         For sizes below 1, boundaries without epoch 0 or after the end, or rates that are negative or not finite.
     """
-    if batch < 1 or base_batch < 1:
+    if not (1 <= batch < math.inf and 1 <= base_batch < math.inf):
         raise ValueError(f"batch sizes must be at least 1, got batch={batch} and base_batch={base_batch}")
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
