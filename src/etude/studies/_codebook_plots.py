@@ -16,7 +16,7 @@ PLACES = {
 
 
 def codebook_plots(results: Results) -> list[Plot]:
-    """Loss against k, purity by layer, divergence removed by place, codes with their states."""
+    """Loss against k, purity by layer, divergence removed by place, concepts written, codes with their states."""
     import altair as alt
 
     plots = []
@@ -50,6 +50,14 @@ def codebook_plots(results: Results) -> list[Plot]:
             row=alt.Row("arm:N", title=""),
         )  # fmt: skip
         plots.append(Plot("forced", bars.to_dict(), "How far forced codes move the prediction to that of their state."))
+    rows = [r | {"code": r["arm"]} for r in results.select("topic_rate")]
+    rows += [r | {"code": "none forced"} for r in results.select("topic_rate_unforced")]
+    if rows:
+        bars = alt.Chart(alt.Data(values=rows)).mark_bar().encode(
+            x=alt.X("mean(value):Q", title="share of written samples that hold the concept"),
+            y=alt.Y("code:N", title="code forced", sort=None),
+        )  # fmt: skip
+        plots.append(Plot("steering", bars.to_dict(), "How often a concept is written, by the code that is forced."))
     for found in results.artifacts("codes"):
         table = alt.Chart(alt.Data(values=found["value"])).mark_text(align="left").encode(
             y=alt.Y("row:O", title="code", axis=alt.Axis(labels=False)), text="text:N",

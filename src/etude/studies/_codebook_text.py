@@ -12,7 +12,7 @@ from etude.data import Tokenizer, sampled, stream, train_tokenizer
 from etude.data.tasks import Split
 from etude.lab.study import Arm, Job, Measurement
 from etude.layers import DecoderConfig, DecoderLM
-from etude.layers.surgery import Record
+from etude.studies._codebook_concepts import concept_measurements
 from etude.training import TrainConfig, corrupt, lm_loss, token_rows, train
 from etude.trust import CodebookModel, codebook
 
@@ -22,14 +22,7 @@ LM_ARMS = {
     "lm_codes_shuffled": Arm("the same, each token with another token's codes", role="control", derived=True),
     "lm_codebook_random_concept": Arm("the code that was found for another concept", role="control", derived=True),
 }
-CONCEPTS = {
-    "number": r"\d+", "capital": r"\b[A-Z][a-z]+", "comma": r",", "full stop": r"\.", "quote": r'"', "of": r"\bof\b",
-    "the": r"\bthe\b", "and": r"\band\b", "in": r"\bin\b", "is": r"\b(is|was|are|were)\b",
-    "he": r"\b(he|she|they|it)\b",
-    "month": r"\b(January|February|March|April|June|July|August|September|October|November|December)\b",
-}  # fmt: skip
-LENGTH, PRECISION = 64, 0.9
-STILL = 0.8  # a detector's precision on the second half of the text, below which it has found nothing
+LENGTH = 64
 
 
 def text_measurements(job: Job) -> Iterator[Measurement]:
@@ -46,7 +39,7 @@ def text_measurements(job: Job) -> Iterator[Measurement]:
             with cb.shuffled(stream(seed, "shuffle")):
                 yield Measurement("lm_codes_shuffled", seed, f"{size}_lm_ce", _loss(cb, test), "nats")
             if size == "small":
-                yield from _concepts(job, seed, plain, cb, tokenizers[seed], texts[seed][1])
+                yield from concept_measurements(job, seed, plain, cb, tokenizers[seed], texts[seed][1], 4 * LENGTH)
 
 
 def _parts(data: Any, seed: int) -> tuple[list[str], list[str]]:
@@ -104,47 +97,3 @@ def _models(
 def _loss(net: nn.Module, rows: Tensor) -> float:
     parts = [float(lm_loss(net, corrupt(part))) * len(part) for part in rows.split(64)]
     return sum(parts) / len(rows)
-
-
-@torch.no_grad()
-def _concepts(
-    job: Job, seed: int, plain: nn.Module, cb: CodebookModel, tokenizer: Tokenizer, texts: list[str]
-) -> Iterator[Measurement]:
-    """A detector is chosen on every other text and scored on the rest, in the same way for codes and neurons."""
-    texts = [t[: 4 * LENGTH] for t in texts if tokenizer.encode([t[: 4 * LENGTH]]).ids.shape[1] >= 2]
-    halves = [cb.index(part, tokenizer=tokenizer) for part in (texts[::2], texts[1::2]) if part]
-    if len(halves) < 2:
-        return
-    units = []
-    for half in halves:
-        with Record(plain, "*.ffn.up") as record:
-            plain(half.ids.to(job.device), half.mask.to(job.device))
-        units.append(torch.cat([v[half.mask.to(v.device)] for v in record.features.values()], -1).cpu())
-    best = {}
-    for name, pattern in CONCEPTS.items():
-        if all(int(half.labels(pattern).sum()) >= 5 for half in halves):
-            best[name] = next(iter(halves[0].search(pattern, min_precision=PRECISION)), None)
-    scores: dict[str, list[float]] = {"lm_codebook_k8": [], "lm_plain": [], "lm_codebook_random_concept": []}
-    for i, name in enumerate(best):
-        labels = [half.labels(CONCEPTS[name])[half.mask] for half in halves]
-        scores["lm_codebook_k8"].append(_recall_of_code(halves[1], best[name], CONCEPTS[name]))
-        other = [*best.values()][(i + 1) % len(best)]
-        scores["lm_codebook_random_concept"].append(_recall_of_code(halves[1], other, CONCEPTS[name]))
-        unit, cut = trust.best_unit(units[0], labels[0], min_precision=PRECISION)
-        fires = units[1][:, unit] >= cut
-        scores["lm_plain"].append(_recall(fires, labels[1]))
-    for arm, values in scores.items():
-        if values:
-            yield Measurement(arm, seed, "recall_at_precision_90", sum(values) / len(values))
-
-
-def _recall_of_code(index: trust.CodeIndex, hit: trust.CodeHit | None, pattern: str) -> float:
-    if hit is None:
-        return 0.0
-    fires = (index.codes[hit.name][:, :, hit.group] == hit.code).any(-1)
-    return _recall(fires[index.mask], index.labels(pattern)[index.mask])
-
-
-def _recall(fires: Tensor, labels: Tensor) -> float:
-    right = int((fires & labels).sum())
-    return right / max(1, int(labels.sum())) if right >= STILL * int(fires.sum()) else 0.0

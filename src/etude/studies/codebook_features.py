@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_va
 
 from etude.data import TokenMachine, load_texts, stream, token_machine
 from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
-from etude.studies._codebook_nets import train_nets
+from etude.studies._codebook_nets import LARGE_ARMS, train_nets
 from etude.studies._codebook_plots import codebook_plots, top_codes
 from etude.studies._codebook_probes import forced, losses, purities
 from etude.studies._codebook_text import LM_ARMS, text_measurements
@@ -36,6 +36,10 @@ class CodebookConfig(StudyConfig):
     finetune_steps: PositiveInt = 600
     lr: PositiveFloat = 3e-3
     num_codes: PositiveInt = 400
+    many_codes: PositiveInt | None = None
+    """Codes in the codebooks of a second net for each k; None: no such nets."""
+    scratch: bool = False
+    """Also train a net with codebooks from its start, for all updates."""
     ks: tuple[int, ...] = (1, 4)
     dead_after: PositiveInt = 50
     """Updates after which an idle code is replaced, during the first 60 % of the fine-tuning."""
@@ -65,8 +69,9 @@ class CodebookConfig(StudyConfig):
     def _are_arms(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         if 1 not in value or len(set(value)) < len(value) or not set(value) <= {1, 4, 16}:
             raise ValueError("ks must hold 1 and may hold 4 and 16, each once: these have arms")
-        if max(value) > info.data.get("num_codes", max(value)):
-            raise ValueError(f"k must be at most num_codes = {info.data['num_codes']}")
+        for name in ("num_codes", "many_codes"):
+            if max(value) > (info.data.get(name) or max(value)):
+                raise ValueError(f"k must be at most {name} = {info.data[name]}")
         return value
 
 
@@ -82,7 +87,7 @@ class CodebookStudy(Study):
         "gpu": CodebookConfig(
             protocols=(MACHINE, "wikitext2"), num_states=100, num_successors=10, length=64, num_layers=4, num_heads=4,
             hidden_dim=128, batch_size=512, dead_after=25, steps=6000, finetune_steps=6000, lr=1e-3, num_codes=1000,
-            ks=(1, 4, 16),
+            many_codes=10_000, scratch=True, ks=(1, 4, 16),
             text_sizes=((128, 1), (320, 6)), text_steps=5000, text_codes=10_000, text_vocab=8000,
         ),
     }  # fmt: skip
@@ -91,6 +96,7 @@ class CodebookStudy(Study):
         "codebook_k1": Arm("one code in attention heads and MLPs", derived=True),
         "codebook_k4": Arm("four codes", derived=True),
         "codebook_k16": Arm("sixteen codes", role="ablation", derived=True),
+        **LARGE_ARMS,
         "codes_shuffled": Arm("one code, each token with another token's", role="control", derived=True),
         "codes_shuffled_k4": Arm("four codes, each token with another token's", role="control", derived=True),
         "codebook_untrained": Arm("one code in a net that was never trained", role="control", derived=True),
