@@ -39,3 +39,18 @@ def test_a_quarter_of_two_is_one() -> None:
     config = the_study.configs["quick"].model_copy(update={"steps": 2, "num_codebooks": 2, "num_pairs": 2})
     job = Job("digits", "small", (1,), config, the_study.task("digits", config))
     assert "class_accuracy" in {i.metric for i in the_study.measure(job) if hasattr(i, "metric")}
+
+
+@pytest.mark.slow
+def test_a_conv_encoder_and_ewc() -> None:
+    """EWC keeps more of the first segment's classes than the same head without it."""
+    the_study = study("discrete-key-value-bottleneck")
+    config = the_study.configs["quick"].model_copy(update={"steps": 60})
+    data = the_study.task("digits_conv", config)
+    assert data.x.shape == (1347, 64) and data.y.bincount()[5:].tolist() == [182, 181, 179, 174, 180]
+    kept = {}
+    for arm in ("linear", "linear_ewc"):
+        found = list(the_study.measure(Job("digits_conv", arm, (1, 2), config, data)))
+        kept[arm] = [i.value for i in found if getattr(i, "metric", "") == "class_accuracy"]
+    assert len(kept["linear_ewc"]) == 2 and sum(kept["linear_ewc"]) > sum(kept["linear"])
+    assert "linear_ewc" in the_study.arms and the_study.arms["linear_ewc"].protocols == ("digits_conv",)
