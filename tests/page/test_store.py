@@ -110,6 +110,20 @@ def test_equal_heat_is_ordered_by_time_and_place_of_the_import(database, now):
     assert [r["id"] for r in sorted(database.rows(sa.select(t.paper)), key=h.rank)] == wanted
 
 
+@pytest.mark.parametrize("window", ["all", "week"])
+def test_equal_votes_are_ordered_by_time(database, now, window):
+    """The latest to come first, on every page; a later number says nothing, as when the clock went back."""
+    voter = person(database, "ann")
+    for title, at in (("Second", now - 20), ("First", now - 10), ("Third", now - 30), ("None", now)):
+        (match,) = store.add_all(database, [paper(title)], source="form", now=at)
+        store.set_vote(database, match.paper_id, voter, title != "None", now=now)
+    titles, cursor = [], None
+    for _ in range(3):
+        page = listing(database, sort="top", window=window, limit=1, cursor=cursor, now=now)
+        titles, cursor = titles + [r["title"] for r in page.rows], page.cursor
+    assert titles == ["First", "Second", "Third"]
+
+
 def test_lists_by_heat_are_read_off_an_index(database, now):
     """Neither the first page nor one behind a cursor sorts anything."""
     store.add_all(database, [paper(f"P{i}") for i in range(9)], source="form", now=now)

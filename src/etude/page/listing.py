@@ -207,6 +207,8 @@ def listing(
     if without is not None:
         query = query.where(p.id.not_in(without))
     order = by_heat(COLUMN[sort]) if sort in COLUMN else [key.desc(), p.id.desc()]
+    if sort == "top":  # ties by time
+        order.insert(1, p.submitted_at.desc())
     query = query.order_by(*order)
     pinned = db.rows(query.where(p.pinned).limit(limit - 1))  # on later pages too, to know which were first
     if pinned:
@@ -219,8 +221,8 @@ def listing(
     following = None
     if len(rows) > limit:
         rows = rows[:limit]
-        named = {"top": "window_votes", "random": "place"}.get(sort, "submitted_at")
-        keys = [COLUMN[sort], "submitted_at"] if sort in COLUMN else [named]
+        first = {"top": ["window_votes", "submitted_at"], "random": ["place"]}.get(sort, ["submitted_at"])
+        keys = [COLUMN[sort], "submitted_at"] if sort in COLUMN else first
         following = encode_cursor([rows[-1][k] for k in (*keys, "id")])
     return Page([*pinned, *rows], following)
 

@@ -1,5 +1,6 @@
 """BibTeX: nested braces, @string, month macros, accents, eprints; a broken entry is reported, the rest imported."""
 
+import logging
 import re
 from datetime import UTC, datetime
 
@@ -123,7 +124,13 @@ def parse(text: str, now: int) -> Reading:
     except ImportError as error:
         raise MissingExtra("bibtexparser", "web", "reading BibTeX") from error
     macros = "".join(f"@string{{{m} = {{{m}}}}}" for m in MONTHS)
-    library = bibtexparser.parse_string(macros + "\n" + text, parse_stack=[])
+    log = logging.getLogger("bibtexparser")
+    before = log.level
+    log.setLevel(logging.CRITICAL)  # what is broken is said with its line below
+    try:
+        library = bibtexparser.parse_string(macros + "\n" + text, parse_stack=[])
+    finally:
+        log.setLevel(before)
     strings: dict[str, str] = {}
     for made in library.strings:
         strings[made.key.lower()] = _joined(str(made.value), strings)
