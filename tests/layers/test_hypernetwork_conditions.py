@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from etude.layers import DataCondition, HyperNetwork, NoiseCondition, ScalarCondition, TaskCondition, mlp
+from etude.hypernetworks import PreferenceCondition
+from etude.layers import (
+    DataCondition,
+    HyperNetwork,
+    NoiseCondition,
+    ScalarCondition,
+    TaskCondition,
+    mlp,
+)
 
 
 @pytest.mark.parametrize(
@@ -97,3 +105,62 @@ def test_an_encoder_gives_at_least_one_number():
 def test_noise_has_at_least_one_draw(draws):
     with pytest.raises(ValueError, match=f"at least 1 draw, got {draws}"):
         NoiseCondition(3, torch.Generator().manual_seed(0))(noise=draws)
+
+
+def test_uniform_noise_fills_its_cube():
+    condition = NoiseCondition(3, torch.Generator().manual_seed(0), distribution="uniform")
+    z = condition(noise=4000)
+    assert -1 <= float(z.min()) < -0.99 and 0.99 < float(z.max()) <= 1
+    assert torch.allclose(z.mean(0), torch.zeros(3), atol=0.05)
+    assert torch.allclose(z.var(0), torch.full((3,), 1 / 3), atol=0.02)
+    assert float(condition.probe().abs().max()) <= 1
+    with pytest.raises(ValueError, match='"normal" or "uniform", got \'cauchy\''):
+        NoiseCondition(3, distribution="cauchy")
+
+
+def test_preferences_are_even_over_the_simplex():
+    p = PreferenceCondition(3).draw(20_000, torch.Generator().manual_seed(0))
+    assert torch.allclose(p.sum(1), torch.ones(20_000), atol=1e-6)
+    assert torch.allclose(p.mean(0), torch.full((3,), 1 / 3), atol=0.01)
+    for level in (0.1, 0.3, 0.6):  # P(p_1 > t) = (1 - t)^2 for three
+        assert float((p[:, 0] > level).float().mean()) == pytest.approx((1 - level) ** 2, abs=0.015)
+
+
+def test_a_hypernetwork_over_preferences_learns_the_whole_front():
+    class Point(nn.Module):
+        """The target is its own answer: |y - a|^2 and |y - b|^2 are least at p_1 a + p_2 b."""
+
+        def __init__(self):
+            super().__init__()
+            self.at = nn.Parameter(torch.zeros(1, 2))
+
+        def forward(self, x):
+            return x + self.at
+
+    a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
+    condition, draws = PreferenceCondition(2), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    hyper = HyperNetwork(Point(), condition, hidden=(16, 16))
+    opt = torch.optim.Adam(hyper.parameters(), 1e-2)
+    for _ in range(400):
+        p = condition.draw(16, draws)
+        y = hyper.forward_each(torch.zeros(1, 2), shared=True, preference=p)[:, 0]
+        losses = torch.stack([(y - a).square().sum(1), (y - b).square().sum(1)], 1)
+        opt.zero_grad()
+        (p * losses).sum(1).mean().backward()
+        opt.step()
+    for share in (0.1, 0.5, 0.9):
+        found = hyper(torch.zeros(1, 2), preference=[share, 1 - share])[0]
+        assert torch.allclose(found, share * a + (1 - share) * b, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [([0.5, 0.6], "preference 0 must be weights from 0 with sum 1"), ([1.5, -0.5], "sum 1"), ([0.2, 0.3, 0.5], "C, 2"),
+     ([float("nan"), 1.0], "sum 1")],
+)  # fmt: skip
+def test_preferences_that_mean_nothing(value, words):
+    with pytest.raises(ValueError, match=words):
+        PreferenceCondition(2)(preference=value)
+    with pytest.raises(ValueError, match="at least 2"):
+        PreferenceCondition(1)

@@ -262,15 +262,34 @@ class TaskCondition(Condition):
 
 
 class NoiseCondition(Condition):
-    """Standard normal draws; `noise` is a tensor (C, dim), or a number of draws beside `generator`."""
+    """Draws from a standard "normal" or from a "uniform" distribution on [-1, 1].
+
+    `noise` is a tensor (C, dim), or a number of draws beside `generator`.
+    """
 
     names = ("noise",)
 
-    def __init__(self, dim: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        generator: torch.Generator | None = None,
+        *,
+        distribution: Literal["normal", "uniform"] = "normal",
+    ) -> None:
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
-        self.width, self.generator = dim, generator
+        if distribution not in ("normal", "uniform"):
+            raise ValueError(f'distribution must be "normal" or "uniform", got {distribution!r}')
+        self.width, self.generator, self.distribution = dim, generator, distribution
+
+    def probe(self) -> Tensor:
+        return self._draw(64, torch.Generator().manual_seed(0))
+
+    def _draw(self, count: int, generator: torch.Generator) -> Tensor:
+        if self.distribution == "uniform":
+            return 2 * torch.rand(count, self.width, generator=generator) - 1
+        return torch.randn(count, self.width, generator=generator)
 
     def forward(self, **given: Any) -> Tensor:
         (noise,) = self.take(given)
@@ -282,7 +301,48 @@ class NoiseCondition(Condition):
             raise ValueError("NoiseCondition needs a generator to draw from, or a tensor of noise")
         if int(noise) < 1:
             raise ValueError(f"noise must be a tensor (C, {self.width}) or at least 1 draw, got {noise}")
-        return torch.randn(int(noise), self.width, generator=self.generator)
+        return self._draw(int(noise), self.generator)
+
+
+class PreferenceCondition(Condition):
+    """Weights of k losses, not negative and with sum 1: one net a trade-off, and with all of them the Pareto front.
+
+    `preference` is (k,) or (C, k). A training step draws some and lets each weigh the losses of its own net::
+
+        p = condition.draw(8, generator)
+        y = hyper.forward_each(x, shared=True, preference=p)             # (8, B, ...)
+        losses = torch.stack([first_loss(y), second_loss(y)], 1)         # (8, k), one row a net
+        (p * losses).sum(1).mean().backward()
+    """
+
+    names, bounded = ("preference",), True
+
+    def __init__(self, num_losses: int) -> None:
+        super().__init__()
+        if num_losses < 2:
+            raise ValueError(f"a preference weighs at least 2 losses, got num_losses={num_losses}")
+        self.width = num_losses
+
+    def probe(self) -> Tensor:
+        return torch.full((1, self.width), 1 / self.width)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count, k), evenly over all preferences."""
+        share = -torch.log1p(-torch.rand(count, self.width, generator=generator, dtype=torch.float64))
+        return (share / share.sum(1, keepdim=True)).float()
+
+    def forward(self, **given: Any) -> Tensor:
+        (raw,) = self.take(given)
+        p = torch.as_tensor(raw)
+        p = p if p.is_floating_point() else p.to(torch.get_default_dtype())
+        p = p[None] if p.ndim == 1 else p
+        if p.ndim != 2 or p.shape[1] != self.width:
+            raise ValueError(f"preference must be ({self.width},) or (C, {self.width}), got {tuple(p.shape)}")
+        wrong = ~((p >= 0).all(1) & ((p.sum(1) - 1).abs() < 1e-2))
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(f"preference {row} must be weights from 0 with sum 1, got {p[row].tolist()}")
+        return p
 
 
 class DataCondition(Condition):

@@ -23,11 +23,14 @@ def review_plots(results: Results) -> list[Plot]:
             )
             bars = base.mark_errorbar(extent="ci").encode(alt.Y("value:Q", scale=alt.Scale(zero=False), title=""))
             points = base.mark_point(filled=True, size=60).encode(alt.Y("mean(value):Q", title="accuracy, points"))
-            separate = alt.Chart().transform_filter("datum.net == 'independent'").mark_rule(strokeDash=[4, 3])
-            line = separate.encode(alt.Y("mean(value):Q"))
-            spec = alt.layer(line, bars, points, data=alt.Data(values=rows)).facet("tasks:N")
+            separate = alt.Chart().transform_filter("datum.net == 'independent'")
+            line = separate.mark_rule(strokeDash=[4, 3]).encode(alt.Y("mean(value):Q"))
+            band = separate.mark_rect(opacity=0.15).encode(alt.Y("ci0(value):Q"), alt.Y2("ci1(value):Q"))
+            spec = alt.layer(band, line, bars, points, data=alt.Data(values=rows)).facet("tasks:N")
             out.append(
-                Plot(f"strategies-{protocol}", spec.to_dict(), "Accuracy and size; dashed: one net for each task.")
+                Plot(
+                    f"strategies-{protocol}", spec.to_dict(), "Accuracy and size; dashed, in its band: one net a task."
+                )
             )
         for metric, title in (
             ("expected_calibration_error", "calibration error, points"),
