@@ -284,3 +284,69 @@ def test_tours_of_any_integer_type_but_no_fractions():
     assert G.tour_length(points, tour.to(torch.uint8)) == G.tour_length(points, tour)
     with pytest.raises(ValueError, match=r"must be integers, got torch\.float32"):
         G.tour_length(points, tour.float())
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e8])
+def test_labels_far_from_the_origin_are_those_at_home(offset):
+    """Metres of a national grid, seconds of a clock: the same points, moved."""
+    far = points(3, 6, 9).double() + offset
+    near = far - offset  # exact
+    for make in (G.convex_hull_targets, G.delaunay_targets, G.tsp_targets):
+        assert torch.equal(make(far), make(near)), make.__name__
+    assert torch.equal(G.tour_length(far, G.tsp_targets(far)), G.tour_length(near, G.tsp_targets(near)))
+    assert torch.equal(G.hull_area_coverage(far, G.convex_hull_targets(far)), torch.ones(6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("power", [-700, -60, 60, 700])
+def test_labels_and_scores_do_not_depend_on_the_unit(power):
+    """Local search once stopped at improvements of 1e-12, and ran for ever where rounding exceeds that."""
+    x = points(5, 3, 9).double()
+    scaled = torch.from_numpy(np.ldexp(x.numpy(), power))
+    for make in (G.convex_hull_targets, G.delaunay_targets, G.tsp_targets):
+        assert torch.equal(make(scaled), make(x)), make.__name__
+    local = [G.tsp_targets(p, method="local", restarts=2) for p in (x, scaled)]
+    assert torch.equal(*local)
+    some = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 7, 8]])
+    assert torch.equal(G.hull_area_coverage(scaled, some), G.hull_area_coverage(x, some))
+    assert torch.equal(G.tour_length(scaled, local[0]), torch.ldexp(G.tour_length(x, local[0]), torch.tensor(power)))
+
+
+def test_short_and_long_tours_in_single_precision():
+    x = points(1, 4, 6)
+    tour = G.tsp_targets(x)
+    for unit in (2.0**-100, 2.0**100):
+        assert torch.equal(G.tour_length(x * unit, tour), G.tour_length(x, tour) * unit)
+    assert torch.autograd.gradcheck(lambda p: G.tour_length(p, tour), (x.double().requires_grad_(),))
+
+
+def test_points_of_any_number_type():
+    x = torch.tensor([[0, 0], [4, 0], [4, 3], [1, 1]])
+    for kind in (torch.int64, torch.bfloat16, torch.float16, torch.float32):
+        p = x.to(kind)
+        hull = G.convex_hull_targets(p)
+        assert hull.tolist() == [0, 1, 2, 3]
+        assert float(G.tour_length(p, hull[:3])) == 12.0
+        assert float(G.hull_area_coverage(p, hull)) == 1.0
+    assert G.tour_length(x.numpy(), np.array([0, 1, 2])) == 12.0
+    assert bool(G.same_cycle(np.array([1, 2, 0]), np.array([0, 1, 2])))
+    assert float(G.hull_area_coverage(x.numpy(), np.array([0, 1, 2]))) == pytest.approx(6 / 6.5)
+
+
+def test_coverage_of_one_instance_and_of_indices_that_are_none():
+    three = torch.tensor([2, 0, 1])
+    assert float(G.triangle_coverage(three, torch.tensor([0, 1, 2, 0, 2, 3]))) == 0.5
+    with pytest.raises(ValueError, match="index 9 at step 1"):
+        G.triangle_coverage(torch.tensor([[0, 9, 2]]), three[None], points=torch.rand(1, 3, 2))
+    with pytest.raises(ValueError, match="must be integers"):
+        G.triangle_coverage(three[None].float(), three[None])
+    with pytest.raises(ValueError, match="shape"):
+        G.triangle_coverage(three[None], three.expand(2, 3))
+
+
+def test_lengths_and_restarts_that_are_none():
+    x = points(0, 2, 5)
+    for lengths in ([3.5, 4.0], [True, True]):
+        with pytest.raises(ValueError, match="whole numbers of points"):
+            G.convex_hull_targets(x, lengths=torch.tensor(lengths))
+    with pytest.raises(ValueError, match="restarts must be at least 0, got -1"):
+        G.tsp_targets(x, method="local", restarts=-1)

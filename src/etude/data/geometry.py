@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etude.data.tours import Floats, Ints, as_batch, check_sequences
+from etude.data.tours import Floats, Ints, as_batch, check_sequences, rescaled
 from etude.data.tours import tour_length as tour_length
 from etude.data.tours import tsp_targets as tsp_targets
 from etude.errors import DataError
@@ -50,7 +50,7 @@ def convex_hull_targets(points: Tensor, *, lengths: Tensor | None = None, strict
     """
     p, single = as_batch(points)
     size = _lengths(lengths, p)
-    hulls, count = _monotone_chain(p, size)
+    hulls, count = _monotone_chain(rescaled(p), size)
     flat = count < 3
     if strict and flat.any():
         row = int(np.flatnonzero(flat)[0])
@@ -88,9 +88,9 @@ def delaunay_targets(points: Tensor, *, lengths: Tensor | None = None) -> Tensor
     p, single = as_batch(points)
     size = _lengths(lengths, p)
     rows = []
-    for row, k in zip(p, size, strict=True):
-        try:
-            corners = Delaunay(row[:k]).simplices.astype(np.int64) if k >= 3 else _NONE
+    for row, k in zip(rescaled(p), size, strict=True):
+        try:  # Qhull lifts the points to x^2 + y^2, of which little is left far from the origin
+            corners = Delaunay(row[:k] - row[:k].min(0)).simplices.astype(np.int64) if k >= 3 else _NONE
             triangles = np.sort(_first_equal(row[None])[0][corners], axis=1)
         except QhullError:
             triangles = _NONE
@@ -105,18 +105,28 @@ def delaunay_targets(points: Tensor, *, lengths: Tensor | None = None) -> Tensor
 def triangle_coverage(sequences: Tensor, targets: Tensor, *, points: Tensor | None = None) -> Tensor:
     """Share of the true triangles that the output names, in any order of triangles or corners.
 
-    Both of shape (batch, m), three pointers a triangle, padded with -1; an unfinished triple counts for nothing. With
-    `points` (batch, n, 2), points that coincide count as one. Returns shape (batch,) in [0, 1]; 1 where the target is
-    empty.
+    Parameters
+    ----------
+    sequences, targets
+        Shape (batch, m) or (m,), three pointers a triangle, padded with -1; widths may differ. An unfinished triple
+        counts for nothing.
+    points
+        Shape (batch, n, 2) or (n, 2): points that coincide count as one.
+
+    Returns
+    -------
+    Tensor
+        Shape (batch,), or a scalar, in [0, 1]; 1 where the target is empty.
+
+    Raises
+    ------
+    ValueError
+        For another shape, an index outside the points, no integers, or padding before an index.
     """
-    out = []
-    if points is not None:
-        alias = torch.from_numpy(_first_equal(as_batch(points)[0])).to(sequences.device)
-        sequences, targets = (torch.where(s >= 0, alias.gather(1, s.clamp_min(0)), s) for s in (sequences, targets))
-    for ours, true in zip(sequences.tolist(), targets.tolist(), strict=True):
-        want = _triples(true)
-        out.append(len(want & _triples(ours)) / len(want) if want else 1.0)
-    return torch.tensor(out)
+    single, (sequences, targets) = _as_sequences(sequences, targets, points)
+    want, ours = (map(_triples, s.tolist()) for s in (targets, sequences))
+    out = torch.tensor([len(w & o) / len(w) if w else 1.0 for w, o in zip(want, ours, strict=True)])
+    return out[0] if single else out
 
 
 def same_cycle(a: Tensor, b: Tensor, *, points: Tensor | None = None, directed: bool = False) -> Tensor:
@@ -135,16 +145,14 @@ def same_cycle(a: Tensor, b: Tensor, *, points: Tensor | None = None, directed: 
     -------
     Tensor
         Bool, shape (batch,), or a scalar. Two empty sequences are the same.
+
+    Raises
+    ------
+    ValueError
+        For another shape, an index outside the points, no integers, or padding before an index.
     """
-    single = a.dim() == 1
-    if single:
-        a, b = a[None], b[None]
-        points = points[None] if points is not None and points.dim() == 2 else points
-    if points is not None:
-        alias = torch.from_numpy(_first_equal(as_batch(points)[0])).to(a.device)
-        a, b = (torch.where(s >= 0, alias.gather(1, s.clamp_min(0)), s) for s in (a, b))
-    limit = 1 + max([int(s.max()) for s in (a, b) if s.numel()], default=-1)
-    size, size_b = check_sequences(a, limit, a.shape[0]), check_sequences(b, limit, a.shape[0])
+    single, (a, b) = _as_sequences(a, b, points)
+    size, size_b = (a >= 0).sum(1), (b >= 0).sum(1)
     width = int(size.max()) if size.numel() else 0
     steps = torch.arange(width, device=a.device)
     inside = steps < size[:, None]
@@ -177,10 +185,11 @@ def hull_area_coverage(points: Tensor, sequences: Tensor, *, lengths: Tensor | N
         Shape (batch,), or a scalar, float64. NaN where the output is no simple polygon (see `is_simple_polygon`) or
         the true hull has no area: the share of finite entries is the share of valid outputs.
     """
+    points, sequences = torch.as_tensor(points), torch.as_tensor(sequences)
     single = points.dim() == 2
     if single:
         points, sequences = points[None], sequences[None]
-    p, _ = as_batch(points)
+    p = rescaled(as_batch(points)[0])
     true = _area(p, convex_hull_targets(points, lengths=lengths).cpu().numpy())
     valid = is_simple_polygon(points, sequences).cpu().numpy()
     ours = _area(p, sequences.cpu().numpy())
@@ -196,6 +205,7 @@ def is_simple_polygon(points: Tensor, sequences: Tensor) -> Tensor:
     `points` (batch, n, 2), `sequences` (batch, m) padded with -1; returns bool (batch,).
     """
     p, single = as_batch(points)
+    p, sequences = rescaled(p), torch.as_tensor(sequences)
     sequences = sequences[None] if sequences.dim() == 1 else sequences
     block = max(1, _PAIRS_AT_ONCE // max(1, sequences.shape[1] ** 2))
     if p.shape[0] > block:
@@ -239,10 +249,30 @@ def _folded(a: Floats, b: Floats, following: Ints, inside: np.ndarray) -> np.nda
     return ((_cross(a, b, c) == 0) & back & inside).any(1)
 
 
+def _as_sequences(a: Tensor, b: Tensor, points: Tensor | None) -> tuple[bool, tuple[Tensor, Tensor]]:
+    """Whether two sequences are single ones, and both as checked int64 (batch, m); of coinciding points the lowest."""
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    single = a.dim() == 1
+    if single:
+        a, b = a[None], b[None] if b.dim() == 1 else b
+    known = None if points is None else as_batch(points)[0]
+    limit = 1 + max([int(s.max()) for s in (a, b) if s.numel()], default=-1) if known is None else known.shape[1]
+    for s in (a, b):
+        check_sequences(s, limit, len(a) if known is None else len(known))
+    a, b = a.long(), b.long()
+    if known is not None:
+        alias = torch.from_numpy(_first_equal(known)).to(a.device)
+        a, b = (torch.where(s >= 0, alias.gather(1, s.clamp_min(0)), s) for s in (a, b))
+    return single, (a, b)
+
+
 def _lengths(lengths: Tensor | None, p: Floats) -> Ints:
     if lengths is None:
         return np.full(p.shape[0], p.shape[1])
-    size = np.asarray(torch.as_tensor(lengths).cpu(), dtype=np.int64)
+    given = torch.as_tensor(lengths).cpu()
+    size = np.asarray(given, dtype=np.int64)
+    if given.dtype == torch.bool or bool((given != torch.from_numpy(size)).any()):
+        raise ValueError(f"lengths must be whole numbers of points, got {given.tolist()}")
     if size.shape != p.shape[:1] or (size < 1).any() or (size > p.shape[1]).any():
         raise ValueError(f"lengths must be {p.shape[0]} integers in 1..{p.shape[1]}, got {size.tolist()}")
     return size

@@ -5,6 +5,7 @@ that starts at city 0; which way round it goes is a convention that a learner ha
 counter-clockwise (Vinyals et al. 2015 fix only the start).
 """
 
+import math
 from functools import lru_cache
 from itertools import permutations
 from typing import Literal
@@ -48,7 +49,8 @@ def tsp_targets(
     Raises
     ------
     ValueError
-        For a NaN or infinite coordinate, a wrong shape, an unknown method, or more than 12 cities with "exact".
+        For a NaN or infinite coordinate, a wrong shape, an unknown method, negative restarts, or more than 12 cities
+        with "exact".
     """
     p, single = as_batch(points)
     n = p.shape[1]
@@ -56,6 +58,9 @@ def tsp_targets(
         raise ValueError(f"method must be auto, exact, local, nearest or insertion, got {method!r}")
     if method == "exact" and n > EXACT_LIMIT:
         raise ValueError(f"exact tours go up to {EXACT_LIMIT} cities, got {n}: use method='local'")
+    if restarts < 0:
+        raise ValueError(f"restarts must be at least 0, got {restarts}")
+    p = rescaled(p)
     d = distances(p)
     if n <= 3:
         tours = np.broadcast_to(np.arange(n), p.shape[:2]).copy()
@@ -86,24 +91,40 @@ def tour_length(points: Tensor, tour: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        Shape (batch,), or a scalar, in the unit and dtype of the points; 0 for fewer than two cities.
+        Shape (batch,), or a scalar, in the unit and dtype of the points (float64 where they are integers); 0 for fewer
+        than two cities.
 
     Raises
     ------
     ValueError
-        If an index lies outside 0..n-1 (other than the padding) or is no integer, or padding stands before an index.
+        If points have another shape, an index lies outside 0..n-1 (other than the padding) or is no integer, or padding
+        stands before an index.
     """
+    points, tour = torch.as_tensor(points), torch.as_tensor(tour)
+    points = points if points.is_floating_point() else points.double()
     single = points.dim() == 2
     if single:
         points, tour = points[None], tour[None]
+    if points.dim() != 3 or points.shape[2] != 2:
+        raise ValueError(f"points must have shape (batch, n, 2), got {tuple(points.shape)}")
     size = check_sequences(tour, points.shape[1], points.shape[0])
     steps = torch.arange(tour.shape[1], device=tour.device)
     inside = steps < size[:, None]
     following = torch.where(steps + 1 < size[:, None], steps + 1, 0)
     at = points.gather(1, tour.long().clamp_min(0)[..., None].expand(-1, -1, 2))
     then = at.gather(1, following[..., None].expand(-1, -1, 2))
-    length = ((at - then).norm(dim=-1) * inside).sum(1)
+    gap = at - then
+    unit = _power_of_two(gap)
+    length = ((gap * unit[:, None, None]).norm(dim=-1) * inside).sum(1) / unit
     return length[0] if single else length
+
+
+def _power_of_two(gap: Tensor) -> Tensor:
+    """(batch,) factors that bring the largest entry of each row near 1: exact, and squares stay within the type."""
+    largest = gap.detach().flatten(1).abs().double()
+    exponent = torch.frexp(torch.nn.functional.pad(largest, (0, 1)).amax(1)).exponent
+    most = 1 - math.frexp(torch.finfo(gap.dtype).tiny)[1]
+    return torch.ldexp(torch.ones_like(exponent, dtype=gap.dtype), exponent.clamp(-most, most).neg())
 
 
 def check_sequences(sequences: Tensor, n: int, batch: int) -> Tensor:
@@ -126,7 +147,7 @@ def check_sequences(sequences: Tensor, n: int, batch: int) -> Tensor:
 
 def as_batch(points: Tensor | NDArray) -> tuple[Floats, bool]:
     """Points as float64 (batch, n, 2), and whether they came as a single instance."""
-    p = np.asarray(points.detach().cpu() if isinstance(points, Tensor) else points, dtype=np.float64)
+    p = np.asarray(points.detach().cpu().double() if isinstance(points, Tensor) else points, dtype=np.float64)
     single = p.ndim == 2
     p = p[None] if single else p
     if p.ndim != 3 or p.shape[2] != 2 or p.shape[1] < 1:
@@ -135,6 +156,16 @@ def as_batch(points: Tensor | NDArray) -> tuple[Floats, bool]:
     if bad.any():
         raise ValueError(f"row {int(np.flatnonzero(bad)[0])} of points holds a NaN or infinite coordinate")
     return p, single
+
+
+def rescaled(p: Floats) -> Floats:
+    """Points of each row times the power of two that brings its extent into [1, 2).
+
+    Exact, so that nothing else changes: squares neither overflow nor vanish, and a tolerance is one relative to the
+    instance.
+    """
+    half = (p.max(1) / 2 - p.min(1) / 2).max(-1)  # the whole may overflow
+    return np.ldexp(p, -np.frexp(half)[1][:, None, None])
 
 
 def distances(p: Floats) -> Floats:
