@@ -91,6 +91,9 @@ def test_bad_shapes():
         PointerAttention(4, 4, 0)
     with pytest.raises(ValueError, match="batch size"):
         PointerAttention(4, 4)(draw(2, 3, 4), draw(3, 5, 4))
+    for query, memory in ((draw(2, 3, 5), draw(2, 5, 4)), (draw(2, 3, 4), draw(2, 5, 3))):
+        with pytest.raises(ValueError, match=r"query \(batch, q, 4\) and memory \(batch, n, 4\)"):
+            PointerAttention(4, 4)(query, memory)
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0, 1000.0])

@@ -138,9 +138,11 @@ class PointerAttention(nn.Module):
         `memory_mask` is bool, (batch, n) or (batch, q, n), True = may be used; False gives -inf. Logits of half
         precision inputs are float32, as the exponentials need it.
         """
-        if query.dim() != 3 or memory.dim() != 3 or query.shape[0] != memory.shape[0]:
+        dims = self.query_proj.in_features, self.key_proj.in_features
+        fits = query.dim() == memory.dim() == 3 and query.shape[0] == memory.shape[0]
+        if not fits or (query.shape[2], memory.shape[2]) != dims:
             raise ValueError(
-                "need query (batch, q, query_dim) and memory (batch, n, key_dim) of one batch size, "
+                f"need query (batch, q, {dims[0]}) and memory (batch, n, {dims[1]}) of one batch size, "
                 f"got {tuple(query.shape)} and {tuple(memory.shape)}"
             )
         return self.score(query, self.keys(memory), memory_mask)
