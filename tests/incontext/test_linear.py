@@ -247,6 +247,10 @@ def test_an_error_of_the_learner_is_passed_on():
         ({"dim": 2, "n_context": []}, "n_context"),
         ({"dim": 2, "n_context": [0]}, "n_context"),
         ({"dim": 2, "num_tasks": 0}, "num_tasks"),
+        ({"dim": 2, "num_tasks": 2.5}, "num_tasks must be a whole number"),
+        ({"dim": 2, "num_queries": 8.5}, "num_queries must be a whole number"),
+        ({"dim": 2, "noise": math.inf}, "noise .* must be finite"),
+        ({"dim": 2, "prior_scale": math.inf}, "prior_scale must be positive and finite"),
     ],
 )
 def test_bad_settings_are_named(options, text):
@@ -259,7 +263,9 @@ def test_bad_settings_are_named(options, text):
         linear.implied_weights(linear.references(["ols"])["ols"], X, y[0])
 
 
-@pytest.mark.parametrize("options", [{"dim": 0}, {"dim": 2, "noise": -1.0}, {"dim": 2, "num_points": 0}])
+@pytest.mark.parametrize(
+    "options", [{"dim": 0}, {"dim": 2, "noise": -1.0}, {"dim": 2, "noise": math.inf}, {"dim": 2, "num_points": 0}]
+)
 def test_training_refuses_bad_tasks(options):
     with pytest.raises(ValueError, match=r"dim|noise|num_points"):
         linear.train(**options, num_layers=1, hidden_dim=8, steps=1)
@@ -361,3 +367,31 @@ def test_construction_error_sees_a_missing_step():
 def test_what_cannot_be_used_is_named(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_numbers_of_pairs_may_be_an_array():
+    for counts in (np.arange(1, 3), torch.arange(1, 3)):
+        found = linear.identify(linear.references(["ols"])["ols"], ["ols"], dim=2, n_context=counts, num_tasks=4)
+        assert found.n_context == (1, 2) and {type(n) for n in found.r2} == {int}
+
+
+def test_linearity_is_a_share_of_all_variance():
+    """The mean of one R^2 a data set is thrown off by one on which the learner is almost constant."""
+    knn, seen = linear.references(["knn:3"])["knn:3"], []
+
+    class Watched(nn.Module):
+        def forward(self, X, y, Xq):
+            seen.append((Xq.double().numpy(), knn(X, y, Xq).double().numpy()))
+            return knn(X, y, Xq)
+
+    found = linear.identify(Watched(), ["ols"], dim=2, n_context=[4, 8], num_tasks=32)
+    for n, (Xq, out) in zip((4, 8), seen, strict=True):
+        left = [o - q @ np.linalg.lstsq(q, o, rcond=None)[0] for q, o in zip(Xq, out, strict=True)]
+        explained = 1 - np.square(left).sum() / np.square(out - out.mean(1, keepdims=True)).sum()
+        assert found.r2[n] == pytest.approx(explained, rel=1e-4)
+
+
+def test_probes_need_pairs():
+    model = linear.SequenceModel(2, num_layers=1, hidden_dim=8, num_heads=1)
+    with pytest.raises(ValueError, match="n_context must be at least 1, got 0"):
+        linear.probe_solutions(model, 2, n_context=0, num_prompts=20)

@@ -488,3 +488,37 @@ def test_labels_of_a_session_are_one_a_row_and_finite():
         session.predict(x[0, 0])
     with pytest.raises(ValueError, match="labels must be finite"):
         session.observe(x[:, 0], y[:, 0] / 0)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int16, torch.int32, torch.uint8])
+def test_classes_of_any_integer_type(kind):
+    net = FastSlowMemory(4, 3, slots=6, width=5, hidden_size=7)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 5, 4, generator=g), torch.randint(3, (2, 5), generator=g)
+    assert torch.equal(net(x, y.to(kind)).loss, net(x, y).loss)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_item_that_is_not_finite_is_named_and_spoils_no_memory(bad):
+    net = FastSlowMemory(4, 3, slots=6, width=5, hidden_size=7)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 5, 4, generator=g), torch.randint(3, (2, 5), generator=g)
+    spoiled = x.clone()
+    spoiled[1, 3, 2] = bad
+    with pytest.raises(ValueError, match="row 1, item 3 holds a NaN or infinite"):
+        net(spoiled, y)
+    real = torch.ones(2, 5, dtype=torch.bool)
+    real[1, 3] = False
+    assert bool(net(spoiled, y, mask=real).predictions.isfinite().all())
+    session = net.start(2)
+    before = session.state_dict()
+    with pytest.raises(ValueError, match="row 1, item 0"):
+        session.observe(spoiled[:, 3], y[:, 3])
+    assert all(torch.equal(before[k], v) for k, v in session.state_dict().items())
+
+
+@pytest.mark.parametrize("delay", [-1, 1.5])
+def test_delays_that_are_none_are_not_called_a_leak(delay):
+    net = FastSlowMemory(4, 3, slots=6, width=5, hidden_size=7)
+    with pytest.raises(ValueError, match="label_delay must be a whole number of items"):
+        net(torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64), label_delay=delay)

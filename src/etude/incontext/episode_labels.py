@@ -1,4 +1,4 @@
-"""Labels inside an episode: as vectors, with holes, and the loss over them."""
+"""Items and labels of an episode: what is refused, labels as vectors with holes, and the loss over them."""
 
 from typing import Literal
 
@@ -27,6 +27,7 @@ def encode_labels(y: Tensor, output_size: int, task: TaskKind) -> tuple[Tensor, 
             raise ValueError(
                 f"classes must lie in 0..{output_size - 1} (-1: missing), got {int(y.min())}..{int(y.max())}"
             )
+        y = y.long()
         known = y >= 0
         return F.one_hot(y.clamp_min(0), output_size).float() * known[..., None], known
     values = y[..., None] if y.ndim == 2 and output_size == 1 else y
@@ -36,6 +37,14 @@ def encode_labels(y: Tensor, output_size: int, task: TaskKind) -> tuple[Tensor, 
         raise ValueError("labels must be finite (NaN: missing), got an infinite one")
     known = ~values.isnan().any(-1)
     return torch.where(known[..., None], values, 0.0), known
+
+
+def check_items(x: Tensor) -> None:
+    """Raise ValueError for features (B, T, d) that are not finite: one such item would spoil the memory for good."""
+    bad = ~x.isfinite()
+    if bool(bad.any()):
+        row, item, _ = (int(i) for i in bad.nonzero()[0])
+        raise ValueError(f"row {row}, item {item} holds a NaN or infinite feature: fill it in, or mask the item out")
 
 
 def prediction_error(predictions: Tensor, y: Tensor, task: TaskKind) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,9 @@ class Report:
     """What `identify` found. Tables are ``table[name][n]``, n the number of pairs in the prompt.
 
     `spd` is E (A(D)(x') - B(D)(x'))^2 / d, `ilwd` is E |w_A(D) - w_B(D)|^2, `mse` the error on noiseless targets
-    divided by d (the learner's own under "learner"), `r2` how well a linear function fits the learner. NaN: the
-    quantity has no finite mean (least squares under noise with n within one of d).
+    divided by d (the learner's own under "learner"), `r2` the share of the learner's variance that its implied weights
+    explain (below 0 where a constant would say more). NaN: the quantity has no finite mean (least squares under noise
+    with n within one of d).
     """
 
     dim: int
@@ -147,18 +149,26 @@ def implied_weights(
 
 
 def check_queries(num_queries: int, dim: int) -> None:
-    """Raise ValueError for fewer than 2 d queries: too few for implied weights."""
+    """Raise ValueError for fewer than 2 d queries, too few for implied weights, or no whole number of them."""
+    if not isinstance(num_queries, Integral):
+        raise ValueError(f"num_queries must be a whole number, got {num_queries}")
     if num_queries < 2 * dim:
         raise ValueError(f"implied weights need at least 2 d = {2 * dim} queries, got {num_queries}")
 
 
-def fit_weights(Xq: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor]:
-    """Least-squares weights (..., d) of predictions (..., m) at Xq (..., m, d), and their R^2 about the mean."""
+def fit_weights(Xq: Tensor, predictions: Tensor, *, pooled: bool = False) -> tuple[Tensor, Tensor]:
+    """Least-squares weights (..., d) of predictions (..., m) at Xq (..., m, d), and their R^2 about the mean.
+
+    R^2 is one a data set (...), or with `pooled` the share of the variance of all of them together (): where a learner
+    is almost constant on one data set, that one's R^2 may be any negative number.
+    """
     w = ols_weights(Xq, predictions)
     left = (predictions - (Xq @ w.unsqueeze(-1)).squeeze(-1)).square().sum(-1)
     total = (predictions - predictions.mean(-1, keepdim=True)).square().sum(-1)
     # what the rounding of the mean may leave of a constant
     rounding = (Xq.shape[-2] * torch.finfo(total.dtype).eps) ** 2 * predictions.square().sum(-1)
+    if pooled:
+        left, total, rounding = left.sum(), total.sum(), rounding.sum()
     r2 = torch.where(total > rounding, 1 - left / total.clamp_min(1e-300), (left == 0).to(left.dtype))
     return w, r2
 
@@ -204,10 +214,11 @@ def identify(
     if isinstance(n_context, Real):
         raise ValueError(f"n_context must be a list of numbers of pairs, got {n_context}: use [{n_context}]")
     counts = tuple(range(1, 2 * dim + 1) if n_context is None else n_context)
+    counts = tuple(n.item() if isinstance(n, (Tensor, np.generic)) else n for n in counts)
     if not counts or not all(isinstance(n, Integral) and n >= 1 for n in counts):
         raise ValueError(f"n_context must be numbers of pairs of at least 1, got {counts}")
-    if num_tasks < 1:
-        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
+    if not isinstance(num_tasks, Integral) or num_tasks < 1:
+        raise ValueError(f"num_tasks must be a whole number of at least 1, got {num_tasks}")
     m = max(4 * dim, 16) if num_queries is None else num_queries
     check_queries(m, dim)
     generator = stream(0, "identify") if generator is None else generator
@@ -223,8 +234,8 @@ def identify(
     for n in counts:
         X, y = prompts.x[:, :n], prompts.y[:, :n]
         own = learner(X, y, Xq)
-        w, fit = fit_weights(Xq, own)
-        r2[n] = float(fit.mean())
+        w, fit = fit_weights(Xq, own, pooled=True)
+        r2[n] = float(fit)
         mse["learner"][n] = float((own - truth).square().mean()) / dim
         for name, ref in named.items():
             variants: list[Any] = ref.variants() if isinstance(ref, Reference) else [ref]

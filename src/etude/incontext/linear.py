@@ -137,6 +137,8 @@ def probe_solutions(
             f"need at least 10 prompts and a hidden_size of at least 1 (or None), got {num_prompts} and {hidden_size}"
         )
     n = 2 * dim if n_context is None else n_context
+    if n < 1:
+        raise ValueError(f"n_context must be at least 1, got {n}: without pairs there is nothing to read")
     generator = stream(0, "probe") if generator is None else generator
     prompts = regression_prompts(num_prompts, n + 1, dim, noise=noise, generator=generator)
     X, y = prompts.x[:, :n], prompts.y[:, :n]

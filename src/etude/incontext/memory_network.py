@@ -21,13 +21,14 @@ from torch.nn import functional as F
 from etude.incontext.episode_labels import (
     KINDS,
     TaskKind,
+    check_items,
     encode_labels,
     item_losses,
     prediction_error,
     previous_labels,
 )
 from etude.incontext.memory_session import MemorySession
-from etude.incontext.memory_state import EpisodeState, Pending, Record
+from etude.incontext.memory_state import EpisodeState, Pending, Record, padded_state
 from etude.incontext.synthetic_gradients import CONTROLLERS, Feedback, Tape, synthetic_loss, true_gradients
 from etude.layers import ContentMemory, FastLinear
 from etude.layers.fast_weights import Fast
@@ -127,12 +128,12 @@ class FastSlowMemory(nn.Module):
             raise ValueError(f"rate must be positive and finite, got {rate}")
         if min(input_size, output_size, hidden_size) < 1:
             raise ValueError(f"sizes must be at least 1, got {input_size}, {output_size}, {hidden_size}")
-        if task == "classification" and slots < output_size:
-            warnings.warn(f"{slots} slots for {output_size} classes: some must share a slot", stacklevel=2)
         self.input_size, self.output_size, self.task = input_size, output_size, task
         self.meta, self.synthetic, self.bootstrap, self.task_id = meta, synthetic, bootstrap, task_id
         self.encoder = encoder
         self.cells = ContentMemory(slots, width, write, temperature=temperature)
+        if task == "classification" and slots < output_size:
+            warnings.warn(f"{slots} slots for {output_size} classes: some must share a slot", stacklevel=2)
         read_in = input_size + output_size
         self.read_body = nn.LSTMCell(read_in, hidden_size) if controller == "lstm" else nn.Linear(read_in, hidden_size)
         self.output_body, self.write_body = (
@@ -195,9 +196,12 @@ class FastSlowMemory(nn.Module):
         Raises
         ------
         ValueError
-            For shapes or a state that do not fit, classes beyond the outputs, or a leak.
+            For shapes or a state that do not fit, features that are not finite (padding may be anything), classes
+            beyond the outputs, or a leak.
         """
-        if label_delay < 0 or (label_delay == 0 and not allow_leak):
+        if label_delay < 0 or label_delay != int(label_delay):
+            raise ValueError(f"label_delay must be a whole number of items, at least 0, got {label_delay}")
+        if label_delay == 0 and not allow_leak:
             raise ValueError(f"label_delay={label_delay} shows the answer with its item: allow_leak=True allows 0")
         x = self._features(x)
         batch, time = x.shape[:2]
@@ -214,6 +218,7 @@ class FastSlowMemory(nn.Module):
         known = known.to(x.device)
         if mask is not None:
             known, x = known & mask, x.masked_fill(~mask[..., None], 0.0)
+        check_items(x)
         shown = known if reveal is None else known & reveal
         seen = target * shown[..., None]
         predictions, traces, tape, state = self._episode(x, seen, shown, label_delay, state, mask)
@@ -292,7 +297,7 @@ class FastSlowMemory(nn.Module):
         places = [x.new_zeros(batch, self.cells.slots)] * (n + time)
         for t, x_t in enumerate(x.unbind(1)):
             ahead, record = self.step(state, x_t, before[t])
-            state = ahead if real[t] or mask is None else _padded(state, ahead, mask[:, t, None])
+            state = ahead if real[t] or mask is None else padded_state(state, ahead, mask[:, t, None])
             records.append(record)
             s = n + (t if delay == 0 else t - delay + 1)  # whose label has just come
             if s >= 0 and some[s]:
@@ -390,11 +395,3 @@ def _last(labels: Tensor, delay: int, before: Tensor | None) -> Tensor:
         before = labels.new_zeros(len(labels), delay, labels.shape[2])
     whole = torch.cat([before, labels], 1)
     return whole[:, whole.shape[1] - delay :]
-
-
-def _padded(state: EpisodeState, ahead: EpisodeState, real: Tensor) -> EpisodeState:
-    """The state after a step that is padding in the rows where `real` (B, 1) is False: those stay as they were."""
-    cell = ahead.cell
-    if cell is not None and state.cell is not None:
-        cell = (torch.where(real, cell[0], state.cell[0]), torch.where(real, cell[1], state.cell[1]))
-    return ahead._replace(usage=torch.where(real, ahead.usage, state.usage), cell=cell)

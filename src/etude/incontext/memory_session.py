@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etude.incontext.episode_labels import encode_labels
+from etude.incontext.episode_labels import check_items, encode_labels
 from etude.incontext.memory_state import EpisodeState
 from etude.incontext.synthetic_gradients import CONTROLLERS
 from etude.layers.fast_weights import Fast
@@ -36,7 +36,9 @@ class MemorySession:
         if x.ndim < 2 or len(x) != self.batch_size:
             raise ValueError(f"this session has {self.batch_size} rows, got items of shape {tuple(x.shape)}")
         with evaluating(*() if self.net.encoder is None else (self.net.encoder,)):
-            return self.net._features(x[:, None])[:, 0]  # type: ignore[no-any-return]
+            features = self.net._features(x[:, None])
+        check_items(features)
+        return features[:, 0]  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from etude.layers.fast_weights import Fast
@@ -44,3 +45,11 @@ class EpisodeState(NamedTuple):
     """(B, label_delay, out) labels that have not been an input yet, the oldest first; None: there are none."""
     pending: tuple[Pending, ...] = ()
     """The last label_delay - 1 items, the oldest first: their labels come later."""
+
+
+def padded_state(state: EpisodeState, ahead: EpisodeState, real: Tensor) -> EpisodeState:
+    """The state after a step that is padding in the rows where `real` (B, 1) is False: those stay as they were."""
+    cell = ahead.cell
+    if cell is not None and state.cell is not None:
+        cell = (torch.where(real, cell[0], state.cell[0]), torch.where(real, cell[1], state.cell[1]))
+    return ahead._replace(usage=torch.where(real, ahead.usage, state.usage), cell=cell)

@@ -1,6 +1,7 @@
 """Prompts of random linear functions, and learners of every make called in one way."""
 
 import inspect
+import math
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -24,13 +25,13 @@ class RegressionPrompts(NamedTuple):
 
 
 def check_task(dim: int, noise: float, prior_scale: float = 1.0) -> None:
-    """Raise ValueError for a dimension that is no number of at least 1, or negative noise."""
+    """Raise ValueError for a dimension that is no number of at least 1, or deviations that are negative or infinite."""
     if not isinstance(dim, Integral) or dim < 1:
         raise ValueError(f"dim must be a whole number of at least 1, got {dim}")
-    if not noise >= 0:
-        raise ValueError(f"noise is a standard deviation and must be at least 0, got {noise}")
-    if not prior_scale > 0:
-        raise ValueError(f"prior_scale must be positive, got {prior_scale}")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise is a standard deviation and must be finite and at least 0, got {noise}")
+    if not 0 < prior_scale < math.inf:
+        raise ValueError(f"prior_scale must be positive and finite, got {prior_scale}")
 
 
 def regression_prompts(
