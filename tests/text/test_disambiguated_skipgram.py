@@ -184,6 +184,7 @@ def test_documents_may_come_from_a_generator(instances):
         ({"subsample": 0}, [["aa"] * 9], "subsample must be positive or None, got 0"),
         ({"prune_below": 2}, [["aa"] * 9], r"prune_below must lie in 0\.\.1, got 2"),
         ({"prune_below": -1}, [["aa"] * 9], "prune_below"),
+        ({"prune_below": None}, [["aa"] * 9], r"prune_below must lie in 0\.\.1, got None"),
         ({"n_senses": 2.5}, [["aa"] * 9], "n_senses must be an integer, got 2.5"),
         ({"window": 2.5}, [["aa"] * 9], "window must be an integer, got 2.5"),
         ({"lr": 1e38}, [["aa", "bb", "cc"] * 99], "training diverged in epoch"),
@@ -205,7 +206,7 @@ def test_vectors_before_fit():
 
 
 def test_bad_input_to_predict_is_named(fitted, instances):
-    with pytest.raises(ValueError, match="n_neighbors must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="n_neighbors must be a whole number of at least 0, got -1"):
         fitted.sense_neighbors(fitted.vocabulary_[0], int(fitted.active_senses_[0].argmax()), -1)
     word = instances.words[0]
     with pytest.raises(ValueError, match="'nowhere' is not among"):

@@ -85,6 +85,21 @@ def test_bad_sizes_are_named():
         RandomHyperplanes(0).fit(X)
 
 
+@pytest.mark.parametrize(
+    ("hash_", "message"),
+    [
+        (RandomHyperplanes(2.5), "n_bits must be an integer, got 2.5"),
+        (RandomHyperplanes(None), "n_bits must be positive, got None"),
+        (IterativeQuantization(2.5), "n_bits must be an integer, got 2.5"),
+        (IterativeQuantization(2, n_iter=-1), "n_iter must be at least 0, got -1"),
+        (IterativeQuantization(2, n_iter=1.5), "n_iter must be an integer, got 1.5"),
+    ],
+)
+def test_sizes_that_are_no_whole_numbers_are_named(hash_, message):
+    with pytest.raises(ValueError, match=message):
+        hash_.fit(np.ones((5, 4)))
+
+
 # -- semantic hashing ----------------------------------------------------------------------------------------------
 
 
@@ -121,6 +136,15 @@ def test_semantic_hashing_is_reproducible(corpus):
     np.testing.assert_array_equal(a.codes_, b.codes_)
 
 
+def test_a_training_text_without_known_words_has_the_code_that_transform_gives_it(corpus):
+    texts = [*corpus.texts[:50], "qqqq"]
+    model = SemanticHashing(
+        8, hidden_dim=8, max_epochs=2, min_count=2, lr=0.1, handle_unknown="ignore", random_state=1
+    ).fit(texts)
+    assert model.codes_[-1].tolist() == [0]
+    np.testing.assert_array_equal(model.codes_, model.transform(texts))
+
+
 def test_semantic_hashing_bad_input(corpus):
     with pytest.raises(ValueError, match="at least 2 documents"):
         SemanticHashing().fit(["aa bb"])
@@ -141,5 +165,5 @@ def test_semantic_hashing_bad_input(corpus):
         codes = model.transform([corpus.texts[0], "unheard of"])
     assert codes[1].sum() == 0
     assert model.transform([]).shape == (0, 1)
-    with pytest.raises(ValueError, match="document 0"):
+    with pytest.raises(ValueError, match="document 0 .*: leave it out, or set handle_unknown='warn'"):
         model.set_params(handle_unknown="error").transform(["unheard of"])

@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -75,7 +76,7 @@ class _SenseVectors(BaseEstimator, ABC):
         check_parameters(self, positive=self._positive, integers=self._integers)
         if self.subsample is not None and not self.subsample > 0:
             raise ValueError(f"subsample must be positive or None, got {self.subsample!r}")
-        if not 0 <= self.prune_below <= 1:
+        if not hasattr(self.prune_below, "__float__") or not 0 <= self.prune_below <= 1:
             raise ValueError(f"prune_below must lie in 0..1, got {self.prune_below!r}")
         temperature, entropy_weight = self._training()
         documents = [tokens if isinstance(tokens, str) else list(tokens) for tokens in X]  # iterators give theirs once
@@ -176,8 +177,8 @@ class _SenseVectors(BaseEstimator, ABC):
     def sense_neighbors(self, word: str, sense: int, n_neighbors: int = 10) -> list[tuple[str, int, float]]:
         """The nearest senses of other words: (word, sense, cosine), best first."""
         row = self._of(word)
-        if n_neighbors < 0:
-            raise ValueError(f"n_neighbors must be at least 0, got {n_neighbors}")
+        if not isinstance(n_neighbors, Integral) or n_neighbors < 0:
+            raise ValueError(f"n_neighbors must be a whole number of at least 0, got {n_neighbors}")
         if not 0 <= sense < self.n_senses or not self.active_senses_[row, sense]:
             active = np.flatnonzero(self.active_senses_[row]).tolist()
             raise ValueError(f"{word!r} has no sense {sense}; its senses are {active}")

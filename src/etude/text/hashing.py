@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from etude.data.randomness import as_generator
+from etude.text.parameters import check_parameters
 
 
 class _Hash(TransformerMixin, BaseEstimator):
@@ -69,8 +70,7 @@ class RandomHyperplanes(_Hash):
         self.n_bits, self.random_state = n_bits, random_state
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        if self.n_bits < 1:
-            raise ValueError(f"n_bits must be positive, got {self.n_bits}")
+        check_parameters(self, positive=("n_bits",), integers=("n_bits",))
         d = self._centred(X).shape[1]
         self.components_ = torch.randn(d, self.n_bits, generator=as_generator(self.random_state)).numpy()
         return self
@@ -100,9 +100,12 @@ class IterativeQuantization(_Hash):
         self.n_bits, self.n_iter, self.random_state = n_bits, n_iter, random_state
 
     def fit(self, X: Any, y: Any = None) -> Self:
+        check_parameters(self, positive=("n_bits",), integers=("n_bits", "n_iter"))
+        if self.n_iter < 0:
+            raise ValueError(f"n_iter must be at least 0, got {self.n_iter}")
         X = self._centred(X)
         n, d = X.shape
-        if not 1 <= self.n_bits <= min(n, d):
+        if self.n_bits > min(n, d):
             raise ValueError(
                 f"n_bits must lie in 1..{min(n, d)} for n_samples = {n} and n_features = {d}, got {self.n_bits}"
             )

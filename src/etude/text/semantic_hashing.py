@@ -78,7 +78,7 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
     Attributes
     ----------
     codes_ : (n, bytes) uint8
-        Codes of the training documents.
+        Codes of the training documents; all zero for one without any word of the vocabulary.
     history_
         Losses of training.
     """
@@ -164,10 +164,9 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
         if len(empty):
             message = f"document {empty[0]} has no word of the vocabulary ({len(empty)} such documents)"
             if self.handle_unknown == "error":
-                raise ValueError(message)
+                raise ValueError(message + ": leave it out, or set handle_unknown='warn'")
             if self.handle_unknown == "warn":
                 warnings.warn(message + ": its code is all zero", UserWarning, stacklevel=3)
-            codes[empty] = 0
         return codes
 
     def _inputs(self, counts: csr_matrix) -> csr_matrix:
@@ -185,4 +184,5 @@ class SemanticHashing(TransformerMixin, BaseEstimator):
             for documents in torch.arange(counts.shape[0], device=device).split(1024):
                 logits = self._module.encode(rows.take(documents), len(documents))  # type: ignore[operator]
                 parts.append((logits > 0).cpu().numpy())
-        return np.packbits(np.concatenate(parts), axis=1)
+        known = np.diff(counts.indptr) > 0  # the encoder's offsets alone would say of a text what no word of it says
+        return np.packbits(np.concatenate(parts) & known[:, None], axis=1)
