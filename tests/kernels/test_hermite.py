@@ -219,3 +219,18 @@ def test_hermite_activation_is_a_module_with_gradients_and_state():
 def test_bad_input_is_named(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), torch.relu_, lambda x: x.clamp_(min=0)])
+def test_an_activation_may_work_in_place(activation):
+    found, plain = activation_report(activation), activation_report(nn.ReLU())
+    assert found.as_dict() == plain.as_dict()
+    assert torch.equal(hermite_coefficients(activation, 6), hermite_coefficients(nn.ReLU(), 6))
+
+
+@pytest.mark.parametrize("rate", [0.3, 1.0])
+def test_an_activation_without_second_moment_is_refused(rate):
+    with pytest.raises(ValueError, match="second moment, must exist"):
+        activation_report(lambda x: torch.exp(rate * x * x))
+    steep = activation_report(lambda x: torch.exp(2 * x))
+    assert steep.A == pytest.approx(math.exp(2 - 8 / 2))

@@ -93,7 +93,7 @@ def _value_and_slope(activation: Activation, x: Tensor) -> tuple[Tensor, Tensor]
     slope = None
     try:
         with torch.enable_grad():
-            value: Any = activation(given)
+            value: Any = activation(given.clone())  # which may work in place
             if isinstance(value, Tensor) and value.requires_grad:
                 slope = torch.autograd.grad(value.sum(), given, allow_unused=True)[0]
                 slope = torch.zeros_like(x) if slope is None else slope
@@ -115,9 +115,9 @@ def _value_and_slope(activation: Activation, x: Tensor) -> tuple[Tensor, Tensor]
 
 def _plain(activation: Activation, x: Tensor) -> Tensor:
     try:
-        out: Any = activation(x)
+        out: Any = activation(x.clone())
     except TypeError:  # a function of numpy arrays
-        out = activation(x.numpy())  # type: ignore[arg-type]
+        out = activation(x.numpy().copy())  # type: ignore[arg-type]
     return torch.as_tensor(out, dtype=torch.float64)
 
 
@@ -283,6 +283,9 @@ def _moments(activation: Activation) -> tuple[float, float, float, float]:
     """A, A', B' after scaling, and the scale, by quadrature."""
     x, w, value, slope = _sample(activation)
     scale = math.sqrt(float(w @ value.square()))
+    ends = x.abs() > _REACH - 1
+    if float(w[ends] @ value[ends].square()) > _ZERO * scale**2:
+        raise ValueError("the activation grows too fast: E phi(g)^2, its second moment, must exist")
     if scale < _ZERO:
         raise ValueError("the activation is zero, so it cannot be scaled to E phi(g)^2 = 1")
     value, slope = value / scale, slope / scale
@@ -315,7 +318,7 @@ def activation_report(activation: Activation) -> ActivationReport:
     Raises
     ------
     ValueError
-        If it is not elementwise, not finite, or zero.
+        If it is not elementwise, not finite, zero, or grows so fast that E phi(g)^2 does not exist.
     """
     exact = isinstance(activation, HermiteActivation) and activation.clip is None
     zero, flat = (0.0, 0.0) if exact else (_ZERO, _FLAT)
