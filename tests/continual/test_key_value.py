@@ -416,3 +416,8 @@ def test_coverage_of_nothing_and_of_rows_that_are_all_alike() -> None:
     alike = bottleneck(placed=False).initialize_keys(torch.ones(100, 12))
     assert alike.coverage(torch.ones(5, 12)).distance_ratio == 1.0
     assert alike.coverage(torch.zeros(5, 12)).distance_ratio == float("inf")
+
+
+def test_batches_by_name_are_refused():
+    with pytest.raises(ValueError, match=r"must be a tensor or a pair, got a mapping of \['x'\]"):
+        bottleneck(placed=False).initialize_keys([{"x": embeddings(40)}])

@@ -124,7 +124,7 @@ def importance(
                 f"large for {t.dtype}"
             )
     if not any(bool(t.any()) for t in result.values()):
-        raise ValueError("no samples that move the outputs: every importance is zero (dead ReLU units, a saturated softmax?)")
+        raise ValueError("no samples that move the outputs: every importance is zero (dead ReLU? saturated softmax?)")
     return result
 
 

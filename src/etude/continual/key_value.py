@@ -8,20 +8,19 @@ visited in a codebook uses all of its keys.
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from etude.continual.key_value_batches import Again, embeddings_of
 from etude.continual.key_value_checks import (
-    Again,
     check_cells,
     check_labels,
     check_step,
     holds_embeddings,
-    is_array,
     what_ruins,
 )
 from etude.data.randomness import stream
@@ -184,17 +183,14 @@ class KeyValueBottleneck(nn.Module):
         if min(epochs, batch_size) < 1:
             raise ValueError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
         generator = stream(0, "keys") if generator is None else generator
-        whole = torch.as_tensor(loader) if is_array(loader) else None
-        if whole is None and iter(loader) is loader:
-            loader = list(loader)
+        batches = embeddings_of(loader, batch_size, generator)
         seen, distance = 0, 0.0
 
         def heads() -> Iterator[Tensor]:
             nonlocal seen
             seen = 0
-            batches = loader if whole is None else _shuffled(whole, batch_size, generator)
             for batch in batches:
-                u = self.heads(torch.as_tensor(batch if is_array(batch) else batch[0]))
+                u = self.heads(batch)
                 seen += u[..., 0, 0].numel()
                 yield u
 
@@ -400,7 +396,3 @@ class KeyValueBottleneck(nn.Module):
     def extra_repr(self) -> str:
         sizes = (self.in_features, self.num_codebooks, self.num_pairs, self.key_dim, self.value_dim)
         return "in_features={}, num_codebooks={}, num_pairs={}, key_dim={}, value_dim={}".format(*sizes)
-
-
-def _shuffled(x: Tensor, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:
-    return (x[rows.to(x.device)] for rows in torch.randperm(len(x), generator=generator).split(batch_size))

@@ -1,26 +1,10 @@
 """What the key-value bottleneck refuses: other things than tensors, labels and cells out of range, ruinous rates."""
 
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-class Again:
-    """An iterable that starts anew each time, where an iterator would be used up."""
-
-    def __init__(self, make: Callable[[], Iterator[Tensor]]) -> None:
-        self.make = make
-
-    def __iter__(self) -> Iterator[Tensor]:
-        yield from self.make()
-
-
-def is_array(value: Any) -> bool:
-    """Whether this is rows, as a tensor or an array, and no pair, split or loader."""
-    return isinstance(value, Tensor) or hasattr(value, "__array__")
 
 
 def holds_embeddings(e: Any) -> bool:
