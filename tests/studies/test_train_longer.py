@@ -10,7 +10,7 @@ from etude.errors import SourceUnavailable
 from etude.lab.jobs import UserData
 from etude.lab.registry import study
 from etude.lab.runner import run_study
-from etude.lab.study import Job
+from etude.lab.study import Artifact, Job, Measurement, Results
 from etude.studies._longer_training import train_recipe
 from etude.studies.train_longer import LongerConfig
 
@@ -38,6 +38,27 @@ def test_the_direction_shows_at_this_size(result):
     assert effect["T2b"] < -0.3
     assert effect["T4"] > -0.3
     assert {v.claim: v.verdict for v in result.verdicts}["T5"] == "holds"
+
+
+def test_training_curves_are_drawn_and_a_missing_gap_is_said():
+    the_study = study("train-longer")
+    config = LongerConfig(protocols=("digits",), pool=1, batch_large=128, epochs=1, hidden_size=8, num_hidden=1)
+    found = list(the_study.measure(Job("digits", "small", (1000,), config, the_study.task("digits", config))))
+    (kept,) = [a for a in found if isinstance(a, Artifact)]
+    assert kept.value[-1]["step"] == max(m.step for m in found if isinstance(m, Measurement) and m.step)
+    assert kept.value[-1]["value"] < kept.value[0]["value"]
+    artifacts = [{"protocol": "digits", "arm": "small", "seed": 1000, "name": kept.name, "value": kept.value}]
+
+    def captions(small, large):
+        rows = [
+            {"protocol": "digits", "arm": arm, "seed": 1000, "metric": "accuracy", "value": v, "step": None}
+            for arm, v in (("small", small), ("large", large))
+        ]
+        return {p.name: p.caption for p in the_study.plots(Results(rows, artifacts))}
+
+    assert "training-digits" in captions(95.0, 94.0)
+    assert "no gap to close" not in captions(95.0, 94.0)["regimes-digits"]
+    assert "ahead by 0.30 points, less than 0.5" in captions(95.0, 94.7)["regimes-digits"]
 
 
 def test_one_ghost_as_large_as_the_batch_changes_nothing(result):

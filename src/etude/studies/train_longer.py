@@ -5,6 +5,7 @@ Every arm trains the same perceptron with batch norm on the same rows; only batc
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import isfinite
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from etude.data import load_images
 from etude.data.randomness import stream
 from etude.data.tasks import Task
 from etude.errors import SourceUnavailable
-from etude.lab.study import Arm, Job, Measurement, Plot, Results, Study, StudyConfig
+from etude.lab.study import Arm, Artifact, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.studies._longer_plots import longer_plots
 from etude.studies._longer_training import RECIPES, measure_noise, measure_walk, score, train_recipe
 
@@ -77,7 +78,7 @@ class LongerStudy(Study):
             raise SourceUnavailable("not needed, as the official MNIST is here")
         return load_images(protocol, pool=config.pool)
 
-    def measure(self, job: Job) -> Iterator[Measurement]:
+    def measure(self, job: Job) -> Iterator[Measurement | Artifact]:
         """Train and score twice; or let the weights walk; or measure the noise."""
         tasks = {s: _task(job, s) for s in job.seeds}
         if job.arm.startswith("walk"):
@@ -92,6 +93,10 @@ class LongerStudy(Study):
                 yield Measurement(job.arm, seed, "accuracy", score(done.module, test), "points")
                 for point in done.curve:
                     yield Measurement(job.arm, seed, "error", 100 - point["metric"], "points", point["step"])
+                seen: list[Any] = [
+                    {"step": p["step"], "value": round(p["loss"], 5)} for p in done.curve if isfinite(p["loss"])
+                ]
+                yield Artifact(job.arm, seed, "training_loss", seen)
 
     def plots(self, results: Results) -> list[Plot]:
         """Accuracy by regime, error by updates and by the share of the run, distance by updates."""
