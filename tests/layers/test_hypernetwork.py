@@ -554,3 +554,31 @@ def test_targets_and_starts_that_mean_nothing():
         net[0].bias[1] = float("nan")
     with pytest.raises(ValueError, match=r"'0.bias' holds NaN"):
         HyperNetwork.from_pretrained(net, ScalarCondition("lam"), residual=None)
+
+
+@pytest.mark.parametrize(("unit", "parts", "widest"), [("tensor", 4, 30), ("layer", 2, 35), ("channel", 8, 7)])
+def test_layerwise_generates_tensors_layers_or_channels(unit, parts, widest):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the first layer is most of this target
+        hyper = make("layerwise", unit=unit)
+    head, places = hyper.generator.head, hyper.generator.places
+    assert (head.out_features, len(places)) == (widest, parts)
+    before = {n: t.detach() for n, t in hyper.generate(task=1).items()}
+    with torch.no_grad():
+        places[-1] += 1.0  # the last tensor, the last layer, the last output of the last layer
+    moved = {n: (t.detach() != before[n]) for n, t in hyper.generate(task=1).items()}
+    assert not bool(moved["0.weight"].any() | moved["0.bias"].any())
+    assert bool(moved["2.bias"][-1])
+    assert bool(moved["2.weight"][-1].all()) == (unit != "tensor")
+    assert bool(moved["2.weight"][:-1].any()) == (unit == "layer")
+    rows = hyper(torch.ones(2, 6), task=torch.tensor([0, 1]))
+    assert torch.allclose(rows[1], hyper.export(task=1)(torch.ones(1, 6))[0], atol=1e-6)
+
+
+def test_units_have_their_strategies():
+    with pytest.raises(ValueError, match=r"unit of strategy=\"layerwise\".*got 'chunk'"):
+        make("layerwise", unit="chunk")
+    with pytest.raises(ValueError, match=r"unit of strategy=\"rnn\".*got 'channel'"):
+        make("rnn", unit="channel")
+    with pytest.raises(ValueError, match="unit='layer' has no place in strategy='all'"):
+        make("all", unit="layer")

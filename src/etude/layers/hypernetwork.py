@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from etude.layers.hypernetwork_buffers import BufferStacks, buffers_of
 from etude.layers.hypernetwork_conditions import Condition, Encoding, ScalarCondition, TaskCondition, encode_magnitude
-from etude.layers.hypernetwork_generators import Strategy, make_generator, widen_generator
+from etude.layers.hypernetwork_generators import Strategy, Unit, make_generator, widen_generator
 from etude.layers.hypernetwork_magnitude import MagnitudeReport, magnitude_report
 from etude.layers.hypernetwork_start import Init, Start, init_head
 from etude.layers.hypernetwork_targets import check_target, select_targets
@@ -79,11 +79,12 @@ class HyperNetwork(nn.Module):
     num_heads
         Of "split".
     num_chunks, chunk_dim
-        Chunks, and the size of the embedding of each one's place (for "layerwise" of each tensor's).
+        Chunks, and the size of the embedding of each one's place (for "layerwise" of each part's).
     cell
         Of "rnn".
     unit, feed_previous
-        Of "rnn": a step a "chunk" or a "layer"; whether a step is given a read-out of the weights before it.
+        Of "rnn": a step a "chunk" (None) or a "layer"; whether a step is given a read-out of the weights before it.
+        `unit` is of "layerwise", too: a call a "tensor" (None), a "layer", or a "channel", the weights of one output.
     buffers
         "shared", or "per_condition": a copy of the target's buffers for every task.
 
@@ -120,7 +121,7 @@ class HyperNetwork(nn.Module):
         num_chunks: int = 20,
         chunk_dim: int = 8,
         cell: Literal["lstm", "gru", "elman", "rnn"] = "lstm",
-        unit: Literal["chunk", "layer"] = "chunk",
+        unit: Unit | None = None,
         feed_previous: bool = False,
         buffers: Literal["shared", "per_condition"] = "shared",
     ) -> None:

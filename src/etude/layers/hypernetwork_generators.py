@@ -21,6 +21,7 @@ from etude.layers.mlp import activation_by_name, mlp
 from etude.layers.parameters import Layout
 
 Strategy = Literal["all", "split", "layerwise", "chunk", "rnn", "attention", "conv"]
+Unit = Literal["tensor", "channel", "layer", "chunk"]
 STRATEGIES: tuple[Strategy, ...] = ("all", "split", "layerwise", "chunk", "rnn", "attention", "conv")
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -84,24 +85,47 @@ class SplitHeads(nn.Module):
 
 
 class LayerWise(nn.Module):
-    """One generator, called once a target tensor with an embedding of it; as wide as the largest, surplus cut."""
+    """One generator, called once a part of the target with an embedding of it; as wide as the largest, surplus cut.
+
+    `unit`: a part is a "tensor", a "layer" (its tensors together), or a "channel": what leads to one output of a layer,
+    row and bias.
+    """
 
     def __init__(
-        self, width: int, hidden: Sequence[int], layout: Layout, make: Callable[..., nn.Module], dim: int
-    ) -> None:
+        self, width: int, hidden: Sequence[int], layout: Layout, make: Callable[..., nn.Module], dim: int,
+        unit: str = "tensor",
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.sizes = [math.prod(s) for s in layout.shapes]
-        if max(self.sizes) > 0.8 * layout.size:
+        if unit not in ("tensor", "layer", "channel"):
+            raise ValueError(f'unit of strategy="layerwise" must be "tensor", "layer" or "channel", got {unit!r}')
+        self.pieces = _pieces(layout, unit)
+        widest = max(start + n for _, _, start, n in self.pieces)
+        if widest > 0.8 * layout.size:
             warnings.warn(
-                f"the largest tensor has {max(self.sizes)} of {layout.size} weights: nothing is saved", stacklevel=4
-            )
-        self.places = nn.Parameter(torch.randn(len(self.sizes), dim))
+                f"the largest {unit} has {widest} of {layout.size} weights: nothing is saved", stacklevel=4
+            )  # fmt: skip
+        self.places = nn.Parameter(torch.randn(max(first + calls for first, calls, _, _ in self.pieces), dim))
         self.trunk = make(width + dim, hidden)
-        self.head = nn.Linear(hidden[-1] if hidden else width + dim, max(self.sizes))
+        self.head = nn.Linear(hidden[-1] if hidden else width + dim, widest)
 
     def forward(self, z: Tensor) -> Tensor:
-        out = self.head(self.trunk(paired(z, self.places)))  # (C, tensors, widest)
-        return torch.cat([out[:, i, :n] for i, n in enumerate(self.sizes)], 1)
+        out = self.head(self.trunk(paired(z, self.places)))  # (C, parts, widest)
+        return torch.cat([out[:, i : i + k, a : a + n].flatten(1) for i, k, a, n in self.pieces], 1)
+
+
+def _pieces(layout: Layout, unit: str) -> list[tuple[int, int, int, int]]:
+    """For each tensor: its first call, its number of calls, and in each the first and the number of its weights."""
+    out: list[tuple[int, int, int, int]] = []
+    before, calls, used = None, 0, 0  # the layer and the rows of the part in hand, its last call, weights in it so far
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        rows = shape[0] if unit == "channel" and shape else 1
+        part = (name if unit == "tensor" else name.rpartition(".")[0], rows)
+        if part != before:
+            before, calls, used = part, calls + rows, 0
+        n = math.prod(shape) // rows
+        out.append((calls - rows, rows, used, n))
+        used += n
+    return out
 
 
 class ChunkWise(nn.Module):
@@ -130,12 +154,11 @@ class Recurrent(nn.Module):
 
     def __init__(
         self, width: int, hidden: Sequence[int], layout: Layout, make: Callable[..., nn.Module], chunks: int, dim: int,
-        cell: Literal["lstm", "gru", "elman", "rnn"], unit: Literal["chunk", "layer"] = "chunk",
-        feed_previous: bool = False,
+        cell: Literal["lstm", "gru", "elman", "rnn"], unit: str = "chunk", feed_previous: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if unit not in ("chunk", "layer"):
-            raise ValueError(f'unit must be "chunk" or "layer", got {unit!r}')
+            raise ValueError(f'unit of strategy="rnn" must be "chunk" or "layer", got {unit!r}')
         layers = _layer_sizes(layout)
         chunks = len(layers) if unit == "layer" else chunks
         if not 1 <= chunks <= layout.size:
@@ -268,7 +291,7 @@ def make_generator(
     chunk_dim: int,
     cell: Literal["lstm", "gru", "elman", "rnn"],
     bias: bool = True,
-    unit: Literal["chunk", "layer"] = "chunk",
+    unit: Unit | None = None,
     feed_previous: bool = False,
 ) -> nn.Module:
     """The generator of a strategy.
@@ -289,6 +312,9 @@ def make_generator(
     if strategy not in ("all", "split") and chunk_dim < 1:
         raise ValueError(f"chunk_dim must be at least 1, got {chunk_dim}: without places all weights come out alike")
 
+    if unit is not None and strategy not in ("layerwise", "rnn"):
+        raise ValueError(f'unit={unit!r} has no place in strategy={strategy!r}: it is for "layerwise" and "rnn"')
+
     def make(inputs: int, sizes: Sequence[int]) -> nn.Module:
         return trunk(inputs, sizes, activation, norm)
 
@@ -297,11 +323,11 @@ def make_generator(
     if strategy == "split":
         return SplitHeads(width, hidden, layout, make, num_heads)
     if strategy == "layerwise":
-        return LayerWise(width, hidden, layout, make, chunk_dim)
+        return LayerWise(width, hidden, layout, make, chunk_dim, unit or "tensor")
     if strategy == "chunk":
         return ChunkWise(width, hidden, layout, make, num_chunks, chunk_dim)
     if strategy == "rnn":
-        return Recurrent(width, hidden, layout, make, num_chunks, chunk_dim, cell, unit, feed_previous)
+        return Recurrent(width, hidden, layout, make, num_chunks, chunk_dim, cell, unit or "chunk", feed_previous)
     if strategy == "attention":
         return AttentionChunks(width, hidden, layout, num_chunks, chunk_dim)
     if strategy == "conv":
