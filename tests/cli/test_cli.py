@@ -129,10 +129,24 @@ def test_export_and_import(done, tmp_path):
     folder, _ = done
     assert etude("export", tmp_path / "results", cwd=folder).returncode == 0
     back = etude("import-results", tmp_path / "results", "--ledger", tmp_path / "b.sqlite", cwd=tmp_path)
-    assert "1 runs imported" in back.stdout
+    assert "1 run imported" in back.stdout
     a = json.loads(etude("verdicts", "--json", cwd=folder).stdout)
     b = json.loads(etude("verdicts", "--json", "--ledger", tmp_path / "b.sqlite", cwd=tmp_path).stdout)
     assert a == b
+
+
+def test_published_runs_that_the_ledger_lacks_are_told_of(done, tmp_path):
+    folder, _ = done
+    etude("export", tmp_path / "results", cwd=folder)
+    (published,) = (tmp_path / "results" / SHORT).glob("*.json")
+    (tmp_path / "results" / "gone-paper").mkdir()
+    shutil.copy(published, tmp_path / "results" / "gone-paper")  # a paper that no catalogue knows
+    shutil.copy(folder / "etude.sqlite", tmp_path)
+    assert "import-results" not in etude("verdicts", cwd=tmp_path).stdout
+    shutil.copy(published, published.with_stem("laptop"))
+    said = etude("verdicts", cwd=tmp_path).stdout
+    assert f"published runs of {SHORT} that this ledger lacks: etude import-results" in " ".join(said.split())
+    assert json.loads(etude("verdicts", "--json", cwd=tmp_path).stdout)
 
 
 def test_the_library_gives_the_same_as_the_command_line(done):

@@ -24,6 +24,14 @@ def emit(value: Any) -> None:
     sys.stdout.write(json.dumps(finite(value), indent=1, default=str, allow_nan=False) + "\n")
 
 
+def print_hint(ledger: Any) -> None:
+    """Tell of published runs that the ledger lacks."""
+    from etude.lab.export import unread_hint
+
+    if hint := unread_hint(ledger):
+        out.print(hint, style="dim", soft_wrap=True)
+
+
 def print_claims(said: list[Any]) -> None:
     """The table of claims with a line of counts."""
     from etude.lab.console import below_tier, claims_table, count

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import App
 
 from etude import catalogue
-from etude.cli.console import Flag, Json, LedgerOption, Tier, emit, err, out, print_claims
+from etude.cli.console import Flag, Json, LedgerOption, Tier, emit, err, out, print_claims, print_hint
 from etude.errors import UsageError
 
 
@@ -29,12 +29,15 @@ def verdicts(
     from etude.lab.ledger import known_ledger
     from etude.lab.verdicts import verdicts as read
 
-    said = read(known_ledger(ledger), slug, tier=tier)
+    store = known_ledger(ledger)
+    said = read(store, slug, tier=tier)
     if json_:
         return emit([v.record() for v in said])
     if not said:
         return out.print("No verdicts yet. Next: etude run, or etude import-results to load the published runs.")
     print_claims(said)
+    if slug is None:
+        print_hint(store)
 
 
 def report(folder: Path = Path("etude-report"), *, ledger: LedgerOption = None) -> None:
@@ -98,7 +101,7 @@ def import_results(folder: Path = Path("results"), *, ledger: LedgerOption = Non
     from etude.lab.ledger import Ledger
 
     new, known = read(Ledger(ledger), folder)
-    out.print(f"{new} runs imported, {known} known already")
+    out.print(f"{new} run{'s' * (new != 1)} imported, {known} known already")
 
 
 def bench(*names: str, folder: Path = Path("benchmarks"), repeats: int = 5, json_: Json = False) -> None:

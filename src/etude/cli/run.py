@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 
 from etude import catalogue
-from etude.cli.console import Flag, Json, LedgerOption, emit, err, out, print_claims
+from etude.cli.console import Flag, Json, LedgerOption, emit, err, out, print_claims, print_hint
 from etude.errors import UsageError
 
 
@@ -99,6 +99,8 @@ def run(
         page = write_report(store, report)
         if not json_:
             out.print(f"Report: {page}", soft_wrap=True)
+    if not json_ and not slugs:
+        print_hint(store)
     wholly_skipped = [r for r in results if r.state == "skipped" and r.slug in slugs]
     return 3 if any(r.state == "broken" for r in results) or wholly_skipped else 0
 

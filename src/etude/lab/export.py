@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from etude.catalogue.card import TIERS
 from etude.errors import EtudeError, UsageError
 from etude.files import write_text
 from etude.lab.finite import finite
@@ -153,6 +154,17 @@ def _dump(record: dict[str, Any]) -> str:
         lines = ",\n  ".join(json.dumps(r, separators=(",", ":"), allow_nan=False) for r in record[name])
         parts.append(f',\n "{name}": [{"" if not lines else chr(10) + "  " + lines}]')
     return "".join(parts) + "\n}\n"
+
+
+def unread_hint(ledger: Ledger, folder: str | Path = "results") -> str | None:
+    """What to say where the folder holds papers' runs of a tier that the ledger has none of; None where it has all."""
+    here = {(run["slug"], run["tier"]) for run in ledger.latest()}
+    files = {(path.parent.name, path.stem) for path in Path(folder).glob("*/*.json") if path.stem in TIERS}
+    papers = {slug for slug, _ in files - here if in_catalogue(slug)}
+    if not papers:
+        return None
+    named = f"{len(papers)} papers" if len(papers) > 1 else next(iter(papers))
+    return f"{folder}/ has published runs of {named} that this ledger lacks: etude import-results adds their verdicts"
 
 
 class ResultError(EtudeError):

@@ -61,6 +61,8 @@ def serve(
 
     import uvicorn
 
+    from etude.lab.export import unread_hint
+    from etude.lab.ledger import Ledger
     from etude.page.retention import purge
     from etude.page.search.semantic import model_name
     from etude.page.serving import bound, end, keep, until_told_to_end
@@ -92,6 +94,8 @@ def serve(
             after.callback(helper.join, timeout=10)  # so that no worker is started that nobody ends
         after.callback(stop.set)
         out.print(f"Etude on {settings.address} (Ctrl-C stops it)")
+        if hint := unread_hint(Ledger(ledger)):
+            out.print(hint, soft_wrap=True)
         quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
         # X-Forwarded-For is ours to read (`client_address`): uvicorn would believe everybody on this machine
         uvicorn.Server(uvicorn.Config(app, proxy_headers=False, **quiet)).run(sockets=sockets)
