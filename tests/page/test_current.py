@@ -45,6 +45,29 @@ def test_a_run_again_brings_its_numbers_and_no_news(single):  # noqa: F811
     assert log(single)[-1] == ("P1", "fails")
 
 
+def test_markdown_of_a_paper_has_its_claims(single):  # noqa: F811
+    measured(single.site.ledger, SLUG, GOOD, started="2026-01-02T03:00:00+00:00")
+    text = single.get(f"/api/papers/{SLUG}.md").text
+    (line,) = [x for x in text.splitlines() if x.startswith("- P1: ")]
+    assert " Here: holds, effect +50 " in line
+    assert ", laptop, n = " in line and line.endswith(", 2026-01-02.")
+    assert " Here: not re-tested: " in single.get("/api/papers/auto-gnn.md").text
+    assert "1506.03134" in text
+
+
+def test_only_drawings_are_put_into_a_page_as_they_are():
+    from etude.page.web.render import drawing
+
+    plain = '<svg viewBox="0 0 1 1"><text>one = 1, on = 2</text><path d="M0 0"/></svg>'
+    assert drawing(plain) == plain
+    assert drawing("") == ""
+    for odd in (
+        "<img src=x>", "<svg><script>1</script></svg>", '<svg onload="1"></svg>', "<svg><g ONCLICK =1></g></svg>",
+        '<svg><a href="javascript:1">x</a></svg>', "<svg><foreignObject>x</foreignObject></svg>",
+    ):  # fmt: skip
+        assert "<" not in drawing(odd)
+
+
 @pytest.mark.parametrize("old", ["laptop", "quick"])
 def test_the_row_of_the_old_run_is_marked_and_no_other(single, monkeypatch, old):  # noqa: F811
     monkeypatch.setattr("etude.lab.verdicts.is_stale", lambda record, present: present == old)

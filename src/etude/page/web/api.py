@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from etude import catalogue
 from etude.errors import UsageError
+from etude.lab.console import number
 from etude.lab.registry import runnable
 from etude.page import tables as t
 from etude.page.citations import bibtex, year_of
@@ -95,12 +96,34 @@ def papers(
 _AS_TEXT = str.maketrans({"&": "&amp;", "<": "&lt;", "[": "&#91;"})  # a title holds no tag and no link
 
 
+def _claim_lines(s: Site, slug: str) -> list[str]:
+    """A list of a card's claims in Markdown, each with the paper's figure and our verdicts; none for other papers."""
+    out = []
+    for found in claim_rows(s, slug) if slug in {p.slug for p in catalogue.papers()} else []:
+        claim = found["claim"]
+        said = (claim.paper.text or claim.paper.value) if claim.paper else None
+        line = f"- {claim.id}: {claim.statement}" + (f" The paper: {said}." if said else "")
+        for v in found["verdicts"]:
+            unit, day = "" if v["unit"] == "1" else f" {v['unit']}", iso(v["at"])[:10]
+            line += (
+                f" Here: {v['verdict'] or 'no verdict'}, effect {number(v['effect'], True)}{unit} "
+                f"({number(v['low'])} to {number(v['high'])}), {v['protocol']}, {v['tier']}, n = {v['n']}, {day}."
+            )
+        out.append(line if found["verdicts"] else f"{line} Here: {found['why_not']}.")
+    return out
+
+
 @router.get("/papers/{slug:path}.md", response_class=PlainTextResponse, responses=problems(404))
 def paper_markdown(request: Request, slug: str) -> Response:
-    """A paper as Markdown."""
-    row = find_paper(site(request), slug)
+    """A paper as Markdown: what it says, and what its claims came to here."""
+    s = site(request)
+    row = find_paper(s, slug)
     names = ", ".join(a["name"] for a in row["authors"])
-    text = f"# {row['title']}\n\n{names}\n\n{row['abstract']}\n"
+    links = [row["url"] or "", f"https://doi.org/{row['doi']}" if row["doi"] else "", row["code_url"] or ""]
+    parts = [f"# {row['title']}", names, row["abstract"], *filter(None, links)]
+    if claims := _claim_lines(s, row["slug"]):
+        parts += ["## Claims, measured again", "\n".join(claims)]
+    text = "\n\n".join(parts) + "\n"
     return PlainTextResponse(text.translate(_AS_TEXT), media_type="text/markdown")
 
 

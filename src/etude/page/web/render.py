@@ -1,5 +1,6 @@
 """Templates: everything is text and escaped; filters for times, numbers and plain addresses."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from urllib.parse import urlencode
 import jinja2
 from fastapi import Request
 from fastapi.responses import HTMLResponse
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from etude import __version__
 from etude.lab.console import number
@@ -92,7 +93,23 @@ def authors(row: dict[str, Any], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-_env.filters |= {"ago": ago, "day": day, "iso": iso, "number": number, "authors": authors, "markdown": markdown}
+_ACTIVE = re.compile(r"<\s*(script|foreignobject)|<[^>]*(\son\w+\s*=|javascript:)", re.IGNORECASE)
+
+
+def drawing(svg: str) -> Markup:
+    """An image that this program drew, as it is; whatever else it may be, or do, is shown as text."""
+    return Markup(svg) if svg.startswith("<svg") and not _ACTIVE.search(svg) else escape(svg)
+
+
+_env.filters |= {
+    "ago": ago,
+    "day": day,
+    "iso": iso,
+    "number": number,
+    "authors": authors,
+    "markdown": markdown,
+    "drawing": drawing,
+}
 _env.filters["person"] = person
 
 
