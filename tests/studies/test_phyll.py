@@ -96,6 +96,20 @@ def test_rivals_are_read_as_finely_in_runs_as_local_learning(how):
     assert curve[1][0] - curve[0][0] == local[1][0] - local[0][0] == 168
 
 
+def test_local_learning_by_number_of_layers():
+    config = PhysicalConfig(
+        epochs=2, inner_steps=1, layers=(1, 2), recovery_epochs=1, boxes=("optics",), test_speakers=5
+    )  # fmt: skip
+    found = list(PhysicalStudy().measure(Job("vowels", "phyll", (3,), config, None)))
+    deeper = {m.step: m.value for m in found if m.metric == "accuracy_by_layers"}
+    (two,) = [m.value for m in found if (m.arm, m.metric) == ("phyll", "accuracy")]
+    assert set(deeper) == {1, 2}
+    assert deeper[2] == two  # the study's own net has two layers of 20
+    rows = [m._asdict() | {"protocol": "vowels"} for m in found]
+    assert "layers-vowels" in {p.name for p in PhysicalStudy().plots(Results(rows))}
+    assert PhysicalStudy.configs["laptop"].layers == ()  # the published study has no such arm
+
+
 def test_both_arms_of_a_seed_share_a_twin():
     make, (box, again) = rivals.twin_maker(), (
         arms_of.boxes_of("optics", vowels(2, 2, seed=0), TINY, 3, label_slots=0)[1] for _ in range(2)

@@ -1,12 +1,14 @@
 """What the study of physical local learning shares over its arms, and how it trains local learning on one box."""
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 
 from etude.data.randomness import stream
 from etude.data.tasks import Split, Task
+from etude.lab.study import Measurement
 from etude.training.phyll import PhyLL
 from etude.training.physical_boxes import PhysicalBox
 
@@ -76,3 +78,11 @@ def local_learning(
         return Outcome(reached, curve)
     net.replace_boxes([b.rotated(90) for b in boxes]).partial_fit(x, y, epochs=config.recovery_epochs, **options)
     return Outcome(reached, curve, reached, score())
+
+
+def by_layers(task: Task, config: Any, seed: int) -> Iterator[Measurement]:
+    """Accuracy of PhyLL, the mean over the boxes, with other numbers of layers."""
+    for count in config.layers:
+        deeper = config.model_copy(update={"hidden": config.hidden[-1:] * count})
+        found = [local_learning(task, kind, deeper, seed, drift=False).accuracy for kind in config.boxes]
+        yield Measurement("layers", seed, "accuracy_by_layers", sum(found) / len(found), "points", step=count)

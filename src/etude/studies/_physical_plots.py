@@ -27,6 +27,12 @@ def physical_plots(results: Results) -> list[Plot]:
                 y=alt.Y("arm:N", title=None, sort="-x"),
             )  # fmt: skip
             out.append(Plot(f"work-{protocol}", bars.to_dict(), "Digital multiply-accumulates, a twin's counted."))
+        if deeper := results.select("accuracy_by_layers", protocol=protocol):
+            layers = alt.Chart(alt.Data(values=deeper)).mark_line(point=True).encode(
+                x=alt.X("step:Q", title="layers"),
+                y=alt.Y("mean(value):Q", title="test accuracy, %", scale=alt.Scale(zero=False)),
+            )  # fmt: skip
+            out.append(Plot(f"layers-{protocol}", layers.to_dict(), "Local learning by number of layers."))
         drifting = results.select("accuracy_by_runs", protocol=protocol, arms=("gradual",))
         if drifting:
             rows = [r | {"point": i} for r, i in zip(drifting, _numbers(drifting), strict=True)]

@@ -55,6 +55,8 @@ class PhysicalConfig(StudyConfig):
     digits_hidden: tuple[PositiveInt, ...] = Field((200, 200), min_length=1)
     digits_epochs: PositiveInt = 12
     digits_inner_steps: PositiveInt = 5
+    layers: tuple[PositiveInt, ...] = ()
+    """Numbers of layers, each as wide as the last, that local learning is also tried with."""
     train_speakers: PositiveInt = 30
     test_speakers: PositiveInt = 200
 
@@ -77,7 +79,7 @@ class PhysicalStudy(Study):
         "laptop": PhysicalConfig(),
         "gpu": PhysicalConfig(
             epochs=200, protocols=("vowels", "digits", "mnist"), digits_hidden=(1000, 1000), digits_epochs=40,
-            digits_inner_steps=20, box_width=676, twin_steps=8000,
+            digits_inner_steps=20, box_width=676, twin_steps=8000, layers=(2, 3, 4, 6),
         ),
     }  # fmt: skip
     arms: ClassVar = {
@@ -90,6 +92,7 @@ class PhysicalStudy(Study):
         "no_physics": Arm("local learning without boxes", role="baseline"),
         "ridge": Arm("ridge regression on the raw features", role="baseline"),
         "gradual": Arm("local learning while the boxes turn", role="ablation", protocols=VOWELS),
+        "layers": Arm("local learning by number of layers", role="ablation", derived=True),
         "shuffled_labels": Arm("local learning on shuffled labels", role="control"),
     }
     kinds: ClassVar = ("table", "images")
@@ -108,6 +111,8 @@ class PhysicalStudy(Study):
                 found = {kind: _outcome(job, config, seed, kind, how, twin) for kind in kinds}
                 if job.arm in ONE_NET:
                     found = dict.fromkeys(config.boxes, found[kinds[0]])
+                if job.arm == "phyll":
+                    yield from arms_of.by_layers(_task(job, config, seed), config, seed)
                 yield from measurements("in_silico_stale" if how == "in_silico" else job.arm, seed, found)
 
     def plots(self, results: Results) -> list[Plot]:
