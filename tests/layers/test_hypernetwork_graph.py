@@ -76,6 +76,15 @@ def test_a_round_carries_what_a_node_knows_one_edge_further():
             assert torch.equal(a[name], b[name]) == (i > reach)
 
 
+def test_tensors_of_one_layer_are_told_apart():
+    net = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+    g = ghn()
+    made = g.generate(net, ArchitectureGraph(("",), ()))
+    assert float((made["linear1.weight"] - made["linear2.weight"]).abs().max()) > 1e-2
+    assert float((made["linear1.weight"] - made["self_attn.out_proj.weight"]).abs().max()) > 1e-2
+    assert g(nn.Sequential(net, nn.Linear(8, 3)), torch.randn(2, 5, 8)).shape == (2, 5, 3)
+
+
 def test_new_generators_give_the_sizes_of_ordinary_nets():
     net = mlp((300, 200, 40), norm="layer")
     sizes: dict[str, list[float]] = {}

@@ -108,8 +108,8 @@ class GraphHyperNetwork(nn.Module):
         self.along = nn.Linear(hidden, hidden, bias=False)
         self.against = nn.Linear(hidden, hidden, bias=False)
         self.update = nn.GRUCell(hidden, hidden)
-        # a chunk is told its node's state, whether it belongs to a weight or a bias, its row, and its place in the row
-        self.decode = nn.Sequential(mlp((3 * hidden + 2, 2 * hidden)), nn.ReLU(), nn.LayerNorm(2 * hidden))
+        # a chunk is told its node's state and which tensor of it this is, whether a bias, its row, its place in the row
+        self.decode = nn.Sequential(mlp((3 * hidden + 1, 2 * hidden)), nn.ReLU(), nn.LayerNorm(2 * hidden))
         self.head = nn.Linear(2 * hidden, chunk_size)
         nn.init.normal_(self.head.weight, std=(2 * hidden) ** -0.5)  # features of size 1: outputs of size 1
         nn.init.zeros_(self.head.bias)
@@ -158,10 +158,13 @@ class GraphHyperNetwork(nn.Module):
 
     def _emit(self, net: nn.Module, graph: ArchitectureGraph, layout: Layout) -> Tensor:
         states, tokens, counts = self.states(net, graph), [], []
+        orders = [0] * len(graph.nodes)
         for name, shape in zip(layout.names, layout.shapes, strict=True):
             rows, chunks = self._chunks(shape)
-            kind = states.new_tensor([1.0, 0.0] if name.rpartition(".")[2].startswith("weight") else [0.0, 1.0])
-            whole = torch.cat([states[_node_of(name, graph.nodes)], kind])
+            node = _node_of(name, graph.nodes)
+            order = _sinusoids(orders[node] + 1, self.hidden)[-1].to(states)
+            orders[node] += 1
+            whole = torch.cat([states[node] + order, states.new_tensor([float("bias" in name.rpartition(".")[2])])])
             of_row, in_row = _sinusoids(rows, self.hidden).to(states), _sinusoids(chunks, self.hidden).to(states)
             places = torch.cat([of_row.repeat_interleave(chunks, 0), in_row.repeat(rows, 1)], 1)
             tokens.append(torch.cat([whole.expand(rows * chunks, -1), places], 1))
