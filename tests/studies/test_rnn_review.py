@@ -11,7 +11,7 @@ from etude.lab.ledger import Ledger
 from etude.lab.runner import run_study
 from etude.lab.study import Job, Measurement, Results
 from etude.studies._recurrent_runs import CUTS
-from etude.studies.rnn_review import ReviewConfig, ReviewStudy
+from etude.studies.rnn_review import SLOW, ReviewConfig, ReviewStudy
 
 PAPER = catalogue.load("rnn-review")
 TINY = dict(n_seeds=3, hidden_size=6, batch_size=4, steps=6, longest=12, window=3, test_rows=5)
@@ -69,7 +69,8 @@ def test_every_arm_yields_the_metrics_of_its_claims(protocol):
         if arm.derived or (arm.protocols and protocol not in (*arm.protocols, USER)):
             continue
         items = list(study.measure(Job(protocol, name, config.seeds[:2], config, task)))
-        assert {i.seed for i in items} == set(config.seeds[:2]), name
+        left_out = protocol == USER and name in SLOW
+        assert {i.seed for i in items} == set(() if left_out else config.seeds[:2]), name
         for i in items:
             measured.setdefault(i.arm, set()).add(i.metric)
     asked = {USER: "characters"}.get(protocol, protocol)
@@ -103,7 +104,8 @@ def test_gradients_of_every_reach_of_the_card():
     assert {n for n in study.arms if n.startswith("k")} == set(reach) == set(CUTS) and reach == CUTS
     bits = {}
     for name in ("k1", "k20"):
-        (bits[name],) = (m.value for m in study.measure(Job(USER, name, (1000,), config, task)) if m.metric == "bits")
+        job = Job("characters", name, (1000,), config, task)
+        (bits[name],) = (m.value for m in study.measure(job) if m.metric == "bits")
     assert bits["k1"] != bits["k20"]
 
 

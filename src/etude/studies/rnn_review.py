@@ -10,6 +10,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from etude.data import load_images, load_texts
 from etude.data import sequence_problems as problems
+from etude.lab.jobs import USER
 from etude.lab.study import Arm, Job, Measurement, Plot, Results, Study, StudyConfig
 from etude.studies._recurrent_plots import recurrent_plots
 from etude.studies._recurrent_runs import gradients, trained
@@ -19,6 +20,8 @@ CELLS, OLD = (*TASKS, "gradients"), ("recall", "characters", "gradients")
 ADDING, ORDER, XOR, PIXELS = ("adding_50", "adding_200"), "temporal_order", "two_sided_xor", "pixels"
 MORE = (*ADDING, ORDER, PIXELS)
 """Of the gpu tier alone, as is XOR: measured without a verdict."""
+SLOW = ("memory", "k1")
+"""Arms that would double the time on a user's documents, and have no claim there."""
 
 
 class ReviewConfig(StudyConfig):
@@ -100,6 +103,8 @@ class ReviewStudy(Study):
 
     def measure(self, job: Job) -> Iterator[Measurement]:
         """Train the arm on the protocol's task and score it on sequences that it has not seen."""
+        if job.protocol == USER and job.arm in SLOW:
+            return
         untrained = job.protocol == "gradients" or job.arm == "linear"
         yield from gradients(job) if untrained else trained(job, job.arm)
         if job.protocol in (*PAIRS, XOR) and job.arm == "lstm":
