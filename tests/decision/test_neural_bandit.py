@@ -408,7 +408,7 @@ def test_a_module_that_fails_leaves_the_bandit_as_it_was(policy):
         (
             lambda b, x: NeuralBandit(2.5, 3, policy="greedy"),
             ValueError,
-            "whole numbers of at least 1, got 2.5, 3 and 32",
+            "must be at least 1 and whole, got 2.5, 3 and 32",
         ),
         (
             lambda b, x: NeuralBandit(3, disjoint=True, module=nn.Linear(22, 1)),

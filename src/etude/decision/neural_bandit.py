@@ -100,7 +100,7 @@ class NeuralBandit:
             n_features = features_of(module, n_arms if disjoint else 1)
         if any(n < 1 or n % 1 for n in (n_arms, n_features, batch_size)):
             found = f"{n_arms}, {n_features} and {batch_size}"
-            raise ValueError(f"n_arms, n_features and batch_size must be whole numbers of at least 1, got {found}")
+            raise ValueError(f"n_arms, n_features and batch_size must be at least 1 and whole, got {found}")
         self.settings = BanditSettings(
             policy,
             gamma,
