@@ -10,6 +10,7 @@ import torch
 
 from etude.data import ImageSet
 from etude.errors import UsageError
+from etude.lab.jobs import UserData, tickets
 from etude.lab.registry import study
 from etude.lab.runner import configure, run_study
 from etude.lab.study import Job, Results
@@ -101,3 +102,18 @@ def test_the_users_images_become_episodes():
             assert {m.metric for m in found} >= {"accuracy_second", "accuracy_by_presentation"}
     with pytest.raises(ValueError, match="has 4 classes and needs 6: half"):
         the_study.user_task(ImageSet(x[:24], y[:24], tuple("abcd"), "few"), config)
+
+
+def test_every_job_on_the_users_images_brings_numbers():
+    """Reusing a feedback from sinusoids is no question to images: its job brought nothing, which broke the run."""
+    the_study = study("fast-slow-memory")
+    config = the_study.configs["quick"].model_copy(
+        update={"steps": 1, "batch_size": 2, "test_episodes": 4, "channels": 4, "n_seeds": 3}
+    )
+    y = torch.arange(6).repeat_interleave(4)
+    x = torch.rand(24, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    task = the_study.user_task(ImageSet(x, y, tuple("abcdef"), "mine"), config)
+    arms = {t.arm for t in tickets(the_study, config, "quick", user=UserData("photos"))}
+    assert "fast" in arms and "feedback_reused" not in arms
+    for arm in arms:
+        assert list(the_study.measure(Job("user", arm, (1,), config, task))), arm

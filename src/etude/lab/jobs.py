@@ -57,7 +57,7 @@ def tickets(
     out = []
     for protocol in protocols:
         for name, arm in the_study.arms.items():
-            if arm.derived or (arm.protocols and protocol not in (*arm.protocols, USER)):
+            if arm.derived or (user and not arm.own_data) or (arm.protocols and protocol not in (*arm.protocols, USER)):
                 continue
             missing = [s for s in config.seeds if (protocol, name, s) not in done]
             together = arm.stacked or device != "cpu"

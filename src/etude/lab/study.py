@@ -42,13 +42,15 @@ class Plot(NamedTuple):
 @dataclass(frozen=True)
 class Arm:
     """One competitor. `stacked`: the engine gains by training many seeds of it in one call.
-    `derived`: has no job of its own, its measurements come out of another arm's job."""
+    `derived`: has no job of its own, its measurements come out of another arm's job.
+    `own_data`: also runs on data that the user brings."""
 
     description: str
     role: Literal["method", "baseline", "ablation", "control", "reference"] = "method"
     stacked: bool = False
     derived: bool = False
     protocols: tuple[str, ...] = ()  # empty: all of the study's
+    own_data: bool = True
 
 
 class StudyConfig(BaseModel):

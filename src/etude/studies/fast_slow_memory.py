@@ -68,7 +68,9 @@ class MemoryStudy(Study):
         "maml_5": Arm("MAML, five inner steps", role="baseline", protocols=BOTH),
         "prototypes": Arm("nearest mean of the labelled items so far", role="reference", protocols=BOTH[1:]),
         "label_counter": Arm("guesses the commonest label so far", role="reference", derived=True),
-        "feedback_reused": Arm("feedback trained on sinusoids, frozen, on triangles", protocols=("transfer",)),
+        "feedback_reused": Arm(
+            "feedback trained on sinusoids, frozen, on triangles", protocols=("transfer",), own_data=False
+        ),
         "feedback_permuted": Arm("the same, each row told its neighbour's", role="control", derived=True),
     }
 
