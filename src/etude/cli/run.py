@@ -106,7 +106,8 @@ def run(
 
 
 def confirm(
-    *slugs: str, tier: str = "laptop", seeds: int = 1, within: float = 0.0, jobs: int | None = None,
+    *slugs: str, tier: str = "laptop", seeds: int = 1, within: float = 0.0, beside: Path | None = None,
+    jobs: int | None = None,
     ledger: LedgerOption = None, quiet: Annotated[bool, Flag] = False, json_: Json = False,
 ) -> int:  # fmt: skip
     """Measure one seed of stale runs again: where every number is the same, the run stands for the present code too.
@@ -121,6 +122,9 @@ def confirm(
         How many seeds of every arm and protocol are measured again.
     within
         Largest relative difference that counts as the same (default: none at all); it stands in the record.
+    beside
+        A checkout of the code that the runs stand for: it is measured here too, and the two are compared. For a
+        machine that rounds otherwise than the one of the run.
     jobs
         Worker processes (default: one a core).
     ledger
@@ -145,7 +149,9 @@ def confirm(
     for slug in slugs or stale:
         with StudyProgress(quiet or json_) as progress:
             found.append(
-                measure_again(slug, tier, ledger=store, seeds=seeds, within=within, jobs=jobs, on_event=progress)
+                measure_again(
+                    slug, tier, ledger=store, seeds=seeds, within=within, jobs=jobs, beside=beside, on_event=progress
+                )
             )
         if not json_:
             out.print(found[-1].sentence(), soft_wrap=True, highlight=False)

@@ -18,7 +18,7 @@ from etude.layers.hypernetwork import HyperNetwork
 from etude.layers.hypernetwork_generators import Recurrent
 
 if TYPE_CHECKING:
-    from etude.continual.hypernet import ContinualHypernet
+    from etude.continual.hypernet_growing import GrowingHypernet
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def labelled_rows(data: Any) -> tuple[Tensor, Tensor]:
     return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])  # type: ignore[misc]
 
 
-def warm_up(cl: "ContinualHypernet", task: int, rows: tuple[Tensor, Tensor], growth: Growth, loss_fn: Any) -> float:
+def warm_up(cl: "GrowingHypernet", task: int, rows: tuple[Tensor, Tensor], growth: Growth, loss_fn: Any) -> float:
     """Train the task's embedding alone; the mean loss of the last fifth of updates."""
     x, y = rows
     row = cl.condition.rows[task]

@@ -2,16 +2,19 @@
 
 A digest cannot tell a mended error message from another formula. Measuring every seed again settles it at full price;
 one seed of every arm and protocol settles nearly as much for a fraction. The run keeps its numbers and its own digest,
-and its record says which later code was held against it, on which seeds, and how many numbers were equal.
+and its record says which later code was held against it, on which seeds, and how many numbers were equal. On another
+processor, where not even the run's own code gives its numbers again, the earlier code is measured beside the present.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from etude.errors import SourceUnavailable, StudyError, UsageError
-from etude.lab.digest import code_digest
+from etude.lab.beside import measure_beside
+from etude.lab.digest import code_digest, is_stale
 from etude.lab.environment import cores, environment, instructions
 from etude.lab.jobs import Done, Ticket, execute, tickets
 from etude.lab.ledger import Ledger, now
@@ -45,6 +48,8 @@ class Confirmation:
     """What did not: a line each."""
     instructions: tuple[str | None, str] = (None, "")
     """The vector instructions of the run, where its record has them, and of this machine."""
+    beside: str | None = None
+    """The digest of the earlier code whose numbers on this machine were compared; None: the run's own were."""
 
     @property
     def holds(self) -> bool:
@@ -55,7 +60,8 @@ class Confirmation:
         name = f"{self.slug}, {self.tier}"
         if self.holds:
             how = f"all within {self.largest:.1g}" if self.largest else "all equal"
-            return f"{name}: {self.equal} numbers of {self.jobs} jobs measured again, {how}: confirmed"
+            to = " to those of the earlier code on this machine" if self.beside else ""
+            return f"{name}: {self.equal} numbers of {self.jobs} jobs measured again, {how}{to}: confirmed"
         if not self.differ:
             return f"{name}: nothing was measured again"
         theirs, ours = self.instructions
@@ -82,6 +88,7 @@ def confirm(
     seeds: int = 1,
     within: float = 0.0,
     jobs: int | None = None,
+    beside: str | Path | None = None,
     on_event: Event | None = None,
 ) -> Confirmation:
     """Measure the first `seeds` seeds of every arm and protocol of the newest run again and compare each number.
@@ -90,10 +97,14 @@ def confirm(
     relative difference (where arithmetic changed in its last digits), the run's record gets the confirmation and the
     largest difference; otherwise the run stays as it is.
 
+    Where this machine rounds otherwise than the run's, no code gives the run's numbers again. `beside` is then a
+    checkout of code that the run stands for: both are measured here, and their numbers compared with each other.
+
     Raises
     ------
     UsageError
-        If there is no finished run of the tier, or its configuration no longer fits the study.
+        If there is no finished run of the tier, its configuration no longer fits the study, or the run does not stand
+        for the code of `beside`.
     StudyError
         If a job breaks.
     """
@@ -121,12 +132,25 @@ def confirm(
     found = Confirmation(slug, tier, run["id"], code_digest(slug, tier), tuple(few), len(todo), within)
     found.instructions = _instructions_of(record), instructions()
     before = {_key(r): r["value"] for r in ledger.measurements(run["id"]) if not {r["unit"], r["metric"]} & {*CLOCK}}
+    if beside is not None:
+        earlier = measure_beside(
+            beside, slug, tier, record["config"], few, workers=jobs or cores(), shared=shared, device=device,
+            clock=CLOCK,
+        )  # fmt: skip
+        if is_stale(record, earlier.code):
+            raise UsageError(
+                f"--beside {beside}: the run of {run['started']} does not stand for that code ({earlier.code}); "
+                f"give a checkout of the commit that made or confirmed it"
+            )
+        found.beside, before = earlier.code, earlier.numbers
     _measure(todo, found, before, jobs or cores(), device, on_event or (lambda *_: None))
     if found.holds:
         entry = {
             "code_digest": found.code, "date": now(), "seeds": list(found.seeds), "jobs": found.jobs,
             "numbers": found.equal, "largest": found.largest, "environment": environment(device, jobs or cores()),
         }  # fmt: skip
+        if found.beside:
+            entry["beside"] = found.beside
         kept = [c for c in record.get("confirmed") or () if c["code_digest"] != found.code]
         ledger.update(run["id"], confirmed=[*kept, entry])
     return found
@@ -134,7 +158,8 @@ def confirm(
 
 def _instructions_of(record: Mapping[str, Any]) -> str | None:
     """Of the run, or where it was made before they were recorded, those that gave its very numbers again."""
-    equal = [c.get("environment") or {} for c in record.get("confirmed") or () if c.get("largest") == 0]
+    again = [c for c in record.get("confirmed") or () if c.get("largest") == 0 and not c.get("beside")]
+    equal = [c.get("environment") or {} for c in again]
     known = [e["instructions"] for e in (record["environment"], *equal) if e.get("instructions")]
     return known[0] if known else None
 

@@ -251,9 +251,10 @@ class PhyLL(ClassifierMixin, BaseEstimator):
         self._generator = torch.Generator()
         self._generator.set_state(saved.rng)
         self.n_features_in_ = len(self.shift_)
-        self.__dict__.pop("feature_names_in_", None)
         if saved.columns:
             self.feature_names_in_ = np.array(saved.columns, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            delattr(self, "feature_names_in_")
         self.history_: list[dict[str, Any]] = []
         self.costs_ = Costs()
         self._wrap()
