@@ -1,5 +1,7 @@
 """A run whose code has moved is confirmed by measuring a part of it again, or is not."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -75,14 +77,17 @@ def test_other_vector_instructions_are_named(toy, moved, ledger):
         c.exec_driver_sql("UPDATE measurement SET value = value + 1e-12 WHERE arm = 'plain' AND seed = 1000")
     assert "instructions" not in confirm(toy, "quick", ledger=ledger, jobs=1).sentence()
     ledger.update(moved, environment=record["environment"] | {"instructions": "VSX"})
-    assert "The run computed with VSX instructions" in confirm(toy, "quick", ledger=ledger, jobs=1).sentence()
+    assert "with VSX instructions and this is" in confirm(toy, "quick", ledger=ledger, jobs=1).sentence()
     older = {k: v for k, v in record["environment"].items() if k != "instructions"}  # learnt from a confirmation
     ledger.update(
         moved,
         environment=older,
         confirmed=[{"code_digest": "x", "largest": 0, "environment": {"instructions": "NEON"}}],
     )
-    assert "The run computed with NEON instructions" in confirm(toy, "quick", ledger=ledger, jobs=1).sentence()
+    assert "with NEON instructions and this is" in confirm(toy, "quick", ledger=ledger, jobs=1).sentence()
+    ledger.update(moved, environment=record["environment"] | {"machine": "Elbrus"})
+    said = confirm(toy, "quick", ledger=ledger, jobs=1).sentence()
+    assert "The run computed on Elbrus with " in said and "--beside" in said
 
 
 def test_a_difference_in_the_last_digits_may_be_allowed_and_is_recorded(toy, moved, ledger):
@@ -136,3 +141,34 @@ def test_a_job_that_breaks_says_so(toy, ledger):
     with pytest.raises(StudyError, match="default/plain broke while it was measured again: boom"):
         confirm(toy, "quick", ledger=ledger, jobs=1)
     assert "confirmed" not in ledger.run(run.run_id)["record"]
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A real study's run, small."""
+    ledger = Ledger(tmp_path_factory.mktemp("beside") / "ledger.sqlite")
+    run = run_study("calibrated-hallucination", ledger=ledger, jobs=1, settings={"steps": 20, "eval_every": 20})
+    return ledger, run.run_id
+
+
+def test_an_earlier_checkout_is_measured_beside_the_present_code(small_run):
+    ledger, run = small_run
+    with ledger._transaction() as c:  # as another processor would have rounded
+        c.exec_driver_sql("UPDATE measurement SET value = value * (1 + 1e-9)")
+    assert not confirm("calibrated-hallucination", "quick", ledger=ledger, jobs=1).holds
+    root = Path(__file__).parents[2]  # the same code stands for an earlier one
+    found = confirm("calibrated-hallucination", "quick", ledger=ledger, jobs=1, beside=root)
+    assert found.holds and found.beside == found.code
+    assert "those of the earlier code on this machine: confirmed" in found.sentence()
+    (entry,) = ledger.run(run)["record"]["confirmed"]
+    assert entry["beside"] == found.code and entry["largest"] == 0
+
+
+def test_code_that_the_run_does_not_stand_for_confirms_nothing(small_run, tmp_path):
+    ledger, run = small_run
+    with pytest.raises(UsageError, match="no checkout of Etude: git worktree add"):
+        confirm("calibrated-hallucination", "quick", ledger=ledger, beside=tmp_path)
+    ledger.update(run, code_digest="x", confirmed=[])
+    with pytest.raises(UsageError, match="does not stand for that code"):
+        confirm("calibrated-hallucination", "quick", ledger=ledger, jobs=1, beside=Path(__file__).parents[2])
+    assert ledger.run(run)["record"]["confirmed"] == []

@@ -15,7 +15,7 @@ from typing import Any
 from etude.errors import SourceUnavailable, StudyError, UsageError
 from etude.lab.beside import measure_beside
 from etude.lab.digest import code_digest, is_stale
-from etude.lab.environment import cores, environment, instructions
+from etude.lab.environment import cores, environment, instructions, processor
 from etude.lab.jobs import Done, Ticket, execute, tickets
 from etude.lab.ledger import Ledger, now
 from etude.lab.pools import make_pool
@@ -48,6 +48,8 @@ class Confirmation:
     """What did not: a line each."""
     instructions: tuple[str | None, str] = (None, "")
     """The vector instructions of the run, where its record has them, and of this machine."""
+    machines: tuple[str | None, str] = (None, "")
+    """The processor of the run and this one."""
     beside: str | None = None
     """The digest of the earlier code whose numbers on this machine were compared; None: the run's own were."""
 
@@ -65,14 +67,16 @@ class Confirmation:
         if not self.differ:
             return f"{name}: nothing was measured again"
         theirs, ours = self.instructions
+        other = theirs not in (None, ours) or self.machines[0] not in (None, self.machines[1])
         rounding = (
-            f". The run computed with {theirs} instructions and this machine with {ours}, which rounds otherwise: "
-            '"Another processor" in docs/verdicts.md says how to compare like with like'
+            f". The run computed on {self.machines[0] or 'a machine'} with {theirs or 'unknown'} instructions "
+            f"and this is {self.machines[1]} with {ours}, which rounds otherwise: "
+            '"Another processor" in docs/verdicts.md says how to compare like with like (--beside)'
         )
         return (
             f"{name}: {len(self.differ)} of {self.equal + len(self.differ)} numbers differ ({self.differ[0]}): "
             f"measure again with etude run {self.slug} --tier {self.tier}"
-            f"{rounding if theirs not in (None, ours) else ''}"
+            f"{rounding if other and not self.beside else ''}"
         )
 
     def record(self) -> dict[str, Any]:
@@ -131,6 +135,7 @@ def confirm(
     ]  # fmt: skip
     found = Confirmation(slug, tier, run["id"], code_digest(slug, tier), tuple(few), len(todo), within)
     found.instructions = _instructions_of(record), instructions()
+    found.machines = record["environment"].get("machine"), processor()
     before = {_key(r): r["value"] for r in ledger.measurements(run["id"]) if not {r["unit"], r["metric"]} & {*CLOCK}}
     if beside is not None:
         earlier = measure_beside(
