@@ -11,7 +11,7 @@ from etude.lab.ledger import Ledger
 from etude.lab.runner import run_study
 from etude.lab.study import Job, Measurement, Results
 from etude.studies._recurrent_runs import CUTS
-from etude.studies.rnn_review import SLOW, ReviewConfig, ReviewStudy
+from etude.studies.rnn_review import ReviewConfig, ReviewStudy
 
 PAPER = catalogue.load("rnn-review")
 TINY = dict(n_seeds=3, hidden_size=6, batch_size=4, steps=6, longest=12, window=3, test_rows=5)
@@ -68,9 +68,10 @@ def test_every_arm_yields_the_metrics_of_its_claims(protocol):
     for name, arm in study.arms.items():
         if arm.derived or (arm.protocols and protocol not in (*arm.protocols, USER)):
             continue
+        if protocol == USER and not arm.own_data:  # those would double the time on documents, and have no claim there
+            continue
         items = list(study.measure(Job(protocol, name, config.seeds[:2], config, task)))
-        left_out = protocol == USER and name in SLOW
-        assert {i.seed for i in items} == set(() if left_out else config.seeds[:2]), name
+        assert {i.seed for i in items} == set(config.seeds[:2]), name
         for i in items:
             measured.setdefault(i.arm, set()).add(i.metric)
     asked = {USER: "characters"}.get(protocol, protocol)
